@@ -1,0 +1,217 @@
+"""Rules across fields: what is refused, and what is allowed but said."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from nsa_lab.config.schema import AttentionConfig, ExperimentConfig, NeedleConfig, OrderConfig
+from nsa_lab.config.sizes import FRAMES_PER_PATCH, MERGE, PATCH, TOKEN_PIXELS, model_size
+from nsa_lab.errors import Problem
+
+COLOURS = 8
+
+POSITIVE = (
+    "tasks.fps",
+    "data.fps",
+    "data.max_frames",
+    "data.min_pixels",
+    "data.max_pixels",
+    "data.max_tokens",
+    "training.steps",
+    "training.batch_size",
+    "training.accumulate",
+    "training.learning_rate",
+    "training.val_every",
+    "training.checkpoint_every",
+    "training.log_every",
+    "training.devices",
+)
+NOT_NEGATIVE = ("training.warmup_steps", "training.weight_decay", "data.workers", "data.memory_cache_mib")
+FRACTIONS = ("training.min_learning_rate_ratio", "training.beta1", "training.beta2")
+
+
+def broken_rules(config: ExperimentConfig) -> list[Problem]:
+    """Every broken rule of a well-typed config."""
+    return [
+        *_number_rules(config),
+        *_model_rules(config),
+        *_attention_rules(config),
+        *_data_rules(config),
+        *_task_rules(config),
+    ]
+
+
+def notices(config: ExperimentConfig) -> list[str]:
+    """What is allowed but worth saying before a run starts."""
+    said = []
+    for name, task in enabled_tasks(config).items():
+        tokens = video_tokens(task)
+        blocks = -(-tokens // config.attention.partition.block_size)
+        count = config.attention.branches.selection.block_count
+        if config.attention.mode == "sparse" and config.attention.branches.selection.enabled and count > blocks:
+            said.append(
+                f"attention.branches.selection.block_count={count} is more than the {blocks} blocks of a {name} clip"
+                f" ({tokens} tokens): selection reads every past token there"
+            )
+    return said
+
+
+def enabled_tasks(config: ExperimentConfig) -> dict[str, NeedleConfig | OrderConfig]:
+    """The tasks switched on, by name."""
+    tasks = {"needle": config.tasks.needle, "order": config.tasks.order}
+    return {name: task for name, task in tasks.items() if task.enabled}
+
+
+def video_tokens(task: NeedleConfig | OrderConfig) -> int:
+    """Video tokens of one clip of a task."""
+    return (task.frames // FRAMES_PER_PATCH) * (task.height // TOKEN_PIXELS) * (task.width // TOKEN_PIXELS)
+
+
+def _number_rules(config: ExperimentConfig) -> Iterator[Problem]:
+    for path in POSITIVE:
+        if _get(config, path) <= 0:
+            yield Problem(path, f"{_get(config, path)} is not positive")
+    for path in NOT_NEGATIVE:
+        if _get(config, path) < 0:
+            yield Problem(path, f"{_get(config, path)} is negative; use 0 or more")
+    for path in FRACTIONS:
+        if not 0 <= _get(config, path) <= 1:
+            yield Problem(path, f"{_get(config, path)} is outside 0 to 1")
+    if config.training.threads is not None and config.training.threads < 1:
+        yield Problem("training.threads", f"{config.training.threads} is not positive; leave it null for all cores")
+
+
+def _model_rules(config: ExperimentConfig) -> Iterator[Problem]:
+    size = model_size(config.model)
+    for field in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "vision_layers"):
+        if getattr(size, field) < 1:
+            yield Problem(f"model.{field}", f"{getattr(size, field)} is not positive")
+            return
+    if size.num_heads % size.num_kv_heads:
+        yield Problem(
+            "model.num_heads",
+            f"{size.num_heads} heads do not divide over {size.num_kv_heads} key/value heads; change num_kv_heads",
+        )
+    if size.hidden_size % size.num_heads:
+        yield Problem("model.hidden_size", f"{size.hidden_size} does not divide over {size.num_heads} heads")
+    elif size.head_dim % 16:
+        yield Problem(
+            "model.hidden_size",
+            f"{size.hidden_size} over {size.num_heads} heads gives a head dim of {size.head_dim}; "
+            "M-RoPE's three sections need a multiple of 16",
+        )
+    if size.vision_hidden_size % (4 * size.vision_heads):
+        yield Problem(
+            "model.vision_hidden_size",
+            f"{size.vision_hidden_size} is not a multiple of {4 * size.vision_heads} ({size.vision_heads} heads)",
+        )
+
+
+def _attention_rules(config: ExperimentConfig) -> Iterator[Problem]:
+    # Imported here because load.py imports this module.
+    from nsa_lab.config.load import layer_attention, parse_layer_range
+
+    yield from _layer_rules(config.attention, "attention")
+    layers = model_size(config.model).num_layers
+    for key in config.attention.layers:
+        first, last = parse_layer_range(key)
+        if last >= layers:
+            yield Problem(f"attention.layers.{key}", f"the model has layers 0 to {layers - 1}; shorten the range")
+        yield from _layer_rules(layer_attention(config.attention, first), f"attention.layers.{key}")
+
+
+def _layer_rules(attention: AttentionConfig, path: str) -> Iterator[Problem]:
+    branches = attention.branches
+    if attention.partition.block_size < 1:
+        yield Problem(f"{path}.partition.block_size", f"{attention.partition.block_size} is not positive")
+    if attention.compressor.mlp_hidden < 1:
+        yield Problem(f"{path}.compressor.mlp_hidden", f"{attention.compressor.mlp_hidden} is not positive")
+    if attention.gate.temperature <= 0:
+        yield Problem(f"{path}.gate.temperature", f"{attention.gate.temperature} is not positive")
+    if attention.mode == "dense":
+        return
+    if not (branches.compression.enabled or branches.selection.enabled or branches.window.enabled):
+        yield Problem(f"{path}.branches", f"all branches are off; enable one, or set {path}.mode=dense")
+    if branches.window.enabled and branches.window.size < 1:
+        yield Problem(
+            f"{path}.branches.window.size",
+            f"a window of {branches.window.size} holds no token; use 1 or more, or {path}.branches.window.enabled=false",
+        )
+    if branches.selection.enabled:
+        yield from _selection_rules(attention, f"{path}.branches.selection")
+    if attention.compressor.kind == "mlp" and not branches.compression.enabled:
+        yield Problem(
+            f"{path}.compressor.kind",
+            "'mlp' learns only through the compression branch, which is off; use mean or enable the branch",
+        )
+
+
+def _selection_rules(attention: AttentionConfig, path: str) -> Iterator[Problem]:
+    selection = attention.branches.selection
+    forced = selection.initial_blocks + selection.local_blocks
+    for field in ("initial_blocks", "local_blocks"):
+        if getattr(selection, field) < 0:
+            yield Problem(f"{path}.{field}", f"{getattr(selection, field)} is negative; use 0 or more")
+    if selection.block_count < 1:
+        yield Problem(f"{path}.block_count", f"{selection.block_count} is not positive")
+    elif selection.block_count < forced:
+        yield Problem(
+            f"{path}.block_count",
+            f"{selection.block_count} is less than the {forced} forced blocks (initial_blocks + local_blocks)",
+        )
+
+
+def _data_rules(config: ExperimentConfig) -> Iterator[Problem]:
+    tasks = enabled_tasks(config)
+    data = config.data
+    if not tasks and data.annotations is None:
+        yield Problem("tasks", "nothing to train on; enable a task (tasks.needle.enabled=true) or set data.annotations")
+    if tasks and data.annotations is not None:
+        yield Problem("data.annotations", f"stands beside the task {', '.join(tasks)}; choose one source of samples")
+    if (data.annotations is None) != (data.videos is None):
+        lonely, missing = ("annotations", "videos") if data.videos is None else ("videos", "annotations")
+        yield Problem(f"data.{missing}", f"is not set, but data.{lonely} is; give both")
+    if data.min_pixels > data.max_pixels:
+        yield Problem("data.min_pixels", f"{data.min_pixels} is more than data.max_pixels={data.max_pixels}")
+
+
+def _task_rules(config: ExperimentConfig) -> Iterator[Problem]:
+    for name, task in enabled_tasks(config).items():
+        path = f"tasks.{name}"
+        for field in ("width", "height"):
+            if getattr(task, field) < TOKEN_PIXELS or getattr(task, field) % TOKEN_PIXELS:
+                yield Problem(
+                    f"{path}.{field}",
+                    f"{getattr(task, field)} is not a multiple of {TOKEN_PIXELS} pixels (patch {PATCH} x merge {MERGE})",
+                )
+        if task.frames < FRAMES_PER_PATCH or task.frames % FRAMES_PER_PATCH:
+            yield Problem(f"{path}.frames", f"{task.frames} is not a positive multiple of {FRAMES_PER_PATCH}")
+        for field in ("event_frames", "questions", "train_clips", "val_clips"):
+            if getattr(task, field) < 1:
+                yield Problem(f"{path}.{field}", f"{getattr(task, field)} is not positive")
+        if not 0 <= task.noise <= 1:
+            yield Problem(f"{path}.noise", f"{task.noise} is outside 0 to 1")
+        if isinstance(task, OrderConfig):
+            yield from _order_rules(task, path)
+        elif task.event_frames > task.frames:
+            yield Problem(f"{path}.event_frames", f"{task.event_frames} is more than the clip's {task.frames} frames")
+
+
+def _order_rules(task: OrderConfig, path: str) -> Iterator[Problem]:
+    if not 2 <= task.events <= COLOURS:
+        yield Problem(f"{path}.events", f"{task.events} events; use 2 to {COLOURS}, one colour each")
+    elif 2 * task.questions > task.events:
+        yield Problem(
+            f"{path}.questions",
+            f"{task.questions} questions need {2 * task.questions} events, of which there are {task.events}",
+        )
+    if task.events * task.event_frames > task.frames:
+        yield Problem(
+            f"{path}.event_frames",
+            f"{task.events} events of {task.event_frames} frames do not fit into {task.frames} frames",
+        )
+
+
+def _get(config: Any, path: str) -> Any:
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config

@@ -1,0 +1,56 @@
+"""Model shapes by name. The proxies train on a laptop; `3b` and `7b` are Qwen2.5-VL's own."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from nsa_lab.config.schema import ModelConfig
+
+MERGE = 2
+PATCH = 14
+TOKEN_PIXELS = MERGE * PATCH
+FRAMES_PER_PATCH = 2
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """The numbers that make one Qwen2.5-VL of a given size; `vocab_size` None takes the tokenizer's."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    vision_hidden_size: int
+    vision_intermediate_size: int
+    vision_layers: int
+    vision_heads: int
+    vision_full_attention: tuple[int, ...]
+    tie_word_embeddings: bool
+    rope_theta: float = 1_000_000.0
+    vocab_size: int | None = None
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+SIZES: dict[str, ModelSize] = {
+    "nano": ModelSize(64, 192, 2, 4, 2, 64, 128, 1, 2, (0,), True, rope_theta=10_000.0),
+    "micro": ModelSize(128, 384, 4, 4, 2, 64, 128, 2, 2, (1,), True, rope_theta=10_000.0),
+    "mini": ModelSize(256, 768, 6, 8, 2, 128, 256, 2, 4, (1,), True, rope_theta=10_000.0),
+    "3b": ModelSize(2048, 11008, 36, 16, 2, 1280, 3420, 32, 16, (7, 15, 23, 31), True, vocab_size=151936),
+    "7b": ModelSize(3584, 18944, 28, 28, 4, 1280, 3420, 32, 16, (7, 15, 23, 31), False, vocab_size=152064),
+}
+
+
+def model_size(config: ModelConfig) -> ModelSize:
+    """The shape that `config` asks for: the named size with the fields it overrides."""
+    overrides = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(ModelSize)
+        if getattr(config, field.name, None) is not None
+    }
+    size = dataclasses.replace(SIZES[config.size], **overrides)
+    if size.vision_layers != SIZES[config.size].vision_layers:
+        size = dataclasses.replace(size, vision_full_attention=(size.vision_layers - 1,))
+    return size
