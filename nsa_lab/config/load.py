@@ -72,7 +72,7 @@ def layer_attention(attention: AttentionConfig, layer: int) -> AttentionConfig:
     """The attention config of decoder layer `layer`, its overrides applied and `layers` emptied."""
     root = OmegaConf.structured(dataclasses.replace(attention, layers={}))
     problems: list[Problem] = []
-    for key, override in attention.layers.items():
+    for key, override in sorted((str(k), v) for k, v in attention.layers.items()):
         first, last = parse_layer_range(key)
         if first <= layer <= last:
             _apply(root, override, f"attention.layers.{key}", problems)
@@ -161,7 +161,9 @@ def _parse_override(text: str) -> tuple[str, Any]:
 def _apply(node: DictConfig, tree: Any, path: str, problems: list[Problem]) -> None:
     """Set the leaves of `tree` on the structured `node`, collecting what does not fit."""
     if not isinstance(tree, Mapping):
-        problems.append(Problem(path or "config", f"{tree!r} is not a mapping; expected keys {', '.join(map(str, node))}"))
+        problems.append(
+            Problem(path or "config", f"{tree!r} is not a mapping; expected keys {', '.join(map(str, node))}")
+        )
         return
     for key, value in tree.items():
         where = f"{path}.{key}" if path else str(key)
@@ -232,15 +234,20 @@ def _check_layer_overrides(attention: DictConfig, problems: list[Problem]) -> No
     if not isinstance(attention.layers, DictConfig):
         problems.append(Problem("attention.layers", "is not a mapping from layer ranges to overrides"))
         return
-    for key, override in attention.layers.items():
+    for key, override in sorted((str(k), v) for k, v in attention.layers.items()):
         where = f"attention.layers.{key}"
         try:
-            parse_layer_range(str(key))
+            parse_layer_range(key)
         except ValueError:
             problems.append(Problem(where, f"{key!r} is not a layer range; write '7' or '0-3'"))
             continue
         probe = copy.deepcopy(attention)
         probe.layers = {}
-        _apply(probe, OmegaConf.to_container(override) if isinstance(override, DictConfig) else override, where, problems)
+        _apply(
+            probe,
+            OmegaConf.to_container(override) if isinstance(override, DictConfig) else override,
+            where,
+            problems,
+        )
         if probe.layers:
             problems.append(Problem(f"{where}.layers", "layer overrides cannot be nested; list each range at the top"))

@@ -8,6 +8,7 @@ from nsa_lab.config.sizes import FRAMES_PER_PATCH, MERGE, PATCH, TOKEN_PIXELS, m
 from nsa_lab.errors import Problem
 
 COLOURS = 8
+NEEDLE_QUESTIONS = 2
 
 POSITIVE = (
     "tasks.fps",
@@ -25,7 +26,15 @@ POSITIVE = (
     "training.log_every",
     "training.devices",
 )
-NOT_NEGATIVE = ("training.warmup_steps", "training.weight_decay", "data.workers", "data.memory_cache_mib")
+NOT_NEGATIVE = (
+    "seed",
+    "tasks.seed",
+    "training.warmup_steps",
+    "training.weight_decay",
+    "training.gradient_clip",
+    "data.workers",
+    "data.memory_cache_mib",
+)
 FRACTIONS = ("training.min_learning_rate_ratio", "training.beta1", "training.beta2")
 
 
@@ -57,7 +66,7 @@ def notices(config: ExperimentConfig) -> list[str]:
 
 def enabled_tasks(config: ExperimentConfig) -> dict[str, NeedleConfig | OrderConfig]:
     """The tasks switched on, by name."""
-    tasks = {"needle": config.tasks.needle, "order": config.tasks.order}
+    tasks: dict[str, NeedleConfig | OrderConfig] = {"needle": config.tasks.needle, "order": config.tasks.order}
     return {name: task for name, task in tasks.items() if task.enabled}
 
 
@@ -82,7 +91,14 @@ def _number_rules(config: ExperimentConfig) -> Iterator[Problem]:
 
 def _model_rules(config: ExperimentConfig) -> Iterator[Problem]:
     size = model_size(config.model)
-    for field in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "vision_layers"):
+    for field in (
+        "hidden_size",
+        "intermediate_size",
+        "num_layers",
+        "num_heads",
+        "num_kv_heads",
+        "vision_layers",
+    ):
         if getattr(size, field) < 1:
             yield Problem(f"model.{field}", f"{getattr(size, field)} is not positive")
             return
@@ -134,7 +150,7 @@ def _layer_rules(attention: AttentionConfig, path: str) -> Iterator[Problem]:
     if branches.window.enabled and branches.window.size < 1:
         yield Problem(
             f"{path}.branches.window.size",
-            f"a window of {branches.window.size} holds no token; use 1 or more, or {path}.branches.window.enabled=false",
+            f"a window of {branches.window.size} holds no token; use 1 or more or {path}.branches.window.enabled=false",
         )
     if branches.selection.enabled:
         yield from _selection_rules(attention, f"{path}.branches.selection")
@@ -181,19 +197,23 @@ def _task_rules(config: ExperimentConfig) -> Iterator[Problem]:
             if getattr(task, field) < TOKEN_PIXELS or getattr(task, field) % TOKEN_PIXELS:
                 yield Problem(
                     f"{path}.{field}",
-                    f"{getattr(task, field)} is not a multiple of {TOKEN_PIXELS} pixels (patch {PATCH} x merge {MERGE})",
+                    f"{getattr(task, field)} is not a multiple of {TOKEN_PIXELS} pixels ({PATCH} x {MERGE})",
                 )
         if task.frames < FRAMES_PER_PATCH or task.frames % FRAMES_PER_PATCH:
             yield Problem(f"{path}.frames", f"{task.frames} is not a positive multiple of {FRAMES_PER_PATCH}")
         for field in ("event_frames", "questions", "train_clips", "val_clips"):
             if getattr(task, field) < 1:
                 yield Problem(f"{path}.{field}", f"{getattr(task, field)} is not positive")
+        if task.distractors < 0:
+            yield Problem(f"{path}.distractors", f"{task.distractors} is negative; use 0 or more")
         if not 0 <= task.noise <= 1:
             yield Problem(f"{path}.noise", f"{task.noise} is outside 0 to 1")
         if isinstance(task, OrderConfig):
             yield from _order_rules(task, path)
         elif task.event_frames > task.frames:
             yield Problem(f"{path}.event_frames", f"{task.event_frames} is more than the clip's {task.frames} frames")
+        elif task.questions > NEEDLE_QUESTIONS:
+            yield Problem(f"{path}.questions", f"{task.questions} is more than {NEEDLE_QUESTIONS}: colour and place")
 
 
 def _order_rules(task: OrderConfig, path: str) -> Iterator[Problem]:
@@ -204,7 +224,8 @@ def _order_rules(task: OrderConfig, path: str) -> Iterator[Problem]:
             f"{path}.questions",
             f"{task.questions} questions need {2 * task.questions} events, of which there are {task.events}",
         )
-    if task.events * task.event_frames > task.frames:
+    # An event begins on an even frame, so one of odd length takes a frame more.
+    if task.events * (task.event_frames + task.event_frames % 2) > task.frames:
         yield Problem(
             f"{path}.event_frames",
             f"{task.events} events of {task.event_frames} frames do not fit into {task.frames} frames",

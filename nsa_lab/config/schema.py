@@ -95,6 +95,8 @@ class ModelConfig:
     num_kv_heads: int | None = None
     vision_hidden_size: int | None = None
     vision_layers: int | None = None
+    initializer_range: float | None = None
+    rope_theta: float | None = None
 
 
 @dataclass

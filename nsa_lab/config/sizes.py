@@ -27,6 +27,7 @@ class ModelSize:
     vision_full_attention: tuple[int, ...]
     tie_word_embeddings: bool
     rope_theta: float = 1_000_000.0
+    initializer_range: float = 0.02
     vocab_size: int | None = None
 
     @property

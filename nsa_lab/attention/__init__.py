@@ -1,0 +1,1 @@
+"""Sparse attention: branches, gate, compressor, block selection, and the backends that run them."""

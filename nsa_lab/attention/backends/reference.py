@@ -1,0 +1,148 @@
+"""The definition of every attention op, one query at a time. Slow on purpose: the other backends are tested against it.
+
+Shapes: q [Tq, H, D]; k, v [T, G, D]; pooled_k, pooled_v [N, G, D]; query head h reads key/value head h // (H / G).
+Sources: VideoNSA (arXiv 2510.02295) section 2, NSA (arXiv 2502.11089) section 3.
+"""
+
+import torch
+from torch import Tensor
+
+from nsa_lab.attention.select import BlockRule, Scorer
+from nsa_lab.partition import Context, Partition
+
+
+def why_not(device: torch.device) -> str | None:
+    """The reference runs everywhere."""
+    return None
+
+
+def compression(
+    q: Tensor,
+    pooled_k: Tensor,
+    pooled_v: Tensor,
+    context: Context,
+    partition: Partition,
+    *,
+    scale: float,
+    block_bias: Tensor | None = None,
+) -> Tensor:
+    """Softmax over the pooled keys of blocks that ended at or before the query. [Tq, H, D]; no such block: zero.
+
+    block_bias [N] is added to the logits of each block (log n for unequal blocks).
+    """
+    outputs = []
+    for row, place in enumerate(context.host_query_index):
+        blocks = _closed_blocks(context, partition, row, place)
+        outputs.append(
+            _attend(
+                q[row],
+                pooled_k[blocks],
+                pooled_v[blocks],
+                scale,
+                None if block_bias is None else block_bias[blocks],
+            )
+        )
+    return _stack(outputs, q)
+
+
+def select_blocks(
+    q: Tensor,
+    pooled_k: Tensor,
+    context: Context,
+    partition: Partition,
+    *,
+    scale: float,
+    scorer: Scorer,
+    rule: BlockRule,
+    block_bias: Tensor | None = None,
+) -> Tensor:
+    """The blocks each (query, group) attends, [Tq, G, block_count] int64 ascending, -1 past the last one.
+
+    A block's score is the compression probability summed over the group's heads. Forced are the sample's first
+    `initial_blocks` that have begun and the `local_blocks` that end with the query's own.
+    """
+    groups = pooled_k.shape[1]
+    chosen = torch.full((len(q), groups, rule.block_count), -1, device=q.device)
+    for row, place in enumerate(context.host_query_index):
+        closed = _closed_blocks(context, partition, row, place)
+        forced = _forced_blocks(context, partition, row, place, rule)
+        for g in range(groups):
+            heads = q[row].detach().view(groups, -1, q.shape[-1])[g]
+            logits = heads @ pooled_k[closed, g].detach().T * scale
+            if block_bias is not None:
+                logits = logits + block_bias[closed]
+            score = dict(zip(closed, logits.softmax(-1).sum(0).tolist(), strict=True))
+            by_score = sorted(set(closed) - forced, key=lambda j: (-score[j], j))
+            blocks = sorted([*sorted(forced), *by_score][: rule.block_count])
+            chosen[row, g, : len(blocks)] = torch.tensor(blocks, dtype=torch.int64, device=q.device)
+    return chosen
+
+
+def selection(
+    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, context: Context, partition: Partition, *, scale: float
+) -> Tensor:
+    """Softmax over the tokens of `blocks` [Tq, G, n] that stand at or before the query. [Tq, H, D]."""
+    outputs = []
+    for row, place in enumerate(context.host_query_index):
+        per_group = []
+        for g in range(k.shape[1]):
+            chosen = torch.isin(partition.block_id[: place + 1], blocks[row, g])
+            keys = chosen.nonzero().flatten().tolist()
+            per_group.append(
+                _attend(
+                    q[row].view(k.shape[1], -1, q.shape[-1])[g],
+                    k[keys][:, g : g + 1],
+                    v[keys][:, g : g + 1],
+                    scale,
+                )
+            )
+        outputs.append(torch.cat(per_group))
+    return _stack(outputs, q)
+
+
+def window(q: Tensor, k: Tensor, v: Tensor, context: Context, *, size: int, scale: float) -> Tensor:
+    """Softmax over the last `size` keys of the sample, the query's own included. [Tq, H, D]."""
+    outputs = []
+    for row, place in enumerate(context.host_query_index):
+        first = max(int(context.sample_start[row]), place - size + 1)
+        outputs.append(_attend(q[row], k[first : place + 1], v[first : place + 1], scale))
+    return _stack(outputs, q)
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, context: Context, *, scale: float) -> Tensor:
+    """Softmax over all keys of the sample at or before the query. [Tq, H, D]."""
+    return window(q, k, v, context, size=len(k) + 1, scale=scale)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+    """q [H, D] against k, v [n, G, D], grouped; zero where n = 0. [H, D]."""
+    if len(k) == 0:
+        return torch.zeros_like(q)
+    q_grouped = q.view(k.shape[1], -1, q.shape[-1])
+    logits = torch.einsum("ghd,ngd->ghn", q_grouped, k) * scale
+    if bias is not None:
+        logits = logits + bias
+    return torch.einsum("ghn,ngd->ghd", logits.softmax(-1), v).reshape(q.shape)
+
+
+def _closed_blocks(context: Context, partition: Partition, row: int, place: int) -> list[int]:
+    start = int(context.sample_start[row])
+    seen = (partition.block_end <= place) & (partition.block_start >= start)
+    return seen.nonzero().flatten().tolist()
+
+
+def _forced_blocks(context: Context, partition: Partition, row: int, place: int, rule: BlockRule) -> set[int]:
+    start = int(context.sample_start[row])
+    begun = ((partition.block_start <= place) & (partition.block_start >= start)).nonzero().flatten().tolist()
+    first_of_sample = (
+        int(partition.block_id[start])
+        if partition.perm is None
+        else min((partition.block_start >= start).nonzero().flatten().tolist())
+    )
+    own = int(partition.block_id[place])
+    initial = {j for j in begun if first_of_sample <= j < first_of_sample + rule.initial_blocks}
+    return initial | {j for j in begun if own - rule.local_blocks < j <= own}
+
+
+def _stack(outputs: list[Tensor], q: Tensor) -> Tensor:
+    return torch.stack(outputs) if outputs else q * 0

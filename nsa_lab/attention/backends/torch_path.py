@@ -1,0 +1,202 @@
+"""The ops of `reference` in vectorised PyTorch: any device, forward and backward, memory bounded by PIECE_BYTES.
+
+Query rows are cut into pieces, so that nothing of size Tq x T is ever held.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nsa_lab.attention.block_major import selection_by_block
+from nsa_lab.attention.groups import Group, cut_rows, group_pieces, rows_that_fit
+from nsa_lab.attention.piecewise import over_groups
+from nsa_lab.attention.select import RULES, BlockRule, Scorer
+from nsa_lab.partition import Context, Partition
+
+PAIRS_PER_VISIT = 20_000
+"""One visit of the walk over blocks costs as much as masking this many (query, key, head) triples, on a CPU."""
+
+
+def why_not(device: torch.device) -> str | None:
+    """The torch path runs everywhere."""
+    return None
+
+
+def compression(
+    q: Tensor,
+    pooled_k: Tensor,
+    pooled_v: Tensor,
+    context: Context,
+    partition: Partition,
+    *,
+    scale: float,
+    block_bias: Tensor | None = None,
+) -> Tensor:
+    """See reference.compression."""
+
+    def piece(group: Group, q: Tensor, pooled_k: Tensor, pooled_v: Tensor) -> Tensor:
+        bias = None if block_bias is None else group.take_keys(block_bias)
+        return _attend(q, pooled_k, pooled_v, _visible(group, context, partition)[:, None], scale, bias)
+
+    return over_groups(piece, _block_groups(q, context, partition), q, pooled_k, pooled_v)
+
+
+def select_blocks(
+    q: Tensor,
+    pooled_k: Tensor,
+    context: Context,
+    partition: Partition,
+    *,
+    scale: float,
+    scorer: Scorer,
+    rule: BlockRule,
+    block_bias: Tensor | None = None,
+) -> Tensor:
+    """See reference.select_blocks."""
+    groups = pooled_k.shape[1]
+    chosen = torch.full((len(q), groups, rule.block_count), -1, device=q.device)
+    with torch.no_grad():
+        for group in _block_groups(q, context, partition):
+            visible = _visible(group, context, partition)
+            forced = _forced(group, context, partition, rule)
+            rows = group.take_rows(q).unflatten(2, (groups, -1))
+            bias = None if block_bias is None else group.take_keys(block_bias)
+            scores = scorer(rows, group.take_keys(pooled_k), visible, bias, scale)
+            local = RULES[rule.kind](scores, visible, forced, rule)
+            first_block = group.keys[:, :1, None, None]
+            number = torch.where(local < 0, local, local + first_block)
+            real = group.rows >= 0
+            chosen[group.rows[real], :, : number.shape[-1]] = number[real]
+    return chosen
+
+
+def selection(
+    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, context: Context, partition: Partition, *, scale: float
+) -> Tensor:
+    """See reference.selection. Long samples walk over blocks, short ones mask what was not selected."""
+    pairs = sum((end - begin) ** 2 for _, _, begin, end in context.spans) * q.shape[1]
+    if pairs > PAIRS_PER_VISIT * partition.num_blocks * k.shape[1]:
+        return selection_by_block(q, k, v, blocks, context, partition, scale)
+    return _selection_masked(q, k, v, blocks, context, partition, scale)
+
+
+def window(q: Tensor, k: Tensor, v: Tensor, context: Context, *, size: int, scale: float) -> Tensor:
+    """See reference.window."""
+    if size >= len(k):
+        return dense(q, k, v, context, scale=scale)
+    max_rows = min(max(size, 64), rows_that_fit(8 * 2 * size))
+    return _banded(q, k, v, context, size, max_rows, scale)
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, context: Context, *, scale: float) -> Tensor:
+    """See reference.dense. Where every token is a query, one causal call per sample and no mask."""
+    if len(q) == len(k):
+        return _causal(q, k, v, context, scale)
+    return _banded(q, k, v, context, len(k) + 1, rows_that_fit(8 * _longest(context)), scale)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, context: Context, scale: float) -> Tensor:
+    outputs = []
+    repeat = q.shape[1] // k.shape[1]
+    for _, _, begin, end in context.spans:
+        rows, keys, values = (x[begin:end].transpose(0, 1)[None] for x in (q, k, v))
+        keys, values = (x.repeat_interleave(repeat, 1) for x in (keys, values))
+        outputs.append(
+            F.scaled_dot_product_attention(rows, keys, values, is_causal=True, scale=scale)[0].transpose(0, 1)
+        )
+    return torch.cat(outputs) if outputs else q * 0
+
+
+def _banded(q: Tensor, k: Tensor, v: Tensor, context: Context, size: int, max_rows: int, scale: float) -> Tensor:
+    def key_range(sample: int, first: int, last: int) -> tuple[int, int]:
+        return max(context.spans[sample][2], first - size + 1), last + 1
+
+    def piece(group: Group, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        place = group.take_rows(context.query_index)[:, :, None]
+        keys = group.keys[:, None]
+        seen = (keys >= 0) & (keys <= place) & (keys > place - size)
+        return _attend(q, k, v, seen[:, None], scale)
+
+    groups = group_pieces(cut_rows(context, key_range, max_rows), lambda keys: 8 * keys, q.device)
+    return over_groups(piece, groups, q, k, v)
+
+
+def _selection_masked(
+    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, context: Context, partition: Partition, scale: float
+) -> Tensor:
+    def key_range(sample: int, first: int, last: int) -> tuple[int, int]:
+        return context.spans[sample][2], last + 1
+
+    def piece(group: Group, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        block_of_key = group.take_keys(partition.block_id)
+        first_block = block_of_key.amin(1)
+        count = int((block_of_key.amax(1) - first_block).max()) + 1
+        local = (group.take_rows(blocks) - first_block[:, None, None, None]).clamp(-1, count).transpose(1, 2) + 1
+        chosen = q.new_zeros((*local.shape[:3], count + 2), dtype=torch.bool).scatter(3, local, True)
+        block = (block_of_key - first_block[:, None] + 1)[:, None, None].expand(*local.shape[:3], -1)
+        causal = (group.keys[:, None] >= 0) & (group.keys[:, None] <= group.take_rows(context.query_index)[:, :, None])
+        seen = chosen.gather(3, block) & causal[:, None]
+        return _attend(q, k, v, seen, scale)
+
+    row_bytes = 6 * k.shape[1]
+    pieces = cut_rows(context, key_range, rows_that_fit(row_bytes * _longest(context)))
+    return over_groups(piece, group_pieces(pieces, lambda keys: row_bytes * keys, q.device), q, k, v)
+
+
+def _longest(context: Context) -> int:
+    return max((end - begin for _, _, begin, end in context.spans), default=0)
+
+
+def _block_groups(q: Tensor, context: Context, partition: Partition) -> list[Group]:
+    def block_range(sample: int, first: int, last: int) -> tuple[int, int]:
+        return partition.host_cu_blocks[sample], partition.host_cu_blocks[sample + 1]
+
+    spans = list(zip(partition.host_cu_blocks[:-1], partition.host_cu_blocks[1:], strict=True))
+    row_bytes = 4 * q.shape[1]
+    max_rows = rows_that_fit(row_bytes * max((end - begin for begin, end in spans), default=1))
+    return group_pieces(cut_rows(context, block_range, max_rows), lambda blocks: row_bytes * blocks, q.device)
+
+
+def _visible(group: Group, context: Context, partition: Partition) -> Tensor:
+    """[U, C, M] bool: the block has ended at or before the query."""
+    place = group.take_rows(context.query_index)[:, :, None]
+    return (group.keys >= 0)[:, None] & (group.take_keys(partition.block_end)[:, None] <= place)
+
+
+def _forced(group: Group, context: Context, partition: Partition, rule: BlockRule) -> Tensor:
+    """[U, C, M] bool: among the sample's first blocks, or among the last ones that end with the query's own."""
+    place = group.take_rows(context.query_index)[:, :, None]
+    number = torch.arange(group.keys.shape[1], device=place.device)
+    begun = (group.keys >= 0)[:, None] & (group.take_keys(partition.block_start)[:, None] <= place)
+    own = partition.block_id[place] - group.keys[:, :1, None]
+    local = (number <= own) & (number > own - rule.local_blocks)
+    return begun & (local | (number < rule.initial_blocks))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+    """q [U, C, H, D] against k, v [U, K, G, D]; seen [U, 1 or G, C, K]; bias [U, K] on the logits. [U, C, H, D]."""
+    groups = k.shape[2]
+    rows = q.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4)
+    keys, values = (x.transpose(1, 2)[:, :, None].expand(-1, -1, rows.shape[2], -1, -1) for x in (k, v))
+    mask = seen.expand(-1, groups, -1, -1)[:, :, None]
+    if bias is not None:
+        bias = bias[:, None, None, None]
+    shape = rows.shape
+    out = _sdpa(
+        rows.flatten(0, 1),
+        keys.flatten(0, 1),
+        values.flatten(0, 1),
+        mask.flatten(0, 1),
+        scale,
+        None if bias is None else bias.expand(-1, groups, -1, -1, -1).flatten(0, 1),
+    )
+    return out.view(shape).permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+    """PyTorch's attention with a mask; a row that sees nothing gives zero and takes no gradient."""
+    alive = seen.any(-1, keepdim=True)
+    mask = seen | ~alive
+    if bias is not None:
+        mask = torch.where(mask, bias.to(q.dtype), -torch.inf)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale) * alive

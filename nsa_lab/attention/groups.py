@@ -1,0 +1,98 @@
+"""Cut the work into pieces whose memory is bounded: query rows against the few keys they may see.
+
+Long samples are cut by query rows; short samples are padded side by side, so that a packed batch costs a few
+large calls and not one small call per sample.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nsa_lab.partition import Context
+
+PIECE_BYTES = 128 * 2**20
+MIN_ROWS = 16
+
+KeyRange = Callable[[int, int, int], tuple[int, int]]
+"""(sample, first place, last place) to the keys or blocks that queries between two places of the context may see."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Queries row_begin..row_end of one sample against keys (or blocks) key_begin..key_end of it."""
+
+    row_begin: int
+    row_end: int
+    key_begin: int
+    key_end: int
+
+    @property
+    def rows(self) -> int:
+        return self.row_end - self.row_begin
+
+    @property
+    def keys(self) -> int:
+        return self.key_end - self.key_begin
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pieces side by side: rows [U, C] and keys [U, K] int64, -1 where a piece is shorter than the longest."""
+
+    rows: Tensor
+    keys: Tensor
+
+    def take_rows(self, x: Tensor) -> Tensor:
+        """[Tq, ...] to [U, C, ...]; padding repeats row 0."""
+        return x[self.rows.clamp(min=0)]
+
+    def take_keys(self, x: Tensor) -> Tensor:
+        """[T, ...] to [U, K, ...]; padding repeats key 0."""
+        return x[self.keys.clamp(min=0)]
+
+
+def rows_that_fit(row_bytes: int) -> int:
+    """How many rows of `row_bytes` each a piece may have."""
+    return max(MIN_ROWS, PIECE_BYTES // max(1, row_bytes))
+
+
+def cut_rows(context: Context, key_range: KeyRange, max_rows: int) -> list[Piece]:
+    """Pieces of at most `max_rows` queries, sample by sample, each with just the keys its queries may see."""
+    pieces = []
+    for sample, (first, last, _, _) in enumerate(context.spans):
+        for row in range(first, last, max_rows):
+            end = min(last, row + max_rows)
+            place, last_place = context.host_query_index[row], context.host_query_index[end - 1]
+            pieces.append(Piece(row, end, *key_range(sample, place, last_place)))
+    return pieces
+
+
+def group_pieces(pieces: list[Piece], row_bytes: Callable[[int], int], device: torch.device) -> list[Group]:
+    """Put neighbouring pieces side by side while their padded memory stays within PIECE_BYTES."""
+    groups: list[list[Piece]] = []
+    for piece in pieces:
+        if groups and _fits([*groups[-1], piece], row_bytes):
+            groups[-1].append(piece)
+        else:
+            groups.append([piece])
+    return [_pad(group, device) for group in groups]
+
+
+def _fits(pieces: list[Piece], row_bytes: Callable[[int], int]) -> bool:
+    rows, keys = max(p.rows for p in pieces), max(p.keys for p in pieces)
+    return len(pieces) * rows * row_bytes(keys) <= PIECE_BYTES
+
+
+def _pad(pieces: list[Piece], device: torch.device) -> Group:
+    return Group(
+        rows=_ranges([(p.row_begin, p.row_end) for p in pieces], device),
+        keys=_ranges([(p.key_begin, p.key_end) for p in pieces], device),
+    )
+
+
+def _ranges(spans: list[tuple[int, int]], device: torch.device) -> Tensor:
+    begin, end = torch.tensor(spans, device=device)[:, :, None].unbind(1)
+    place = begin + torch.arange(max(b - a for a, b in spans), device=device)
+    return place.masked_fill(place >= end, -1)

@@ -1,0 +1,48 @@
+"""From scores to block lists: scorer -> rule -> blocks. A new scorer or rule is a function and one line in its dict.
+
+A scorer sees a group of U samples with C query rows each: q [U, C, G, H/G, D], pooled_k [U, M, G, D] and which
+blocks each row sees [U, C, M]; it returns scores [U, C, G, M], higher is better. A rule turns scores and forced
+blocks into block numbers [U, C, G, block_count], -1 past the last one. Scores carry no gradient.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Scorer = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
+
+
+@dataclass(frozen=True)
+class BlockRule:
+    """How scores become blocks: `kind` names the function in RULES, forced blocks count towards `block_count`."""
+
+    block_count: int
+    initial_blocks: int = 0
+    local_blocks: int = 1
+    kind: str = "top_n"
+
+
+def compression_scores(q: Tensor, pooled_k: Tensor, visible: Tensor, block_bias: Tensor | None, scale: float) -> Tensor:
+    """The compression probability summed over the group's heads (NSA eq. 9-10), [U, C, G, M] float32 or wider."""
+    logits = torch.einsum("ucghd,umgd->ucghm", q, pooled_k) * scale
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if block_bias is not None:
+        logits = logits + block_bias[:, None, None, None]
+    hidden = ~visible[:, :, None, None]
+    return logits.masked_fill(hidden, torch.finfo(logits.dtype).min).softmax(-1).masked_fill(hidden, 0).sum(3)
+
+
+def top_n(scores: Tensor, visible: Tensor, forced: Tensor, rule: BlockRule) -> Tensor:
+    """The forced blocks, then the best visible ones; equal scores go to the earlier block."""
+    ranked = scores.masked_fill(~visible[:, :, None], -torch.inf).masked_fill(forced[:, :, None], torch.inf)
+    best = ranked.sort(dim=-1, descending=True, stable=True)
+    number = best.indices[..., : rule.block_count]
+    number = number.masked_fill(best.values[..., : rule.block_count] == -torch.inf, scores.shape[-1])
+    number = number.sort(dim=-1).values
+    return number.masked_fill(number == scores.shape[-1], -1)
+
+
+SCORERS: dict[str, Scorer] = {"compression": compression_scores}
+RULES: dict[str, Callable[[Tensor, Tensor, Tensor, BlockRule], Tensor]] = {"top_n": top_n}

@@ -1,0 +1,241 @@
+"""The command line. Commands import what they need when they run, so that `--help` answers at once."""
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nsa_lab.cli_sweep import sweep_app
+from nsa_lab.errors import NsaLabError
+
+if TYPE_CHECKING:
+    from nsa_lab.config import ExperimentConfig
+
+Config = Annotated[Path, typer.Argument(help="YAML file of the experiment.", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings on top, such as training.steps=200.", metavar="[KEY=VALUE]..."),
+]
+Experiment = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="YAML file (without one, the defaults) and settings on top.", metavar="[CONFIG] [KEY=VALUE]..."
+    ),
+]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="""A laboratory for sparse attention in video language models.
+
+    First run, on a laptop CPU, nothing to download:
+
+    `nsa-lab train experiments/smoke.yaml`
+
+    See what a run would do (every setting, the hash, the attention budget):
+
+    `nsa-lab show experiments/smoke.yaml attention.branches.window.size=64`
+
+    Search designs, then look at every run in the browser:
+
+    `nsa-lab sweep sweeps/block_budget.py --trials 40 --workers 2`
+
+    `nsa-lab ui`
+    """,
+)
+
+
+app.add_typer(sweep_app, name="sweep")
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (or set NSA_LAB_DEBUG=1).")
+    ] = False,
+) -> None:
+    """Holds the options that every command shares; `main` reads them."""
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="Run directory; by default {output.dir}/{name}-{hash}.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Train one experiment, or go on with it from its last checkpoint.
+
+    The same command again continues after a kill, and reports the recorded result once the run is over.
+
+    `nsa-lab train experiments/smoke.yaml`
+
+    `nsa-lab train experiments/smoke.yaml seed=1 attention.mode=dense name=dense`
+
+    `nsa-lab train experiments/smoke.yaml training.resume=false`
+    """
+    from nsa_lab.cli_output import print_result, say
+    from nsa_lab.config import load_config
+    from nsa_lab.config.rules import notices
+
+    experiment = load_config(config, overrides or ())
+    for notice in notices(experiment):
+        say(f"notice: {notice}")
+
+    from nsa_lab.training import run
+
+    print_result(experiment, config, run(experiment, directory=directory, progress_bar=not quiet))
+
+
+@app.command()
+def show(experiment: Experiment = None) -> None:
+    """Print the resolved config, its hash and its attention budget; the YAML alone goes to stdout.
+
+    `nsa-lab show experiments/smoke.yaml`
+
+    `nsa-lab show attention.partition.kind=frame model.size=7b`
+
+    `nsa-lab show experiments/smoke.yaml training.steps=50 > mine.yaml`
+    """
+    from nsa_lab.cli_output import describe_budget, say
+    from nsa_lab.config import config_hash, to_yaml
+    from nsa_lab.config.rules import notices
+
+    config = _load(experiment or [])
+    typer.echo(to_yaml(config), nl=False)
+    say(f"hash: {config_hash(config)}")
+    for line in describe_budget(config):
+        say(f"budget: {line}")
+    for notice in notices(config):
+        say(f"notice: {notice}")
+
+
+@app.command()
+def tasks() -> None:
+    """List the video tasks: what they ask, their dials, chance, and the recorded dense and blind accuracies.
+
+    Turn one on with `tasks.NAME.enabled=true` and set its dials with `tasks.NAME.DIAL=VALUE`:
+
+    `nsa-lab train experiments/smoke.yaml tasks.order.enabled=true tasks.order.events=6`
+    """
+    from nsa_lab.cli_output import describe_tasks
+
+    typer.echo(describe_tasks())
+
+
+@app.command()
+def ui(
+    experiment: Experiment = None,
+    port: Annotated[int, typer.Option(help="Port of the page.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Open MLflow's page on the runs of this folder (or of a config's tracking.uri), until Ctrl-C.
+
+    `nsa-lab ui`
+
+    `nsa-lab ui experiments/smoke.yaml output.dir=/data/runs --port 5001`
+    """
+    from nsa_lab.tracking import serve_ui
+
+    raise typer.Exit(serve_ui(_load(experiment or []), port, host))
+
+
+@app.command()
+def push(
+    directory: Annotated[Path, typer.Argument(help="A run directory, or one above several.", metavar="DIR")],
+    uri: Annotated[str | None, typer.Option(help="Send to this tracking server instead of the recorded one.")] = None,
+) -> None:
+    """Send recorded runs to the tracking server: after an outage, or to another server.
+
+    `nsa-lab push runs/smoke-0123456789ab`
+
+    `nsa-lab push runs --uri http://tracking.example:5000`
+    """
+    from nsa_lab.tracking import push as send
+
+    sent = send(directory, uri)
+    for place in sent:
+        typer.echo(f"sent {place}")
+    if not sent:
+        typer.echo(f"nothing to send in {directory}: all has arrived, or is still being written")
+
+
+@app.command()
+def bench(
+    experiment: Experiment = None,
+    lengths: Annotated[str, typer.Option(help="Video tokens of the sample, each a multiple of 64.")] = "512,2048,8192",
+    sizes: Annotated[str, typer.Option(help="Model sizes.")] = "nano",
+    repeats: Annotated[int, typer.Option(help="Timed steps per point; the fastest counts.", min=1)] = 3,
+    out: Annotated[Path | None, typer.Option(help="CSV to append to.")] = None,
+) -> None:
+    """Measure a training step, sparse against dense: seconds and peak memory by video length.
+
+    Each point runs in a process of its own. The CSV says on which machine.
+
+    `nsa-lab bench`
+
+    `nsa-lab bench --lengths 512,2048,8192,32768 --sizes nano,micro --repeats 5 --out bench.csv`
+
+    `nsa-lab bench attention.partition.block_size=32 training.threads=1`
+    """
+    from nsa_lab.bench import run_bench
+
+    run_bench(
+        _load(experiment or []),
+        lengths=_numbers(lengths, "--lengths"),
+        sizes=sizes.split(","),
+        repeats=repeats,
+        out=out,
+    )
+
+
+def _load(arguments: list[str]) -> "ExperimentConfig":
+    """The config of `[CONFIG] [KEY=VALUE]...`; without a file, the defaults and one task, so that it is complete."""
+    from nsa_lab.config import load_config
+
+    if arguments and "=" not in arguments[0]:
+        return load_config(arguments[0], arguments[1:])
+    chosen = any(".enabled=" in text or text.startswith("data.annotations=") for text in arguments)
+    return load_config(None, arguments if chosen else ["tasks.needle.enabled=true", *arguments])
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise NsaLabError(f"{option} {text!r} is not a list of whole numbers; write for example 512,2048") from error
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 2 the user's to mend (one line each on stderr), 130 interrupted."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    # On a machine that does other work too, threads that spin at every barrier make small models many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    given = sys.argv[1:] if arguments is None else arguments
+    # The option counts wherever it stands, since it is an afterthought by nature.
+    debug = "--debug" in given or bool(os.environ.get("NSA_LAB_DEBUG"))
+    try:
+        app([argument for argument in given if argument != "--debug"], prog_name="nsa-lab")
+    except NsaLabError as error:
+        if debug:
+            traceback.print_exc()
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+    except SystemExit as end:
+        # A command that was interrupted and said so itself exits with the same code, but without this cause.
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
+            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise
+
+
+if __name__ == "__main__":
+    main()

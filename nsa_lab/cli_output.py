@@ -1,0 +1,77 @@
+"""What the command line prints."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from nsa_lab.config import ExperimentConfig
+from nsa_lab.config.rules import enabled_tasks, video_tokens
+from nsa_lab.config.schema import TasksConfig
+
+if TYPE_CHECKING:
+    from nsa_lab.training import RunResult
+
+PAPER_LENGTH = 128_000
+PERCENT = ("accuracy", "paper_ratio", "ratio_to_dense")
+HIDDEN = ("gate/", "gradient_norm", "learning_rate")
+
+
+def say(text: str) -> None:
+    """A line on stderr, so that stdout holds the output alone."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_result(config: ExperimentConfig, config_file: Path, result: "RunResult") -> None:
+    """The final metrics of a run, its directory, and how to look at it."""
+    if result.recorded:
+        say("this run was over already; these are its recorded results (training.resume=false starts over)")
+    table = Table("metric", "value", box=None)
+    table.columns[1].justify = "right"
+    for name, value in sorted(result.metrics.items()):
+        if not name.startswith(HIDDEN):
+            table.add_row(name, format_metric(name, value))
+    Console(width=100).print(table)
+    print(f"\nrun directory: {result.directory}")
+    if config.tracking.enabled:
+        store = f" {config_file}" if config.tracking.uri else f" output.dir={config.output.dir}"
+        print(f"all runs:      nsa-lab ui{store}")
+
+
+def format_metric(name: str, value: float) -> str:
+    """A metric as people read it: shares in per cent, counts in full, the rest to four digits."""
+    if any(word in name for word in PERCENT):
+        return f"{value:.1%}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def describe_budget(config: ExperimentConfig) -> list[str]:
+    """The paper's budget, 2K/(L-1), for the clips of each task and for 128K tokens."""
+    from nsa_lab.attention.budget import attended_tokens, paper_ratio
+
+    if config.attention.mode == "dense":
+        return ["dense attention: every past token"]
+    lengths = {f"a {name} clip": video_tokens(task) for name, task in enabled_tasks(config).items()}
+    shares = ", ".join(
+        f"{paper_ratio(config.attention, length):.1%} of dense for {what} ({length:,} tokens)"
+        for what, length in {**lengths, "the paper's length": PAPER_LENGTH}.items()
+    )
+    layers = "; layers differ, see attention.layers" if config.attention.layers else ""
+    return [f"{attended_tokens(config.attention):,} tokens a query: {shares}{layers}"]
+
+
+def describe_tasks() -> str:
+    """Every task: what it asks, its dials with their defaults, chance, and recorded accuracies."""
+    from nsa_lab.tasks import TASKS
+
+    defaults = TasksConfig()
+    blocks = []
+    for name, task in TASKS.items():
+        dials = dataclasses.asdict(getattr(defaults, name))
+        dials.pop("enabled")
+        shown = " ".join(f"{dial}={value}" for dial, value in dials.items())
+        blocks.append(f"{task.describe()}\n  dials (tasks.{name}.*): {shown}")
+    return "\n\n".join(blocks)

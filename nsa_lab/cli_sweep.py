@@ -1,0 +1,83 @@
+"""`nsa-lab sweep`: run a sweep file, show a study."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+
+class SweepGroup(TyperGroup):
+    """`sweep FILE ...` stands for `sweep run FILE ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+sweep_app = typer.Typer(
+    cls=SweepGroup,
+    no_args_is_help=True,
+    help="""Search designs with Optuna: `sweep FILE` runs a sweep file, `sweep show STUDY` prints what it found.
+
+    `nsa-lab sweep sweeps/block_budget.py --trials 40 --workers 2`
+
+    `nsa-lab sweep show block_budget`
+    """,
+)
+
+Storage = Annotated[
+    str | None,
+    typer.Option(help="Optuna storage URL; by default SQLite in the output folder.", metavar="URL"),
+]
+
+
+@sweep_app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="Python file with BASE, OBJECTIVES and suggest(trial).", metavar="FILE")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings of every trial.", metavar="[KEY=VALUE]...")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials to add; by default the file's TRIALS.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that train at the same time.")] = 1,
+    storage: Storage = None,
+    study: Annotated[str | None, typer.Option(help="Name of the study; by default the file's.")] = None,
+) -> None:
+    """Run more trials of a sweep file; trials that a killed sweep left unfinished come first.
+
+    `nsa-lab sweep sweeps/block_budget.py`
+
+    `nsa-lab sweep sweeps/block_budget.py --trials 100 --workers 4 training.steps=500`
+
+    `nsa-lab sweep sweeps/block_budget.py --storage postgresql://user@host/studies --study first`
+    """
+    from nsa_lab.search import sweep
+
+    result = sweep(file, trials=trials, workers=workers, storage=storage, study=study, overrides=overrides or ())
+    if result.interrupted:
+        raise typer.Exit(130)
+
+
+@sweep_app.command()
+def show(
+    study: Annotated[str, typer.Argument(help="Name of the study.", metavar="STUDY")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Where it was run: output.dir=DIR.", metavar="[KEY=VALUE]...")
+    ] = None,
+    storage: Storage = None,
+) -> None:
+    """Print a study's Pareto set again and rewrite its files.
+
+    `nsa-lab sweep show block_budget`
+
+    `nsa-lab sweep show block_budget output.dir=/data/runs`
+
+    `nsa-lab sweep show first --storage postgresql://user@host/studies`
+    """
+    from nsa_lab.config import load_config
+    from nsa_lab.search import show as show_study
+
+    # Only the output folder is read; a task makes the config complete.
+    config = load_config(None, ["tasks.needle.enabled=true", *(overrides or ())])
+    show_study(study, storage=storage, output=config.output.dir)

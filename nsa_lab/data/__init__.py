@@ -1,0 +1,20 @@
+"""From video files and annotations to packed batches in Qwen2.5-VL's form."""
+
+from nsa_lab.data.annotations import Sample, Turn, read_annotations
+from nsa_lab.data.collate import pack
+from nsa_lab.data.dataset import Example, VideoDataset
+from nsa_lab.data.errors import BadSampleError
+from nsa_lab.data.sources import load_samples
+from nsa_lab.data.tokenizer import load_tokenizer
+
+__all__ = [
+    "BadSampleError",
+    "Example",
+    "Sample",
+    "Turn",
+    "VideoDataset",
+    "load_samples",
+    "load_tokenizer",
+    "pack",
+    "read_annotations",
+]

@@ -1,0 +1,59 @@
+"""Turns to token ids in Qwen2.5-VL's chat template, with the video's placeholder at its true length."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nsa_lab.data.annotations import Turn
+from nsa_lab.data.errors import RESERVED, BadSampleError
+
+IGNORED = -100
+VIDEO_TOKEN = "<|video_pad|>"
+
+
+@dataclass(frozen=True)
+class Chat:
+    """input_ids, labels (-100 outside answers) and answer_index (turn of an answer, else -1), each [L] int64."""
+
+    input_ids: Tensor
+    labels: Tensor
+    answer_index: Tensor
+
+
+def encode_chat(turns: Sequence[Turn], video_tokens: int, tokenizer: Any, system_prompt: str) -> Chat:
+    """The conversation about one video of `video_tokens` tokens, which precedes the first question.
+
+    Answers and the <|im_end|> that closes each are labelled. An empty `system_prompt` writes no system turn.
+    Raises BadSampleError where a text contains one of the tokenizer's reserved tokens.
+    """
+    _check_texts([system_prompt, *(text for turn in turns for text in (turn.question, turn.answer))], tokenizer)
+    ids: list[int] = []
+    answers: list[int] = []
+
+    def add(text: str, answer: int = -1, repeat: int = 1) -> None:
+        piece = tokenizer.encode(text, add_special_tokens=False) * repeat
+        ids.extend(piece)
+        answers.extend([answer] * len(piece))
+
+    if system_prompt:
+        add(f"<|im_start|>system\n{system_prompt}<|im_end|>\n")
+    for number, turn in enumerate(turns):
+        add("<|im_start|>user\n")
+        if number == 0:
+            add("<|vision_start|>")
+            add(VIDEO_TOKEN, repeat=video_tokens)
+            add("<|vision_end|>")
+        add(f"{turn.question}<|im_end|>\n<|im_start|>assistant\n")
+        add(f"{turn.answer}<|im_end|>", answer=number)
+        add("\n")
+    input_ids, answer_index = torch.tensor(ids), torch.tensor(answers)
+    return Chat(input_ids, torch.where(answer_index >= 0, input_ids, IGNORED), answer_index)
+
+
+def _check_texts(texts: Sequence[str], tokenizer: Any) -> None:
+    reserved = [token for token in tokenizer.get_added_vocab() if any(token in text for text in texts)]
+    if reserved:
+        raise BadSampleError(f"its text contains the reserved token {reserved[0]}; remove it from the text", RESERVED)

@@ -1,0 +1,146 @@
+"""Samples to examples: decode, sample frames, resize, patchify, tokenise."""
+
+import functools
+import itertools
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from nsa_lab.config.schema import DataConfig
+from nsa_lab.config.sizes import FRAMES_PER_PATCH, MERGE, PATCH
+from nsa_lab.data.annotations import Sample
+from nsa_lab.data.chat import VIDEO_TOKEN, encode_chat
+from nsa_lab.data.errors import KINDS, TOO_LONG, BadSampleError
+from nsa_lab.data.pixels import patchify, resize
+from nsa_lab.data.positions import mrope_positions
+from nsa_lab.data.video import Clip, read_clip
+from nsa_lab.errors import NsaLabError
+
+logger = logging.getLogger(__name__)
+
+GREY = 128
+VIDEO_TYPE = 2
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample as tensors: L tokens, P patches, one video.
+
+    input_ids, labels (-100 outside answers), answer_index (-1 or turn number), token_types (0 text, 2 video): [L]
+    int64; position_ids [3, L] int64; pixel_values [P, 1176] float32; grid_thw [1, 3] int64.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    pixel_values: Tensor
+    grid_thw: Tensor
+    answer_index: Tensor
+    task: str
+    token_types: Tensor
+
+
+class VideoDataset(Dataset):
+    """Examples of `samples`, in order. Decoded frames are kept in memory up to `memory_cache_mib` over all workers.
+
+    A sample that cannot be used raises BadSampleError; with `on_bad_sample=skip` the next good one stands in, the
+    first is told in a warning, `skipped()` counts them over all workers, and more than half of them is an error.
+    """
+
+    def __init__(self, samples: list[Sample], tokenizer: Any, config: DataConfig, tokens_per_second: float = 2.0):
+        self.samples = samples
+        self.tokenizer = tokenizer
+        self.config = config
+        self.tokens_per_second = tokens_per_second
+        self._video_token = tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
+        self._marks = torch.zeros(len(samples), dtype=torch.uint8).share_memory_()
+        self._cache: dict[str, Clip] = {}
+        self._cached_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        for at in itertools.chain(range(index, len(self)), range(index)):
+            if self._marks[at]:
+                continue
+            try:
+                return self._example(self.samples[at])
+            except BadSampleError as error:
+                named = BadSampleError(f"sample {self.samples[at].id}: {error}", error.kind)
+                if self.config.on_bad_sample == "error":
+                    raise named from error
+                self._skip(at, named)
+        raise NsaLabError("no sample can be used; see the warning above for the first reason")
+
+    def skipped(self) -> dict[str, int]:
+        """How many samples were skipped so far, by reason, over all worker processes."""
+        counts = {kind: int((self._marks == code).sum()) for code, kind in enumerate(KINDS, start=1)}
+        return {kind: count for kind, count in counts.items() if count}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cache": {}, "_cached_bytes": 0}
+
+    def _skip(self, at: int, error: BadSampleError) -> None:
+        self._marks[at] = KINDS.index(error.kind) + 1
+        bad = int(self._marks.count_nonzero())
+        if bad == 1:
+            logger.warning("skipped (data.on_bad_sample=skip), others are only counted: %s", error)
+        if 2 * bad > len(self):
+            reasons = ", ".join(f"{count} with {kind}" for kind, count in self.skipped().items())
+            raise NsaLabError(
+                f"more than half of {len(self)} samples are bad ({reasons}); mend the data set,"
+                f" or raise the limit it meets; the last: {error}"
+            ) from error
+
+    def _example(self, sample: Sample) -> Example:
+        clip = self._clip(sample)
+        frames = torch.full_like(clip.frames, GREY) if self.config.blind else clip.frames
+        t, h, w = -(-len(frames) // FRAMES_PER_PATCH), frames.shape[-2] // PATCH, frames.shape[-1] // PATCH
+        system = self.config.system_prompt if sample.system is None else sample.system
+        chat = encode_chat(sample.turns, t * h * w // MERGE**2, self.tokenizer, system)
+        self._check_length(len(chat.input_ids), frames)
+        pixel_values, grid = patchify(frames)
+        grid_thw = torch.tensor([grid])
+        is_video = chat.input_ids == self._video_token
+        return Example(
+            input_ids=chat.input_ids,
+            labels=chat.labels,
+            position_ids=mrope_positions(is_video, grid_thw, clip.seconds[::FRAMES_PER_PATCH], self.tokens_per_second),
+            pixel_values=pixel_values,
+            grid_thw=grid_thw,
+            answer_index=chat.answer_index,
+            task=sample.task,
+            token_types=is_video.long() * VIDEO_TYPE,
+        )
+
+    def _check_length(self, tokens: int, frames: Tensor) -> None:
+        if tokens > self.config.max_tokens:
+            count, _, height, width = frames.shape
+            raise BadSampleError(
+                f"{tokens} tokens ({count} frames of {width}x{height}) are more than"
+                f" data.max_tokens={self.config.max_tokens}; lower data.fps, data.max_frames or data.max_pixels",
+                TOO_LONG,
+            )
+
+    def _clip(self, sample: Sample) -> Clip:
+        """The sample's clip, resized; kept while the budget lasts, since all are used once per epoch."""
+        key = str(sample.video)
+        if key in self._cache:
+            return self._cache[key]
+        fit = functools.partial(resize, min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels)
+        clip = read_clip(sample.video, self.config.fps, self.config.max_frames, fit)
+        if self._cached_bytes + clip.frames.nbytes <= self._budget():
+            self._cache[key] = clip
+            self._cached_bytes += clip.frames.nbytes
+        return clip
+
+    def _budget(self) -> int:
+        worker = get_worker_info()
+        return (self.config.memory_cache_mib << 20) // (worker.num_workers if worker else 1)

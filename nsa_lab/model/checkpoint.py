@@ -1,0 +1,84 @@
+"""Load and build models: a fresh one by size, Qwen2.5-VL's weights with fresh gates, or a checkpoint of our own."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nsa_lab.config import AttentionConfig, ExperimentConfig
+from nsa_lab.config.sizes import model_size
+from nsa_lab.errors import NsaLabError
+from nsa_lab.model.config import VideoNSAConfig, config_from_size, set_design
+from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration
+
+log = logging.getLogger(__name__)
+
+FRESH = ".self_attn.sparse."
+"""Weights that Qwen2.5-VL does not have: gates and compressors."""
+
+
+def build_model(config: ExperimentConfig, tokenizer: Any) -> VideoNSAForConditionalGeneration:
+    """The model that `config` asks for: `model.path` loaded, or one of `model.size` with random weights."""
+    if config.model.path is not None:
+        return load_model(config.model.path, config.attention)
+    return VideoNSAForConditionalGeneration(config_from_size(model_size(config.model), tokenizer, config.attention))
+
+
+def load_model(
+    path: str | Path, attention: AttentionConfig | None = None, dtype: torch.dtype | str = "auto"
+) -> VideoNSAForConditionalGeneration:
+    """A model from a folder or hub id that holds Qwen2.5-VL or VideoNSA weights.
+
+    `attention` is the design to run; without it the design stored in the checkpoint. Gates and compressors that the
+    checkpoint does not have start fresh, and that is said. Raises NsaLabError where the checkpoint cannot be read,
+    or any other weight is missing, unexpected or of another shape.
+    """
+    config = _read_config(path, attention)
+    try:
+        model, info = VideoNSAForConditionalGeneration.from_pretrained(
+            str(path), config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise NsaLabError(
+            f"model.path={path} cannot be loaded: {_first_line(error)}; check the folder's weights"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    wrong = {
+        "missing": [key for key in missing if FRESH not in key],
+        "unexpected": sorted(info["unexpected_keys"]),
+        "of another shape": sorted(str(key[0]) for key in info["mismatched_keys"]),
+    }
+    faults = [f"{len(keys)} {kind} (such as {keys[0]})" for kind, keys in wrong.items() if keys]
+    if faults:
+        raise NsaLabError(
+            f"model.path={path} does not fit the model: weights {'; '.join(faults)}; check model and attention"
+        )
+    if missing:
+        log.warning("%s: %d gate and compressor weights are not in the checkpoint and start fresh", path, len(missing))
+    return model
+
+
+def _read_config(path: str | Path, attention: AttentionConfig | None) -> VideoNSAConfig:
+    try:
+        stored, _ = VideoNSAConfig.get_config_dict(str(path))
+    except OSError as error:
+        raise NsaLabError(
+            f"model.path={path} cannot be read: {_first_line(error)}; give a local folder, or a hub id while online"
+        ) from error
+    kind = stored.get("model_type")
+    if kind not in ("qwen2_5_vl", VideoNSAConfig.model_type):
+        raise NsaLabError(f"model.path={path} holds a {kind!r} model; only Qwen2.5-VL and VideoNSA weights fit")
+    stored["model_type"] = VideoNSAConfig.model_type
+    config = VideoNSAConfig.from_dict(stored)
+    if attention is not None:
+        set_design(config, attention)
+    elif getattr(config.text_config, "video_nsa", None) is None:
+        raise NsaLabError(
+            f"model.path={path} stores no attention design; pass one (the `attention` section of a config)"
+        )
+    return config
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,213 @@
+"""Qwen2.5-VL whose decoder layers attend to video sparsely: the same weights' names, plus gates and compressors."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
+
+from nsa_lab.attention.backends import BACKENDS, choose_backend
+from nsa_lab.attention.compressor import TokenMLP
+from nsa_lab.attention.gate import ConstantGate, GateLinear
+from nsa_lab.attention.layer import HeadDims, SparseAttention
+from nsa_lab.config import layer_attention
+from nsa_lab.layout import TokenLayout, layout_from_mrope, layout_from_token_ids
+from nsa_lab.model.config import VideoNSAConfig, get_design
+from nsa_lab.model.plan import AttentionPlan
+
+
+class VideoNSAAttention(qwen.Qwen2_5_VLAttention):
+    """Video rows through the sparse branches, text rows through dense attention (VideoNSA, section 2)."""
+
+    def __init__(self, config: Any, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.design = layer_attention(get_design(config), layer_idx)
+        dims = HeadDims(self.hidden_size, self.num_heads, self.num_key_value_heads, self.head_dim)
+        self.sparse = SparseAttention(self.design, dims) if self.design.mode == "sparse" else None
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_plan: AttentionPlan | None = None,
+        past_length: int = 0,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        """hidden_states [B, L, hidden]; with a plan a prefill over the current tokens, without one a decode step."""
+        split = (*hidden_states.shape[:2], -1, self.head_dim)
+        q, k, v = (
+            project(hidden_states).view(split).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        assert position_embeddings is not None
+        q, k = qwen.apply_rotary_pos_emb(q, k, *position_embeddings)
+        cached_k, cached_v = (k, v) if past_key_values is None else past_key_values.update(k, v, self.layer_idx)
+        if attention_plan is None:
+            out = _decode(q, cached_k, cached_v, attention_mask, past_length, self.scaling)
+        else:
+            q, k, v = (attention_plan.pack(x.transpose(1, 2)) for x in (q, k, v))
+            out = attention_plan.unpack(self._prefill(hidden_states, q, k, v, attention_plan))
+        return self.o_proj(out.flatten(2)), None
+
+    def _prefill(self, hidden_states: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
+        """q [T, H, D], k and v [T, G, D] in packed order to [T, H, D]."""
+        ops = BACKENDS[choose_backend(self.design.backend, q.device)]
+        if self.sparse is None:
+            return ops.dense(q, k, v, plan.full, scale=self.scaling)
+        layout, context = plan.layout, plan.sparse(self.design.context)
+        text = ops.dense(q[layout.text_index], k, v, plan.text, scale=self.scaling)
+        video = self.sparse(
+            plan.pack(hidden_states)[layout.video_index],
+            q[layout.video_index],
+            k[context.token_index],
+            v[context.token_index],
+            context,
+            plan.partition(self.design),
+        )
+        return torch.cat([text, video])[plan.time_order]
+
+
+def _decode(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, past: int, scale: float) -> Tensor:
+    """Dense causal attention of new tokens q [B, H, n, D] to the cache k, v [B, G, Lk, D]; [B, n, H, D]."""
+    place = torch.arange(k.shape[2], device=q.device)
+    seen = place <= past + torch.arange(q.shape[2], device=q.device)[:, None]
+    if padding is not None:
+        real = F.pad(padding.bool(), (0, k.shape[2] - padding.shape[1]), value=True)
+        seen = seen & real[:, None, None]
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale).transpose(1, 2)
+
+
+class VideoNSATextModel(qwen.Qwen2_5_VLTextModel):
+    """The decoder. Weights that are not Qwen's are initialised here, where transformers looks for it."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        for index, layer in enumerate(self.layers):
+            layer.self_attn = VideoNSAAttention(config, index)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        if isinstance(module, GateLinear | ConstantGate | TokenMLP):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+    def forward(self, *args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+        """As Qwen2.5-VL's. No L x L mask is made: the plan says who sees whom, and padding [B, L] is passed on."""
+        return super().forward(*args, attention_mask={"full_attention": attention_mask}, **kwargs)
+
+
+class VideoNSAModel(qwen.Qwen2_5_VLModel):
+    def __init__(self, config: VideoNSAConfig):
+        qwen.Qwen2_5_VLPreTrainedModel.__init__(self, config)
+        self.visual = qwen.Qwen2_5_VisionTransformerPretrainedModel._from_config(config.vision_config)
+        self.language_model = VideoNSATextModel._from_config(config.text_config)
+        self.rope_deltas = None
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        video_grid_thw: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As Qwen2.5-VL's, and: a packed batch (row 0 of position_ids restarts) never makes a cache.
+
+        Raises ValueError where video tokens come after the cache has been filled, or do not match their grids.
+        """
+        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        plan = None
+        if past == 0:
+            layout = self._layout(input_ids, inputs_embeds, attention_mask, position_ids, video_grid_thw)
+            source = input_ids if input_ids is not None else inputs_embeds
+            assert source is not None
+            plan = AttentionPlan(layout, (source.shape[0], source.shape[1]))
+            if len(layout.cu_seqlens) - 1 > source.shape[0]:
+                use_cache, past_key_values = False, None
+        elif input_ids is not None and bool((input_ids == self.config.video_token_id).any()):
+            raise ValueError(
+                f"video tokens arrive after {past} cached tokens; give the whole video to the first forward (prefill)"
+            )
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            video_grid_thw=video_grid_thw,
+            attention_plan=plan,
+            past_length=past,
+            **kwargs,
+        )
+
+    def _layout(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        grid_thw: Tensor | None,
+    ) -> TokenLayout:
+        packed = position_ids is not None and position_ids.ndim == 3 and position_ids.shape[0] == 4
+        given: dict[str, Any] = {
+            "attention_mask": attention_mask,
+            "text_positions": position_ids[0] if packed and position_ids is not None else None,
+            "spatial_merge": self.config.vision_config.spatial_merge_size,
+        }
+        if input_ids is not None:
+            mrope_ids = position_ids[-3:] if position_ids is not None and position_ids.ndim == 3 else None
+            return layout_from_token_ids(input_ids, self.config.video_token_id, grid_thw, mrope_ids=mrope_ids, **given)
+        if position_ids is None or position_ids.ndim == 2:
+            assert inputs_embeds is not None
+            length = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
+            position_ids = length.expand(3, inputs_embeds.shape[0], -1)
+        return layout_from_mrope(position_ids[-3:], grid_thw, **given)
+
+
+class VideoNSAForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
+    """The whole model; a proxy, the 3B and the 7B differ by config only. Load it with nsa_lab.model.load_model."""
+
+    config_class = VideoNSAConfig
+
+    def __init__(self, config: VideoNSAConfig):
+        qwen.Qwen2_5_VLPreTrainedModel.__init__(self, config)
+        self.model = VideoNSAModel(config)
+        self.lm_head = torch.nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @staticmethod
+    def create_masks_for_generate(
+        config: Any, inputs_embeds: Tensor, attention_mask: Tensor | None, **_: Any
+    ) -> Tensor | None:
+        """Padding [B, L] as it is: no mask is made from it (transformers asks this for a static cache)."""
+        return attention_mask
+
+    def sparse_layers(self) -> dict[int, SparseAttention]:
+        """The sparse attention of each layer that has one, by layer number."""
+        layers = enumerate(self.model.language_model.layers)
+        return {index: layer.self_attn.sparse for index, layer in layers if layer.self_attn.sparse is not None}
+
+
+# transformers looks checkpoint-key conversions up by class name; without this line a hub checkpoint's text weights
+# would not be found and would stay random.
+register_checkpoint_conversion_mapping(
+    VideoNSAForConditionalGeneration.__name__,
+    get_checkpoint_conversion_mapping(Qwen2_5_VLForConditionalGeneration.__name__) or [],
+    overwrite=True,
+)

@@ -1,0 +1,59 @@
+"""Choose the keys of the sparse branches: the video tokens alone, or all tokens of the sample."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nsa_lab.layout import TokenLayout
+from nsa_lab.partition.base import Context
+
+
+def sparse_context(layout: TokenLayout, kind: Literal["video", "all"]) -> Context:
+    """The context of `layout`: its video tokens (`video`) or every token (`all`); queries are the video tokens."""
+    if kind == "video":
+        index = layout.video_index
+        query_index = torch.arange(len(index), device=index.device)
+    else:
+        index = torch.arange(len(layout.rows), device=layout.rows.device)
+        query_index = layout.video_index
+    video, sample = layout.video[index], layout.sample[index]
+    new_run = torch.ones_like(video, dtype=torch.bool)
+    new_run[1:] = (video.diff() != 0) | (sample.diff() != 0)
+    new_frame = new_run.clone()
+    new_frame[1:] |= layout.frame[index].diff() != 0
+    return Context(
+        token_index=index,
+        query_index=query_index,
+        cu_seqlens=_cumulative(sample, layout),
+        query_cu_seqlens=_cumulative(layout.sample[layout.video_index], layout),
+        segment=new_run.cumsum(0) - 1,
+        frame=new_frame.cumsum(0) - 1,
+    )
+
+
+def text_context(layout: TokenLayout) -> Context:
+    """All tokens as keys, the text tokens as queries: what dense attention of text rows sees."""
+    return _dense_context(layout, layout.text_index)
+
+
+def full_context(layout: TokenLayout) -> Context:
+    """All tokens as keys and as queries."""
+    return _dense_context(layout, torch.arange(len(layout.rows), device=layout.rows.device))
+
+
+def _dense_context(layout: TokenLayout, query_index: Tensor) -> Context:
+    index = torch.arange(len(layout.rows), device=layout.rows.device)
+    return Context(
+        token_index=index,
+        query_index=query_index,
+        cu_seqlens=layout.cu_seqlens,
+        query_cu_seqlens=_cumulative(layout.sample[query_index], layout),
+        segment=layout.sample,
+        frame=layout.sample,
+    )
+
+
+def _cumulative(sample: Tensor, layout: TokenLayout) -> Tensor:
+    counts = torch.bincount(sample, minlength=len(layout.cu_seqlens) - 1)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

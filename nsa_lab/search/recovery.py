@@ -1,0 +1,103 @@
+"""Trials whose process died: found, marked as failed, and queued again with the same parameters.
+
+Every trial carries its `owner` (the sweep that handed it out) from the moment it exists, so a kill at any
+point leaves enough to decide whose it was.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from nsa_lab.search.processes import is_alive, is_here
+
+MAX_RETRIES = 2
+HEARTBEAT_S = 60
+STALE_S = 600
+ORPHAN_PATIENCE_S = 20
+
+
+def next_trial(study: optuna.Study, owner: Mapping[str, Any]) -> optuna.Trial:
+    """Take the oldest waiting trial, or a new one; it is `owner`'s from its first moment on."""
+    if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        study.enqueue_trial({}, user_attrs={"owner": dict(owner)})
+    trial = study.ask()
+    trial.set_user_attr("owner", dict(owner))
+    trial.set_user_attr("heartbeat", time.time())
+    return trial
+
+
+def original_number(trial: FrozenTrial | optuna.Trial) -> int:
+    """The number that a trial's directory bears: its own, or that of the trial it retries."""
+    return int(trial.user_attrs.get("retry_of", trial.number))
+
+
+def retry(
+    study: optuna.Study, trial: FrozenTrial, reason: str, owner: Mapping[str, Any], *, counts: bool = True
+) -> bool:
+    """Queue a dead trial again and mark it as failed; False when it used up its retries.
+
+    Queued first and marked second: killed in between, the next recovery finds the retry and only marks.
+    """
+    retries = int(trial.user_attrs.get("retries", 0)) + int(counts)
+    again = retries <= MAX_RETRIES
+    if again and not _is_retried(study, trial):
+        origin = {"retry_of": original_number(trial), "retry_from": trial.number, "retries": retries}
+        study.enqueue_trial(trial.params, user_attrs={"owner": dict(owner), **origin})
+    said = reason if again else f"{reason}, after {MAX_RETRIES} retries"
+    optuna.Trial(study, trial._trial_id).set_user_attr("reason", said)
+    study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+    return again
+
+
+def recover(study: optuna.Study, owner: Mapping[str, Any]) -> int:
+    """Queue the trials of dead sweeps again; how many trials wait that some sweep had begun."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if is_orphan(trial):
+            retry(study, trial, "its sweep was killed", owner)
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    begun = [t for t in waiting if _was_begun(t) and not _is_kept(t, owner)]
+    for trial in begun:
+        optuna.Trial(study, trial._trial_id).set_user_attr("owner", dict(owner))
+    return len(begun)
+
+
+def is_orphan(trial: FrozenTrial) -> bool:
+    """Whether a running trial's processes are gone: here by pid, on another host by an old heartbeat.
+
+    A trial without an owner was not handed out by a sweep and is never touched.
+    """
+    owner = trial.user_attrs.get("owner")
+    if owner is None:
+        return False
+    if not is_here(owner):
+        return time.time() - float(trial.user_attrs.get("heartbeat", 0)) > STALE_S
+    if is_alive(owner):
+        return False
+    return _has_ended(trial.user_attrs.get("worker"))
+
+
+def _has_ended(worker: Mapping[str, Any] | None) -> bool:
+    """Wait for a worker that is about to notice that its sweep is gone."""
+    deadline = time.monotonic() + ORPHAN_PATIENCE_S
+    while worker is not None and is_alive(worker):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def _is_retried(study: optuna.Study, trial: FrozenTrial) -> bool:
+    return any(t.user_attrs.get("retry_from") == trial.number for t in study.get_trials(deepcopy=False))
+
+
+def _was_begun(trial: FrozenTrial) -> bool:
+    return "retry_of" in trial.user_attrs or bool(trial.system_attrs.get("fixed_params"))
+
+
+def _is_kept(trial: FrozenTrial, owner: Mapping[str, Any]) -> bool:
+    """Whether another live sweep will run this waiting trial."""
+    other = trial.user_attrs.get("owner")
+    return other is not None and other != owner and (not is_here(other) or is_alive(other))

@@ -1,0 +1,124 @@
+"""The trials of a study as rows, the Pareto set among them, and the one that is recommended."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from nsa_lab.search.recovery import original_number
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial. `state` is complete, pruned, infeasible, failed, killed, running or waiting.
+
+    A killed trial is one that a later trial retried.
+    """
+
+    number: int
+    state: str
+    values: dict[str, float]
+    params: dict[str, Any]
+    directory: str
+    original: int
+    reason: str = ""
+    seconds: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    base: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A study at one moment. `front` is the Pareto set (with one objective: the best), recommended first."""
+
+    study: str
+    objectives: dict[str, str]
+    rows: list[Row]
+    front: list[Row]
+
+    @property
+    def best(self) -> Row | None:
+        return self.front[0] if self.front else None
+
+    @property
+    def rule(self) -> str:
+        """Which trial is recommended, in words."""
+        extreme = {"maximize": "highest", "minimize": "lowest"}
+        first, *others = [f"{extreme[direction]} {name}" for name, direction in self.objectives.items()]
+        return f"{first}; ties: {', then '.join([*others, 'lowest trial number'])}"
+
+    def count(self, state: str) -> int:
+        return sum(row.state == state for row in self.rows)
+
+
+def read_outcome(study: optuna.Study) -> Outcome:
+    """The rows of a study, by number."""
+    objectives = objectives_of(study)
+    trials = study.get_trials(deepcopy=False)
+    retried = {t.user_attrs.get("retry_from") for t in trials}
+    base = study.user_attrs.get("base", {})
+    rows = [read_row(t, objectives, killed=t.number in retried, base=base) for t in trials]
+    front = [rows[t.number] for t in study.best_trials]
+    if len(objectives) == 1:
+        front = sorted(front, key=lambda row: row.number)[:1]
+    return Outcome(study.study_name, objectives, rows, sorted(front, key=lambda row: _rank(row, objectives)))
+
+
+def objectives_of(study: optuna.Study) -> dict[str, str]:
+    """Metric name -> direction; a study made elsewhere may have no names."""
+    names = study.metric_names or [f"objective {i}" for i in range(len(study.directions))]
+    return {name: direction.name.lower() for name, direction in zip(names, study.directions, strict=True)}
+
+
+def read_row(trial: FrozenTrial, objectives: Mapping[str, str], *, killed: bool = False,
+             base: Mapping[str, Any] | None = None) -> Row:  # fmt: skip
+    attrs = trial.user_attrs
+    complete = trial.state == TrialState.COMPLETE
+    return Row(
+        number=trial.number,
+        state="killed" if killed else _state(trial),
+        values=dict(zip(objectives, trial.values, strict=True)) if complete else {},
+        params=trial.params,
+        directory=attrs.get("directory", ""),
+        original=original_number(trial),
+        reason=attrs.get("reason", ""),
+        seconds=attrs.get("seconds"),
+        metrics=attrs.get("metrics", {}),
+        overrides=attrs.get("overrides", {}),
+        base=base or {},
+    )
+
+
+def write_csv(outcome: Outcome, file: Path) -> None:
+    """Every trial with its objectives, parameters and metrics."""
+    params = list(dict.fromkeys(name for row in outcome.rows for name in row.params))
+    metrics = sorted({name for row in outcome.rows for name in row.metrics} - set(outcome.objectives))
+    fixed = ["number", "state", "pareto", "seconds", "directory", "reason"]
+    front = {row.number for row in outcome.front}
+    with open(file, "w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow([*fixed, *outcome.objectives, *params, *metrics])
+        for row in outcome.rows:
+            about = [row.number, row.state, row.number in front, row.seconds, row.directory, row.reason]
+            table.writerow([*about, *_pick(row.values, outcome.objectives), *_pick(row.params, params),
+                            *_pick(row.metrics, metrics)])  # fmt: skip
+
+
+def _pick(values: Mapping[str, Any], names: Sequence[str] | Mapping[str, Any]) -> list[Any]:
+    return [values.get(name, "") for name in names]
+
+
+def _state(trial: FrozenTrial) -> str:
+    if trial.state == TrialState.PRUNED:
+        return "infeasible" if any(value > 0 for value in trial.constraints.values()) else "pruned"
+    return {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+
+
+def _rank(row: Row, objectives: Mapping[str, str]) -> tuple[float, ...]:
+    signs = [1 if direction == "minimize" else -1 for direction in objectives.values()]
+    return (*(sign * row.values[name] for sign, name in zip(signs, objectives, strict=True)), row.number)

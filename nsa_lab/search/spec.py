@@ -1,0 +1,159 @@
+"""A sweep file: which experiment, which objectives, which designs."""
+
+import difflib
+import importlib.util
+import json
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from nsa_lab.config import ExperimentConfig, flatten, load_config, to_dict
+from nsa_lab.errors import NsaLabError
+
+DIRECTIONS = ("maximize", "minimize")
+DEFAULT_TRIALS = 20
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep file defines. `base` is the experiment's YAML, `objectives` maps metrics to directions."""
+
+    path: Path
+    base: Path
+    objectives: dict[str, str]
+    suggest: Callable[[Any], dict[str, Any]]
+    constraints: Callable[[ExperimentConfig], dict[str, float]] | None
+    sampler: str
+    pruner: str | None
+    trials: int
+
+
+def load_sweep(path: str | Path) -> Sweep:
+    """Read a sweep file. Raises NsaLabError that names the file and what it lacks."""
+    file = Path(path)
+    if not file.is_file():
+        raise NsaLabError(f"sweep file {file} does not exist{_near_file(file)}")
+    module = _execute(file)
+    for name in ("BASE", "OBJECTIVES", "suggest"):
+        if not hasattr(module, name):
+            raise NsaLabError(f"{file} defines no {name}; a sweep needs BASE, OBJECTIVES and suggest(trial)")
+    return Sweep(
+        path=file,
+        base=_base_file(file, module.BASE),
+        objectives=_objectives(file, module.OBJECTIVES),
+        suggest=_function(file, module, "suggest"),
+        constraints=_function(file, module, "constraints") if hasattr(module, "constraints") else None,
+        sampler=getattr(module, "SAMPLER", "tpe"),
+        pruner=getattr(module, "PRUNER", None),
+        trials=getattr(module, "TRIALS", DEFAULT_TRIALS),
+    )
+
+
+def base_values(sweep: Sweep, overrides: Iterable[str]) -> dict[str, Any]:
+    """The sweep's base experiment with the command line's overrides, as dotted keys. Raises ConfigError."""
+    return flatten(to_dict(load_config(sweep.base, list(overrides))))
+
+
+def suggested(sweep: Sweep, trial: Any) -> dict[str, Any]:
+    """The overrides that `suggest` chooses for a trial. Raises NsaLabError when the function itself fails."""
+    try:
+        values = sweep.suggest(trial)
+    except Exception as error:
+        if "dynamic value space" in str(error):
+            raise space_changed(str(error)) from error
+        raise NsaLabError(f"{_place(sweep.path, error)}: suggest failed: {_kind(error)}; correct it") from error
+    if not isinstance(values, dict):
+        raise NsaLabError(f"{sweep.path}: suggest returned {values!r}; return a dict of dotted config keys")
+    return values
+
+
+def check_keys(sweep: Sweep, values: Mapping[str, Any], base: Mapping[str, Any], overrides: Iterable[str]) -> None:
+    """Raise NsaLabError when `suggest` sets a key that no config has, or one that the command line fixes."""
+    fixed = {text.partition("=")[0] for text in overrides}
+    for key in values:
+        if key in fixed:
+            raise NsaLabError(f"{key} is searched by {sweep.path} and cannot be set on the command line; drop one")
+        if key not in base and not key.startswith("attention.layers."):
+            near = difflib.get_close_matches(key, base, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "see `nsa-lab show`"
+            raise NsaLabError(f"{sweep.path}: suggest sets {key!r}, which no config has; {hint}")
+
+
+def constraint_values(sweep: Sweep, config: ExperimentConfig) -> dict[str, float]:
+    """The sweep's own constraints on a design; above 0 is infeasible. Raises NsaLabError when they fail."""
+    if sweep.constraints is None:
+        return {}
+    try:
+        return {name: float(value) for name, value in sweep.constraints(config).items()}
+    except Exception as error:
+        place = _place(sweep.path, error)
+        raise NsaLabError(f"{place}: constraints failed: {_kind(error)}; correct it") from error
+
+
+def design(base: Mapping[str, Any], values: Mapping[str, Any], name: str) -> ExperimentConfig:
+    """The config of one trial: the base, what `suggest` chose, a name. Raises ConfigError if infeasible."""
+    return load_config(None, {**base, **json.loads(json.dumps(values)), "name": name})
+
+
+def space_changed(reason: str) -> NsaLabError:
+    """The error for a study whose search space no longer fits the sweep file."""
+    return NsaLabError(f"the search space of this study changed ({reason}); start another with --study NEWNAME")
+
+
+def _execute(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"nsa_lab_sweep_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise NsaLabError(f"{file} is not a Python file; a sweep is a .py file with suggest(trial)")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise NsaLabError(f"{_place(file, error)}: {_kind(error)}; correct the sweep file") from error
+    return module
+
+
+def _base_file(file: Path, base: Any) -> Path:
+    places = [Path(base), file.parent / base, file.parent.parent / base]
+    for place in places:
+        if place.is_file():
+            return place
+    raise NsaLabError(f"{file}: BASE {base} does not exist here, beside the sweep file, or above it; correct BASE")
+
+
+def _objectives(file: Path, objectives: Any) -> dict[str, str]:
+    if not isinstance(objectives, dict) or not objectives:
+        raise NsaLabError(f'{file}: OBJECTIVES is no dict like {{"val/accuracy": "maximize"}}')
+    for name, direction in objectives.items():
+        if direction not in DIRECTIONS:
+            raise NsaLabError(f"{file}: objective {name} has direction {direction!r}; use {' or '.join(DIRECTIONS)}")
+    return dict(objectives)
+
+
+def _function(file: Path, module: ModuleType, name: str) -> Any:
+    function = getattr(module, name)
+    if not callable(function):
+        raise NsaLabError(f"{file}: {name} is not a function")
+    return function
+
+
+def _near_file(file: Path) -> str:
+    known = {path.name: path for folder in (file.parent, Path("sweeps")) for path in folder.glob("*.py")}
+    near = difflib.get_close_matches(f"{file.stem}.py", known, n=1)
+    return f"; did you mean {known[near[0]]}?" if near else "; check the path"
+
+
+def _place(file: Path, error: Exception) -> str:
+    """`file:line` where the error left the sweep file."""
+    if isinstance(error, SyntaxError):
+        return f"{file}:{error.lineno}"
+    lines = [
+        f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == file.resolve()
+    ]
+    return f"{file}:{lines[-1]}" if lines else str(file)
+
+
+def _kind(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"

@@ -1,0 +1,88 @@
+"""Where studies are kept: SQLite by default, any Optuna storage by URL, a journal file as journal:///PATH."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.storages.journal import JournalFileBackend
+
+from nsa_lab.errors import NsaLabError
+from nsa_lab.tracking_record import file_lock
+
+BUSY_TIMEOUT_S = 120
+
+
+def default_storage(output: str | Path) -> str:
+    """The URL of the SQLite file that keeps the studies of an output folder."""
+    return f"sqlite:///{Path(output).resolve() / 'studies.db'}"
+
+
+def open_storage(url: str) -> Any:
+    """The Optuna storage at `url`, created where missing.
+
+    Raises NsaLabError when the URL is malformed, its driver missing, its server away or its file damaged.
+    """
+    try:
+        if url.startswith("journal:"):
+            return _journal(Path(url.removeprefix("journal://").removeprefix("journal:")))
+        storage = _sqlite(url) if url.startswith("sqlite:///") else optuna.storages.RDBStorage(url)
+        return optuna.storages.get_storage(storage)
+    except sqlalchemy.exc.ArgumentError as error:
+        raise NsaLabError(
+            f"storage {url!r} is no URL; write sqlite:///FILE, journal:///FILE or postgresql://USER@HOST/NAME"
+        ) from error
+    except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
+        raise NsaLabError(f"storage {url} needs a database driver that is not installed ({error})") from error
+    except (sqlalchemy.exc.SQLAlchemyError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise NsaLabError(f"storage {url} cannot be opened ({_reason(error)}); correct --storage") from error
+
+
+def load_study(storage: Any, name: str, **options: Any) -> optuna.Study:
+    """A study by name. Raises NsaLabError that lists the studies there are."""
+    known = optuna.get_all_study_names(storage)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise NsaLabError(f"study {name!r} does not exist; {hint}known: {', '.join(known) or 'none yet'}")
+    return optuna.load_study(study_name=name, storage=storage, **options)
+
+
+def _journal(path: Path) -> Any:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+
+
+def _sqlite(url: str) -> Any:
+    file = Path(url.removeprefix("sqlite:///")).resolve()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    options = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
+    with file_lock(file.with_name(f"{file.name}.lock")):
+        storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
+        with storage.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+    _serialise(storage.engine)
+    return storage
+
+
+def _serialise(engine: Any) -> None:
+    """Take SQLite's write lock at the start of every transaction.
+
+    Optuna reads a trial's state and then writes it. SQLite has no row locks, so two processes could both take
+    one trial, or fail at once with "database is locked", the timeout notwithstanding.
+    """
+    engine.dispose()
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def _manual(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+
+    @sqlalchemy.event.listens_for(engine, "begin")
+    def _immediate(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _reason(error: Exception) -> str:
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

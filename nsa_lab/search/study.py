@@ -1,0 +1,107 @@
+"""Create a study, or resume one after checking that it still asks the same question."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+
+from nsa_lab.errors import ConfigError, NsaLabError
+from nsa_lab.search.rows import objectives_of
+from nsa_lab.search.spec import (
+    Sweep,
+    check_keys,
+    constraint_values,
+    design,
+    space_changed,
+    suggested,
+)
+
+PROBES = 32
+MACHINE_KEYS = (
+    "name",
+    "tracking.",
+    "output.",
+    "training.threads",
+    "data.workers",
+    "data.cache_dir",
+    "data.memory_",
+)
+
+
+def open_study(
+    sweep: Sweep, storage: Any, name: str, base: Mapping[str, Any], overrides: Sequence[str]
+) -> optuna.Study:
+    """The study `name` for a sweep, created where missing.
+
+    The trials of a parent process draw nothing, so its sampler is a plain random one. Raises NsaLabError when
+    the study has other objectives, another base experiment or another search space.
+    """
+    space = _probe_space(sweep, base, overrides)
+    study = optuna.create_study(
+        storage=storage,
+        study_name=name,
+        directions=list(sweep.objectives.values()),
+        sampler=optuna.samplers.RandomSampler(),
+        load_if_exists=True,
+    )
+    if "base" not in study.user_attrs:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(sweep.objectives))
+        study.set_user_attr("base", dict(base))
+        study.set_user_attr("sweep_file", str(sweep.path))
+    study.set_user_attr("sampler", sweep.sampler)
+    _check_objectives(study, sweep)
+    _check_base(study, base)
+    _check_space(study, space)
+    return study
+
+
+def _probe_space(sweep: Sweep, base: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Run `suggest` on throw-away trials, so that faults show early. Returns the distributions."""
+    scratch = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    space: dict[str, Any] = {}
+    for _ in range(PROBES):
+        trial = scratch.ask()
+        values = suggested(sweep, trial)
+        check_keys(sweep, values, base, overrides)
+        try:
+            constraint_values(sweep, design(base, values, "probe"))
+        except ConfigError:
+            continue  # an infeasible design; it is the trial's business
+        finally:
+            space |= trial.distributions
+    return space
+
+
+def _check_objectives(study: optuna.Study, sweep: Sweep) -> None:
+    if objectives_of(study) != sweep.objectives:
+        raise NsaLabError(
+            f"study {study.study_name!r} has the objectives {objectives_of(study)}, the sweep file "
+            f"{sweep.objectives}; start another with --study NEWNAME"
+        )
+
+
+def _check_base(study: optuna.Study, base: Mapping[str, Any]) -> None:
+    """Trials of two experiments cannot be compared."""
+    old = study.user_attrs["base"]
+    changed = [
+        f"{key}={old.get(key)} then, {base.get(key)} now"
+        for key in sorted({*old, *base})
+        if old.get(key) != base.get(key) and not key.startswith(MACHINE_KEYS)
+    ]
+    if changed:
+        raise NsaLabError(
+            f"study {study.study_name!r} was run with another base experiment ({'; '.join(changed[:3])}); "
+            "use the same settings, or start another with --study NEWNAME"
+        )
+
+
+def _check_space(study: optuna.Study, space: Mapping[str, Any]) -> None:
+    for trial in study.get_trials(deepcopy=False):
+        for name in trial.distributions.keys() & space.keys():
+            try:
+                optuna.distributions.check_distribution_compatibility(trial.distributions[name], space[name])
+            except ValueError as error:
+                raise space_changed(f"{name}: {error}") from error

@@ -1,0 +1,83 @@
+"""What a task is: a script of events for each clip, the questions about them, and what is known to be reachable."""
+
+import functools
+import importlib.resources
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Event:
+    """A disc of one colour at one place, shown from frame `start` (even) for `frames` frames."""
+
+    colour: str
+    place: str
+    start: int
+    frames: int
+
+
+@dataclass(frozen=True)
+class Script:
+    """What happens in one clip, and the (question, answer) pairs about it."""
+
+    events: tuple[Event, ...]
+    turns: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """Accuracies in [0, 1] that a dense and a blind model reached with a task at some setting of its dials."""
+
+    setting: str
+    model: str
+    steps: int
+    seeds: int
+    dense: float
+    blind: float
+    commit: str
+
+
+class Task(ABC):
+    """A procedural video task. `chance` is a blind guesser's mean accuracy over its questions."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    chance: ClassVar[float]
+
+    @staticmethod
+    @abstractmethod
+    def script(config: Any, index: int, rng: np.random.Generator) -> Script:
+        """The script of clip `index`; attributes that answers ask for are balanced over the indices."""
+
+    @classmethod
+    def records(cls) -> list[Record]:
+        """What dense and blind models reached, as measured so far."""
+        return [Record(**row) for row in _all_records().get(cls.name, [])]
+
+    @classmethod
+    def describe(cls) -> str:
+        """The task in a few lines: what it asks, chance, and the recorded accuracies."""
+        lines = [f"{cls.name}: {cls.summary}", f"  chance {cls.chance:.1%}"]
+        for record in cls.records():
+            lines.append(
+                f"  {record.setting}: dense {record.dense:.1%}, blind {record.blind:.1%}"
+                f" ({record.model}, {record.steps} steps, {record.seeds} seeds, commit {record.commit})"
+            )
+        return "\n".join(lines)
+
+
+def free_starts(frames: int, event_frames: int, events: int, rng: np.random.Generator) -> list[int]:
+    """Even start frames of `events` events in time order that do not overlap, every arrangement equally likely."""
+    pairs = -(-event_frames // 2)
+    spare = frames // 2 - events * pairs
+    slots = np.sort(rng.choice(spare + events, size=events, replace=False)) - np.arange(events)
+    return [2 * int(slot + number * pairs) for number, slot in enumerate(slots)]
+
+
+@functools.cache
+def _all_records() -> dict[str, list[dict[str, Any]]]:
+    return json.loads(importlib.resources.files("nsa_lab.tasks").joinpath("records.json").read_text())

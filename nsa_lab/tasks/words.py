@@ -1,0 +1,9 @@
+"""The words that tasks ask and answer with; each is one token of the offline tokenizer, alone or after a space."""
+
+CHAT = "system user assistant You are a helpful assistant ."
+QUESTIONS = "What colour was the flash ? Where was it ? Which came first , or ?"
+COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+PLACES = ("northwest", "northeast", "southwest", "southeast")
+COMMON = "yes no left right up down zero one two three four five six seven eight nine ten before after last"
+
+WORDS = tuple(dict.fromkeys([*CHAT.split(), *QUESTIONS.split(), *COLOURS, *PLACES, *COMMON.split()]))

@@ -1,0 +1,110 @@
+"""Helpers for tests: small layouts, random heads, tiny models and packed batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nsa_lab.layout import TokenLayout, layout_from_token_ids
+
+VIDEO = 9
+TEXT = 1
+
+Shape = tuple[int, tuple[int, int, int], int]
+"""Text tokens before, (frames, height, width) of the video in tokens, text tokens after."""
+
+ODD_SHAPES: tuple[Shape, ...] = ((3, (3, 3, 3), 4), (0, (1, 1, 1), 2), (5, (0, 0, 0), 0), (2, (4, 2, 3), 5))
+"""A ragged tail, one token, an empty video, and a second video."""
+
+requires_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def token_layout(shapes: Sequence[Shape]) -> TokenLayout:
+    """Samples of `shapes` packed into one row."""
+    ids, positions, grids = [], [], []
+    for before, (t, h, w), after in shapes:
+        sample = [TEXT] * before + [VIDEO] * (t * h * w) + [TEXT] * after
+        ids += sample
+        positions += range(len(sample))
+        if t * h * w:
+            grids.append([t, 2 * h, 2 * w])
+    grid_thw = torch.tensor(grids, dtype=torch.int64).reshape(-1, 3)
+    return layout_from_token_ids(torch.tensor([ids]), VIDEO, grid_thw, text_positions=torch.tensor([positions]))
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Random q [Tq, H, D], k and v [T, G, D] that take gradients."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+    @property
+    def all(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.q, self.k, self.v
+
+
+def random_heads(queries: int, keys: int, heads: tuple[int, int, int], dtype: torch.dtype, seed: int = 0) -> Heads:
+    """heads is (H, G, D)."""
+    generator = torch.Generator().manual_seed(seed)
+    h, g, d = heads
+    q, k, v = (torch.randn(n, m, d, dtype=dtype, generator=generator) for n, m in ((queries, h), (keys, g), (keys, g)))
+    return Heads(q.requires_grad_(), k.requires_grad_(), v.requires_grad_())
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str = "") -> None:
+    """Relative error in the 2-norm, with names; NaN never passes."""
+    scale = expected.double().norm().item()
+    error = (actual.double() - expected.double()).norm().item() / max(scale, 1e-12)
+    assert error <= tolerance, f"{what}: relative error {error:.3e} > {tolerance:.1e}"
+
+
+def tiny_config(*overrides: str) -> Any:
+    """A config whose model builds in milliseconds: 2 layers, 4 heads over 2, head dim 16."""
+    from nsa_lab.config import load_config
+
+    small = (
+        "tasks.needle.enabled=true",
+        "attention.partition.block_size=4",
+        "attention.branches.window.size=6",
+    )
+    return load_config(None, [*small, "attention.branches.selection.block_count=3", *overrides])
+
+
+def tiny_tokenizer(cache_dir: Any) -> Any:
+    """The offline tokenizer, built in `cache_dir`."""
+    from nsa_lab.data.tokenizer import load_tokenizer
+
+    return load_tokenizer("offline", cache_dir)
+
+
+def model_batch(model: Any, shapes: Sequence[Shape], seed: int = 0) -> dict[str, Any]:
+    """A packed batch of random text and pixels for `model`, frames a second apart."""
+    from nsa_lab.data.positions import mrope_positions
+
+    generator = torch.Generator().manual_seed(seed)
+    ids, positions, grids, text_positions = [], [], [], []
+    for before, (t, h, w), after in shapes:
+        words = torch.randint(20, 200, (before + t * h * w + after,), generator=generator)
+        words[before : before + t * h * w] = model.config.video_token_id
+        grid = torch.tensor([[t, 2 * h, 2 * w]] if t * h * w else [], dtype=torch.int64).reshape(-1, 3)
+        ids.append(words)
+        grids.append(grid)
+        seconds = torch.arange(t if t * h * w else 0, dtype=torch.float64)
+        positions.append(mrope_positions(words == model.config.video_token_id, grid, seconds))
+        text_positions.append(torch.arange(len(words)))
+    input_ids, grid_thw = torch.cat(ids)[None], torch.cat(grids)
+    patches = int(grid_thw.prod(1).sum())
+    batch: dict[str, Any] = {
+        "input_ids": input_ids,
+        "position_ids": torch.cat([torch.cat(text_positions)[None], torch.cat(positions, 1)])[:, None],
+        "mm_token_type_ids": (input_ids == model.config.video_token_id).long() * 2,
+    }
+    if patches:
+        batch["pixel_values_videos"] = torch.randn(patches, 1176, generator=generator)
+        batch["video_grid_thw"] = grid_thw
+    return batch

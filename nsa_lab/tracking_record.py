@@ -1,0 +1,201 @@
+"""The local record of a run: written before anything is sent, and all that is needed to send it later.
+
+A run directory holds `metrics.jsonl` (one line per step: step, time in ms, metrics), `params.json`,
+`tags.json` and `tracking.json` (where the run is sent and how much has arrived). After a resume a step can
+stand in `metrics.jsonl` twice; the later line counts.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from nsa_lab.errors import NsaLabError
+
+LOCK_PATIENCE_S = 20.0
+METRICS_PER_BATCH = 500
+NOT_PARAMS = ("tracking.", "output.")
+
+
+@dataclass
+class State:
+    """What `tracking.json` holds; `sent_metrics` is a byte offset, `artifacts` are (path, folder)."""
+
+    uri: str | None
+    experiment: str
+    run_name: str
+    parent: str | None
+    run_id: str | None = None
+    record_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    started: int = field(default_factory=lambda: now_ms())
+    ended: int | None = None
+    status: str = "RUNNING"
+    artifacts: list[list[str]] = field(default_factory=list)
+    sent_metrics: int = 0
+    sent_params: int = 0
+    sent_tags: dict[str, str] = field(default_factory=dict)
+    sent_artifacts: int = 0
+    sent_status: str | None = None
+
+
+class Record:
+    """One run's files. Safe for one writer and one sender thread; a second process is refused by `lock`."""
+
+    def __init__(self, directory: Path, state: State):
+        self.directory = directory
+        self.state = state
+        self.guard = threading.RLock()
+        self.params: dict[str, str] = _read_json(directory / "params.json")
+        self.tags: dict[str, str] = _read_json(directory / "tags.json")
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def load(cls, directory: Path) -> "Record | None":
+        """The record in `directory`, or None where there is none."""
+        content = _read_json(directory / "tracking.json")
+        return cls(directory, State(**content)) if content else None
+
+    def lock(self, patience_s: float = LOCK_PATIENCE_S) -> bool:
+        """Take the directory for this process; False when another still records there after `patience_s`."""
+        self._lock = open(self.directory / "tracking.lock", "w")  # noqa: SIM115
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    self._lock.close()
+                    return False
+                time.sleep(0.1)
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the state and save it."""
+        with self.guard:
+            self.state = dataclasses.replace(self.state, **changes)
+            _write_json(self.directory / "tracking.json", dataclasses.asdict(self.state))
+
+    def add_metrics(self, values: Mapping[str, float], step: int) -> None:
+        line = {"step": int(step), "time": now_ms(), "metrics": {k: float(v) for k, v in values.items()}}
+        with self.guard, open(self.directory / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def add_params(self, flat: Mapping[str, Any]) -> None:
+        """Add params. Raises NsaLabError when one was recorded with another value."""
+        new = {k: str(v) for k, v in flat.items() if not k.startswith(NOT_PARAMS)}
+        with self.guard:
+            changed = [k for k, v in new.items() if self.params.get(k, v) != v]
+            if changed:
+                old = f"{changed[0]}={self.params[changed[0]]}"
+                raise NsaLabError(
+                    f"{self.directory} holds a run with {old}, now {new[changed[0]]}; "
+                    "params of a run cannot change: choose another name or remove the directory"
+                )
+            self.params |= new
+            _write_json(self.directory / "params.json", self.params)
+
+    def add_tags(self, tags: Mapping[str, Any]) -> None:
+        with self.guard:
+            self.tags |= {k: str(v) for k, v in tags.items()}
+            _write_json(self.directory / "tags.json", self.tags)
+
+    def add_artifact(self, path: Path, folder: str) -> None:
+        """Add a file or a folder, kept relative to the directory when it lies inside."""
+        if not path.exists():
+            raise NsaLabError(f"artifact {path} does not exist; write it before recording it")
+        inside = path.resolve().is_relative_to(self.directory.resolve())
+        name = path.resolve().relative_to(self.directory.resolve()) if inside else path.resolve()
+        with self.guard:
+            self.update(artifacts=[*self.state.artifacts, [str(name), folder]])
+
+    def unsent_metrics(self) -> Iterator[tuple[list[dict[str, Any]], int]]:
+        """Batches of complete lines after the last offset that arrived, each with the offset behind it."""
+        file = self.directory / "metrics.jsonl"
+        if not file.exists():
+            return
+        with open(file, "rb") as lines:
+            lines.seek(self.state.sent_metrics)
+            batch: list[dict[str, Any]] = []
+            values, offset = 0, self.state.sent_metrics
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    break
+                batch.append(json.loads(line))
+                values, offset = values + len(batch[-1]["metrics"]), offset + len(line)
+                if values >= METRICS_PER_BATCH:
+                    yield batch, offset
+                    batch, values = [], 0
+            if batch:
+                yield batch, offset
+
+    @property
+    def pending(self) -> bool:
+        """Whether anything has not arrived yet."""
+        with self.guard:
+            state, file = self.state, self.directory / "metrics.jsonl"
+            return (
+                state.run_id is None
+                or state.sent_status != state.status
+                or state.sent_params < len(self.params)
+                or state.sent_tags != self.tags
+                or state.sent_artifacts < len(state.artifacts)
+                or (file.exists() and file.stat().st_size > state.sent_metrics)
+            )
+
+    def repair(self) -> None:
+        """Cut off a line of metrics.jsonl that a killed process left half written."""
+        file = self.directory / "metrics.jsonl"
+        content = file.read_bytes() if file.exists() else b""
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(file, whole)
+        self.update(sent_metrics=min(self.state.sent_metrics, whole))
+
+
+def set_aside(directory: Path) -> None:
+    """Make room for a new run in a directory that holds a finished one: its files get a number."""
+    names = ("metrics.jsonl", "params.json", "tags.json", "tracking.json")
+    number = 1 + sum(1 for _ in directory.glob("tracking.*.json"))
+    for file in (directory / name for name in names):
+        if file.exists():
+            file.rename(file.with_name(f"{file.stem}.{number}{file.suffix}"))
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path` (created when missing); waits for other processes."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise NsaLabError(f"{file} is damaged ({error}); remove it to start a new record") from error
+    return content
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    scratch.write_text(json.dumps(content, indent=1))
+    os.replace(scratch, file)

@@ -1,0 +1,92 @@
+"""Checkpoints: written whole or not at all, the one before kept, and read with care."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from nsa_lab.errors import NsaLabError
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+
+
+class CheckpointWriter(L.Callback):
+    """Writes `folder/last.ckpt` every `every` optimiser steps and at step `steps`; the one before is previous.ckpt.
+
+    Where a validation falls on the same step, the checkpoint follows it, so that a resumed run need not repeat it.
+    """
+
+    def __init__(self, folder: Path, *, every: int, val_every: int, steps: int):
+        self.folder, self.every, self.val_every, self.steps = folder, every, val_every, steps
+        self.written: int | None = None
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step % self.val_every:
+            self._write_if_due(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.state.fn == "fit":
+            self._write_if_due(trainer)
+
+    def _write_if_due(self, trainer: L.Trainer) -> None:
+        step = trainer.global_step
+        if step != self.written and step and (step % self.every == 0 or step == self.steps):
+            self._write(trainer)
+            self.written = step
+
+    def _write(self, trainer: L.Trainer) -> None:
+        _refuse_broken_weights(trainer)
+        unfinished = self.folder / f"{LAST}.unfinished"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(unfinished)
+            if (self.folder / LAST).exists():
+                os.replace(self.folder / LAST, self.folder / PREVIOUS)
+            os.replace(unfinished, self.folder / LAST)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise NsaLabError(
+                f"cannot write {self.folder / LAST} at step {trainer.global_step}: {error.strerror or error}; "
+                f"{kept_checkpoint(self.folder)}; make room and run the same command again"
+            ) from error
+
+
+def _refuse_broken_weights(trainer: L.Trainer) -> None:
+    for name, weight in trainer.lightning_module.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise NsaLabError(
+                f"{name} is not finite after step {trainer.global_step}, so no checkpoint was written; "
+                "lower training.learning_rate or training.gradient_clip"
+            )
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of `folder`, or None."""
+    return next((folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()), None)
+
+
+def kept_checkpoint(folder: Path) -> str:
+    """What is left to go on from, in words."""
+    checkpoint = find_checkpoint(folder)
+    return f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
+
+
+def check_readable(checkpoint: Path) -> int:
+    """The optimiser step of a checkpoint. Raises NsaLabError where the file is truncated or not a checkpoint."""
+    load: Callable[..., Any] = torch.load
+    try:
+        # Mapped, so that only the tables are read. The file is the run's own.
+        return int(load(checkpoint, map_location="cpu", weights_only=False, mmap=True)["global_step"])
+    except Exception as error:
+        earlier = checkpoint.with_name(PREVIOUS)
+        back = (
+            f"go back one with `mv {earlier} {checkpoint}`, or " if earlier.exists() and earlier != checkpoint else ""
+        )
+        reason = " ".join(str(error).split())[:120]
+        raise NsaLabError(
+            f"checkpoint {checkpoint} is damaged ({type(error).__name__}: {reason}); "
+            f"{back}start over with training.resume=false"
+        ) from error

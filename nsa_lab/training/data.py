@@ -1,0 +1,88 @@
+"""Batches for training: which clips step `n` sees is a function of the seed and `n` alone."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from nsa_lab.data import VideoDataset
+
+
+@lru_cache(maxsize=2)
+def _permutation(size: int, seed: int, epoch: int) -> list[int]:
+    return np.random.default_rng([seed, epoch]).permutation(size).tolist()
+
+
+class StepBatchSampler(Sampler[list[int]]):
+    """Endless batches out of seeded permutations, laid end to end; iteration begins at batch number `start`."""
+
+    def __init__(self, size: int, batch_size: int, seed: int):
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.start = 0
+
+    def batch(self, number: int) -> list[int]:
+        """The sample indices of batch `number`, counted from 0 over the whole run."""
+        places = range(number * self.batch_size, (number + 1) * self.batch_size)
+        return [_permutation(self.size, self.seed, place // self.size)[place % self.size] for place in places]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        number = self.start
+        while True:
+            yield self.batch(number)
+            number += 1
+
+
+class VideoDataModule(L.LightningDataModule):
+    """Packed batches of a training and a validation dataset; `collate` packs a list of examples into one batch."""
+
+    def __init__(
+        self,
+        train: VideoDataset,
+        val: VideoDataset,
+        collate: Callable[[Sequence[Any]], dict[str, Any]],
+        *,
+        batch_size: int,
+        accumulate: int,
+        seed: int,
+        workers: int,
+    ):
+        super().__init__()
+        self.train, self.val, self.collate = train, val, collate
+        self.batch_size, self.accumulate, self.workers = batch_size, accumulate, workers
+        self.sampler = StepBatchSampler(len(train), batch_size, seed)
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches from the trainer's step onwards, so that a resumed run draws what it would have drawn."""
+        self.sampler.start = self.trainer.global_step * self.accumulate
+        return self._loader(self.train, batch_sampler=self.sampler)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self.val, batch_size=self.batch_size)
+
+    def first_val_batch(self) -> dict[str, Any]:
+        """The first validation batch, on the CPU."""
+        count = min(self.batch_size, len(self.val))
+        return self.collate([self.val[index] for index in range(count)])
+
+    def sample_ids(self, batch: int) -> list[str]:
+        """The ids of the samples in training batch number `batch`."""
+        return [self.train.samples[index].id for index in self.sampler.batch(batch)]
+
+    def skipped(self) -> dict[str, float]:
+        """`data/skipped/train` and so on: samples that could not be used, where there were any."""
+        counts = {"train": self.train.skipped(), "val": self.val.skipped()}
+        return {f"data/skipped/{split}": float(sum(count.values())) for split, count in counts.items() if count}
+
+    def _loader(self, dataset: VideoDataset, **batches: Any) -> DataLoader:
+        return DataLoader(
+            dataset,
+            collate_fn=self.collate,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **batches,
+        )

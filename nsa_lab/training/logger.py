@@ -1,0 +1,30 @@
+"""Lightning's logger interface over the project's tracker."""
+
+from argparse import Namespace
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+from nsa_lab.tracking import Tracker
+
+
+class TrackerLogger(Logger):
+    """Hands metrics to `tracker`. Opening and finishing the tracker stays with whoever made it."""
+
+    def __init__(self, tracker: Tracker):
+        super().__init__()
+        self.tracker = tracker
+
+    @property
+    def name(self) -> str:
+        return "nsa-lab"
+
+    @property
+    def version(self) -> str | None:
+        return self.tracker.run_id
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.tracker.metrics(metrics, step or 0)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        self.tracker.params(vars(params) if isinstance(params, Namespace) else params)

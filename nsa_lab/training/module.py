@@ -1,0 +1,89 @@
+"""The LightningModule: one packed batch to a loss, checked to be finite on the spot."""
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from nsa_lab.config.schema import TrainingConfig
+from nsa_lab.training.schedule import build_optimizer
+from nsa_lab.training.score import Meter, score_answers
+
+
+class Divergence(Exception):
+    """The loss or the gradient norm of optimiser step `step` (from 1) is not finite; `batch` is its batch number."""
+
+    def __init__(self, quantity: str, value: float, step: int, batch: int | None, learning_rate: float):
+        super().__init__(f"{quantity} is {value} at step {step}")
+        self.quantity, self.value, self.step = quantity, value, step
+        self.batch, self.learning_rate = batch, learning_rate
+
+
+class VideoModule(L.LightningModule):
+    """Trains `model` on the answers of packed video batches (see `nsa_lab.data.collate`)."""
+
+    def __init__(self, model: nn.Module, config: TrainingConfig, seed: int):
+        super().__init__()
+        self.model, self.config, self.seed = model, config, seed
+        self.train_meter, self.val_meter = Meter(), Meter()
+        self.gradient_norm = self.learning_rate = 0.0
+        self.batch_number = 0
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        # Whatever is random inside the model follows from the step too, so that a resumed run repeats it.
+        torch.manual_seed(self.seed * 1_000_003 + batch_idx)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        if batch_idx % self.config.accumulate == 0:
+            self.train_meter.reset()
+        self.batch_number = batch_idx
+        self.learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        score = score_answers(self.model, batch)
+        self._check_finite("the loss", score.loss.item(), batch_idx)
+        self.train_meter.add(score)
+        return score.loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient's norm to `gradient_clip` (0: not at all) and keep the norm it had."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.gradient_norm = clip_grad_norm_(parameters, self.config.gradient_clip or float("inf")).item()
+        # The scaler of 16-mixed meets infinite gradients as a matter of course, and skips those steps itself.
+        if self.config.precision != "16-mixed":
+            self._check_finite("the gradient norm", self.gradient_norm, self.batch_number)
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_meter.reset()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.val_meter.add(score_answers(self.model, batch))
+
+    def val_metrics(self) -> dict[str, float]:
+        """Metrics of the validation just run. Raises Divergence where the loss is not finite."""
+        metrics = self.val_meter.metrics("val", by_task=True)
+        self._check_finite("the validation loss", metrics["val/loss"], None)
+        return metrics
+
+    def train_metrics(self) -> dict[str, float]:
+        """Metrics of the optimiser step just taken; the learning rate is the one it used."""
+        return self.train_meter.metrics("train", by_task=False) | {
+            "gradient_norm": self.gradient_norm,
+            "learning_rate": self.learning_rate,
+        }
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer, schedule = build_optimizer(self.model, self.config)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _check_finite(self, quantity: str, value: float, batch: int | None) -> None:
+        if not math.isfinite(value):
+            step = self.trainer.global_step + (batch is not None)
+            raise Divergence(quantity, value, step, batch, self.learning_rate)

@@ -1,0 +1,78 @@
+"""A run's pictures: loss, accuracy and gates over steps, and the last gates by layer and branch."""
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+GATE = re.compile(r"gate/layer(\d+)/(\w+)")
+Series = dict[str, dict[int, float]]
+
+
+def draw_pictures(metrics: Path, folder: Path) -> list[Path]:
+    """Write curves.png and, where gates were measured, gates.png into `folder`, out of a run's metrics.jsonl."""
+    matplotlib.use("Agg")
+    series = read_series(metrics)
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {"curves.png": _curves(series)}
+    if any(GATE.fullmatch(name) for name in series):
+        figures["gates.png"] = _gates(series)
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=120)
+    return [folder / name for name in figures]
+
+
+def read_series(metrics: Path) -> Series:
+    """Every metric by step. A step recorded again after a resume counts as it was recorded last."""
+    series: Series = {}
+    for line in metrics.read_text().splitlines():
+        row = json.loads(line)
+        for name, value in row["metrics"].items():
+            series.setdefault(name, {})[row["step"]] = value
+    return series
+
+
+def _curves(series: Series) -> Figure:
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    panels = {
+        "loss": [name for name in series if name.endswith("/loss")],
+        "accuracy": [name for name in series if "/accuracy" in name],
+        "gate (mean over heads and tokens)": [name for name in series if GATE.fullmatch(name)],
+    }
+    for axes, (title, names) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for name in sorted(names):
+            steps, values = zip(*sorted(series[name].items()), strict=True)
+            axes.plot(steps, values, marker=".", label=name.removeprefix("gate/"))
+        axes.set(title=title, xlabel="step")
+        if title != "loss":
+            axes.set_ylim(-0.02, 1.02)
+        if 0 < len(names) <= 12:
+            axes.legend(fontsize=7)
+    return figure
+
+
+def _gates(series: Series) -> Figure:
+    found = [(GATE.fullmatch(name), values) for name, values in series.items()]
+    last = {(int(m[1]), m[2]): values[max(values)] for m, values in found if m}
+    layers, branches = sorted({layer for layer, _ in last}), sorted({branch for _, branch in last})
+    table = [[last.get((layer, branch), float("nan")) for branch in branches] for layer in layers]
+    figure = Figure(figsize=(1.5 + 1.3 * len(branches), 1.2 + 0.4 * len(layers)), layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(table, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    axes.set(xticks=range(len(branches)), yticks=range(len(layers)), ylabel="layer", title="mean gate")
+    axes.set_xticklabels(branches)
+    axes.set_yticklabels(list(map(str, layers)))
+    for row, values in enumerate(table):
+        for column, value in enumerate(values):
+            axes.text(
+                column,
+                row,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                color="white" if value < 0.6 else "black",
+            )
+    figure.colorbar(picture)
+    return figure

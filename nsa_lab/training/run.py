@@ -1,0 +1,228 @@
+"""One training run, from a config to a result."""
+
+import dataclasses
+import errno
+import json
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from nsa_lab.config import ExperimentConfig, config_hash
+from nsa_lab.data import VideoDataset, load_samples, load_tokenizer, pack
+from nsa_lab.errors import NsaLabError
+from nsa_lab.model import build_model
+from nsa_lab.tracking import Tracker
+from nsa_lab.training.callbacks import Progress, Reporter
+from nsa_lab.training.checkpoint import CheckpointWriter, check_readable, find_checkpoint, kept_checkpoint
+from nsa_lab.training.data import VideoDataModule
+from nsa_lab.training.directory import RunDirectory, write_whole
+from nsa_lab.training.logger import TrackerLogger
+from nsa_lab.training.module import Divergence, VideoModule
+from nsa_lab.training.pictures import draw_pictures
+from nsa_lab.training.progress import ProgressBar
+from nsa_lab.training.quiet import quiet_lightning
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run is kept and how it ended; `recorded` when it was over before and nothing was trained."""
+
+    directory: Path
+    metrics: dict[str, float]
+    tracking_id: str | None
+    stopped: bool
+    recorded: bool = False
+
+
+def run(
+    config: ExperimentConfig,
+    *,
+    directory: Path | None = None,
+    parent: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    on_progress: Callable[[Progress], bool] | None = None,
+    progress_bar: bool = True,
+) -> RunResult:
+    """Train `config` in `directory` (default `{output.dir}/{name}-{hash}`), going on from its last checkpoint.
+
+    `on_progress` hears every `training.log_every` steps and after each validation; a true answer ends the run early
+    (`stopped`). Raises NsaLabError for whatever the user can mend: input, a diverging loss, a full disk, a directory
+    that is another config's.
+    """
+    home, config, resume = _prepare(config, directory)
+    if resume and (summary := home.result()):
+        return RunResult(home.path, summary["metrics"], summary["tracking_id"], stopped=False, recorded=True)
+    with quiet_lightning(), _room_on_disk(home):
+        module, data = build(config)
+        home.reopen() if resume else home.clear()
+        tracker = Tracker.open(config, home.path, tags=tags, parent=parent)
+        with _finishing(tracker):
+            reporter = _fit(config, home, module, data, tracker, on_progress, progress_bar)
+            reporter.metrics |= reporter.clock.overall() | data.skipped()
+            summary = _summarise(config, home, reporter, tracker.run_id)
+            for picture in draw_pictures(home.metrics, home.pictures):
+                tracker.artifact(picture, "pictures")
+    return RunResult(home.path, summary["metrics"], tracker.run_id, reporter.stopped)
+
+
+def build(config: ExperimentConfig) -> tuple[VideoModule, VideoDataModule]:
+    """The model and the data of a config, seeded: equal configs give equal weights and equal batches."""
+    training = config.training
+    samples = load_samples(config)
+    if not samples["val"]:
+        raise NsaLabError("there are no samples to validate on; set data.val_annotations, or give more than one video")
+    tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
+    train, val = (VideoDataset(samples[split], tokenizer, config.data) for split in ("train", "val"))
+    data = VideoDataModule(
+        train,
+        val,
+        pack,
+        batch_size=training.batch_size,
+        accumulate=training.accumulate,
+        seed=config.seed,
+        workers=config.data.workers,
+    )
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    model = build_model(config, tokenizer)
+    if training.activation_checkpointing:
+        # transformers renamed it in 5.23; both names are within the supported range.
+        name = "activation_checkpointing_enable"
+        enable: Any = getattr(model, name, None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    return VideoModule(model, training, config.seed), data
+
+
+def _prepare(config: ExperimentConfig, directory: Path | None) -> tuple[RunDirectory, ExperimentConfig, bool]:
+    """The run's directory, its config, and whether to go on from what is there.
+
+    `resume` says how a run is started, not what it is: it is taken out of the config, and so out of its hash.
+    """
+    training = config.training
+    if training.devices > 1:
+        raise NsaLabError(
+            f"training.devices={training.devices}: one run uses one device so far; set training.devices=1"
+        )
+    if training.accelerator == "gpu" and not torch.cuda.is_available():
+        raise NsaLabError("training.accelerator=gpu, but torch finds no GPU; set training.accelerator=cpu")
+    if training.precision == "16-mixed" and (training.accelerator == "cpu" or not torch.cuda.is_available()):
+        raise NsaLabError("training.precision=16-mixed needs a GPU; set training.precision=bf16-mixed")
+    if training.threads is not None:
+        torch.set_num_threads(training.threads)
+    config = dataclasses.replace(config, training=dataclasses.replace(training, resume=True))
+    return RunDirectory.prepare(config, directory), config, training.resume
+
+
+def _fit(
+    config: ExperimentConfig,
+    home: RunDirectory,
+    module: VideoModule,
+    data: VideoDataModule,
+    tracker: Tracker,
+    on_progress: Callable[[Progress], bool] | None,
+    progress_bar: bool,
+) -> Reporter:
+    training = config.training
+    checkpoint = find_checkpoint(home.checkpoints)
+    if checkpoint:
+        check_readable(checkpoint)
+    reporter = Reporter(training, on_progress)
+    writer = CheckpointWriter(
+        home.checkpoints, every=training.checkpoint_every, val_every=training.val_every, steps=training.steps
+    )
+    trainer = L.Trainer(
+        accelerator=training.accelerator,
+        devices=1,
+        precision=training.precision,
+        max_steps=training.steps,
+        accumulate_grad_batches=training.accumulate,
+        val_check_interval=training.val_every * training.accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=TrackerLogger(tracker),
+        callbacks=[reporter, writer, *([ProgressBar(training.steps)] if progress_bar else [])],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=home.path,
+    )
+    try:
+        # The checkpoint is this run's own, and holds the callbacks' state beside the tensors.
+        with _interruptible(trainer):
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=False)
+            if not reporter.stopped and reporter.validated_step != training.steps:
+                trainer.validate(module, datamodule=data, verbose=False)
+    except Divergence as error:
+        raise NsaLabError(_divergence(error, data, home)) from error
+    return reporter
+
+
+@contextmanager
+def _interruptible(trainer: L.Trainer) -> Iterator[None]:
+    """Lightning turns Ctrl-C into SystemExit and stops listening to it; here it stays a KeyboardInterrupt."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def _finishing(tracker: Tracker) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        try:
+            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        except (NsaLabError, OSError) as second:
+            logger.warning("the tracking record was not closed: %s", second)
+        raise
+    tracker.finish("FINISHED")
+
+
+@contextmanager
+def _room_on_disk(home: RunDirectory) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NsaLabError(
+            f"cannot write {error.filename or home.path}: {error.strerror}; {kept_checkpoint(home.checkpoints)}; "
+            "make room and run the same command again"
+        ) from error
+
+
+def _divergence(error: Divergence, data: VideoDataModule, home: RunDirectory) -> str:
+    ids = "" if error.batch is None else f" on samples {', '.join(data.sample_ids(error.batch))}"
+    return (
+        f"{error.quantity} became {error.value} at step {error.step} (learning rate {error.learning_rate:.3g}){ids}; "
+        f"{kept_checkpoint(home.checkpoints)}; lower training.learning_rate or training.gradient_clip"
+    )
+
+
+def _summarise(config: ExperimentConfig, home: RunDirectory, reporter: Reporter, tracking_id: str | None) -> dict:
+    summary = {
+        "name": config.name,
+        "config_hash": config_hash(config),
+        "seed": config.seed,
+        "tracking_id": tracking_id,
+        "stopped": reporter.stopped,
+        "metrics": reporter.metrics,
+    }
+    write_whole(home.summary, json.dumps(summary, indent=2) + "\n")
+    return summary

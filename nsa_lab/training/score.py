@@ -1,0 +1,66 @@
+"""How well a model answers one packed batch: the loss on the answers' tokens, and which answers are right."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nsa_lab.model import MODEL_INPUTS
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Score:
+    """One batch's result: `loss` is a scalar over `tokens` labelled tokens, `correct` is bool [answers]."""
+
+    loss: Tensor
+    correct: Tensor
+    tokens: int
+    tasks: list[str]
+
+
+def score_answers(model: nn.Module, batch: Mapping[str, Any]) -> Score:
+    """Teacher-forced loss and exact matches of a packed batch (see `nsa_lab.data.collate`).
+
+    The loss is the mean cross-entropy over labelled tokens. An answer is correct when every labelled token of it is
+    the argmax, which is when greedy decoding would write it. Logits exist only for the rows that predict a label.
+    """
+    labels, answers = batch["labels"][0], batch["answer_index"][0]
+    targets = (labels[1:] != IGNORED).nonzero().squeeze(1) + 1
+    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    output = model(**inputs, use_cache=False, logits_to_keep=targets - 1)
+    logits = output.logits[0].float()
+    loss = F.cross_entropy(logits, labels[targets])
+    hits = logits.detach().argmax(-1) == labels[targets]
+    correct = torch.ones(len(batch["answer_tasks"]), dtype=torch.long, device=hits.device)
+    correct = correct.scatter_reduce(0, answers[targets], hits.long(), "amin").bool()
+    return Score(loss=loss, correct=correct, tokens=len(targets), tasks=list(batch["answer_tasks"]))
+
+
+class Meter:
+    """Adds up scores; nothing leaves the device before `metrics` is asked for."""
+
+    def __init__(self) -> None:
+        self.scores: list[Score] = []
+
+    def reset(self) -> None:
+        self.scores = []
+
+    def add(self, score: Score) -> None:
+        self.scores.append(Score(score.loss.detach(), score.correct, score.tokens, score.tasks))
+
+    def metrics(self, prefix: str, by_task: bool) -> dict[str, float]:
+        """`prefix/loss` over labelled tokens, `prefix/accuracy` over answers and, `by_task`, one accuracy a task."""
+        tokens = sum(score.tokens for score in self.scores)
+        loss = sum(score.loss.item() * score.tokens for score in self.scores) / tokens
+        tasks = [task for score in self.scores for task in score.tasks]
+        correct = [hit for score in self.scores for hit in score.correct.tolist()]
+        metrics = {f"{prefix}/loss": loss, f"{prefix}/accuracy": sum(correct) / len(correct)}
+        for task in sorted(set(tasks)) if by_task else ():
+            hits = [hit for hit, of in zip(correct, tasks, strict=True) if of == task]
+            metrics[f"{prefix}/accuracy/{task}"] = sum(hits) / len(hits)
+        return metrics

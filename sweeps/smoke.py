@@ -1,0 +1,23 @@
+"""Question: does a sweep run from end to end here, and do small budgets cost accuracy?
+
+Command:  nsa-lab sweep sweeps/smoke.py --trials 6 --workers 2
+Cost:     about 6 runs of experiments/smoke.yaml (seconds to a minute each on two CPU cores).
+Expected: a Pareto set of 2 to 5 designs from few to many keys per query; after so few steps the accuracies
+          are near chance, so read the budget axis, not the quality axis.
+"""
+
+from typing import Any
+
+BASE = "experiments/smoke.yaml"
+OBJECTIVES = {"val/accuracy": "maximize", "budget/keys_per_query": "minimize"}
+SAMPLER = "tpe"
+TRIALS = 6
+
+
+def suggest(trial: Any) -> dict[str, Any]:
+    keys = {
+        "attention.partition.block_size": [4, 8, 16],
+        "attention.branches.selection.block_count": [1, 2, 4],
+        "attention.branches.window.size": [4, 8, 16],
+    }
+    return {key: trial.suggest_categorical(key, choices) for key, choices in keys.items()}

@@ -1,0 +1,135 @@
+import pytest
+import torch
+
+from nsa_lab.attention.backends import BACKENDS, choose_backend
+from nsa_lab.attention.budget import paper_ratio
+from nsa_lab.attention.gate import GATES
+from nsa_lab.attention.layer import HeadDims, SparseAttention
+from nsa_lab.config import AttentionConfig, load_config
+from nsa_lab.errors import NsaLabError
+from nsa_lab.partition import PARTITIONERS, sparse_context
+from nsa_lab.testing import assert_close, random_heads, token_layout
+
+DIMS = HeadDims(hidden_size=64, num_heads=4, num_kv_heads=2, head_dim=16)
+BRANCHES = ("compression", "selection", "window")
+
+
+def attention_config(*overrides: str) -> AttentionConfig:
+    base = [
+        "tasks.needle.enabled=true",
+        "attention.partition.block_size=4",
+        "attention.branches.window.size=5",
+    ]
+    return load_config(None, [*base, "attention.branches.selection.block_count=2", *overrides]).attention
+
+
+def only(branch: str) -> list[str]:
+    return [f"attention.branches.{other}.enabled=false" for other in BRANCHES if other != branch]
+
+
+def run(layer, config, x, q, k, v, tokens):
+    partition = PARTITIONERS[config.partition.kind](tokens, config.partition.block_size)
+    return layer(x, q, k, v, tokens, partition)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("partition", PARTITIONERS)
+@pytest.mark.parametrize(
+    "overrides",
+    [only(b) for b in BRANCHES] + [["attention.compressor.kind=mlp"]],
+    ids=[*BRANCHES, "all, mlp"],
+)
+def test_no_output_depends_on_a_later_token(overrides, partition, backend):
+    config = attention_config(*overrides, f"attention.partition.kind={partition}", f"attention.backend={backend}")
+    tokens = sparse_context(token_layout([(2, (5, 2, 3), 1), (1, (2, 2, 2), 0)]), "video")
+    torch.manual_seed(0)
+    layer = SparseAttention(config, DIMS).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(38, 64, dtype=torch.float64)
+    q, k, v = (t.detach() for t in random_heads(38, 38, (4, 2, 16), torch.float64).all)
+    before = run(layer, config, x, q, k, v, tokens)
+    for changed in range(0, 38, 3):
+        inputs = [t.clone() for t in (x, q, k, v)]
+        for t in inputs:
+            t[changed:] = torch.randn_like(t[changed:])
+        after = run(layer, config, *inputs, tokens)
+        assert torch.equal(before[:changed], after[:changed]), f"token {changed} or later moved an earlier output"
+        assert not torch.equal(before[changed:], after[changed:])
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_a_disabled_branch_has_no_gate_column(name):
+    layer = SparseAttention(attention_config(*only(name)), DIMS)
+    assert list(layer.branches) == [name]
+    assert layer.gate.down.out_features == DIMS.num_heads
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_gates_start_even_and_learn(kind):
+    layer = SparseAttention(attention_config(f"attention.gate.kind={kind}", "attention.gate.value=0.25"), DIMS)
+    x = torch.randn(7, 64)
+    gates = layer.gate(x)
+    start = {"softmax": 1 / 3, "fixed": 0.25}.get(kind, 0.5)
+    torch.testing.assert_close(gates, torch.full((7, 4, 3), start))
+    if kind == "fixed":
+        assert not list(layer.gate.parameters())
+    else:
+        (gates * torch.randn(7, 4, 3)).sum().backward()
+        assert any((p.grad != 0).any() for p in layer.gate.parameters())
+
+
+def test_output_is_the_gated_sum_of_the_branches():
+    tokens = sparse_context(token_layout([(2, (5, 2, 3), 1)]), "video")
+    x = torch.randn(30, 64, dtype=torch.float64)
+    q, k, v = random_heads(30, 30, (4, 2, 16), torch.float64).all
+    whole = attention_config("attention.gate.kind=fixed", "attention.gate.value=0.3")
+    out = run(SparseAttention(whole, DIMS), whole, x, q, k, v, tokens)
+    parts = torch.zeros_like(out)
+    for name in BRANCHES:
+        config = attention_config(*only(name), "attention.gate.kind=fixed", "attention.gate.value=0.3")
+        parts = parts + run(SparseAttention(config, DIMS), config, x, q, k, v, tokens)
+    assert_close(out, parts, 1e-12)
+
+
+def test_backends_agree_through_the_whole_layer():
+    tokens = sparse_context(token_layout([(2, (5, 2, 3), 1), (1, (1, 1, 1), 0)]), "video")
+    results = []
+    for backend in BACKENDS:
+        torch.manual_seed(0)
+        config = attention_config(
+            f"attention.backend={backend}",
+            "attention.compressor.kind=mlp",
+            "attention.partition.kind=frame",
+            "attention.branches.compression.log_length_bias=true",
+        )
+        layer = SparseAttention(config, DIMS).double()
+        for parameter in layer.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        x = torch.randn(31, 64, dtype=torch.float64, requires_grad=True)
+        heads = random_heads(31, 31, (4, 2, 16), torch.float64)
+        out = run(layer, config, x, *heads.all, tokens)
+        out.square().sum().backward()
+        results.append([out, x.grad, *(h.grad for h in heads.all), *(p.grad for p in layer.parameters())])
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other, 1e-10)
+
+
+def test_auto_says_what_it_chose(caplog):
+    with caplog.at_level("INFO"):
+        import nsa_lab.attention.backends as backends
+
+        backends._said.clear()
+        assert choose_backend("auto", torch.device("cpu")) == "torch"
+        choose_backend("auto", torch.device("cpu"))
+    assert [r.message for r in caplog.records] == ["attention backend on cpu: torch"]
+
+
+def test_a_named_backend_that_cannot_run_says_why(monkeypatch):
+    monkeypatch.setattr(BACKENDS["torch"], "why_not", lambda device: "no reason at all")
+    with pytest.raises(NsaLabError, match="no reason at all"):
+        choose_backend("torch", torch.device("cpu"))
+
+
+def test_paper_budget_is_3_point_6_percent():
+    assert round(paper_ratio(AttentionConfig(), 128_000), 5) == 0.036

@@ -1,0 +1,75 @@
+"""Stands in for nsa_lab.training.run.run in worker processes: same signature, no training.
+
+What it does is read from the environment, which worker processes inherit: FAKE_SECONDS (how long a run
+takes), FAKE_LOG (a file that gets one line per start and end), FAKE_FAULT (an error for every run), FAKE_TRACK
+(record runs).
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nsa_lab.errors import NsaLabError
+from nsa_lab.tracking import Tracker
+
+STEPS = 5
+
+
+@dataclass(frozen=True)
+class Progress:
+    step: int
+    steps: int
+    metrics: dict[str, float]
+    validated: bool
+
+
+@dataclass(frozen=True)
+class RunResult:
+    directory: Path
+    metrics: dict[str, float]
+    tracking_id: str | None
+    stopped: bool
+
+
+def run(config: Any, *, directory: Path | None = None, parent: str | None = None, tags: Any = None,
+        on_progress: Any = None, progress_bar: bool = True) -> RunResult:  # fmt: skip
+    assert directory is not None
+    directory.mkdir(parents=True, exist_ok=True)
+    design = (config.attention.partition.block_size, config.attention.branches.window.size)
+    _log(f"start {directory.name} {design}")
+    tracker = Tracker.open(config, directory, parent=parent, tags=tags) if os.environ.get("FAKE_TRACK") else None
+    _fail(os.environ.get("FAKE_FAULT", ""))
+    accuracy = 1.0 - 1.0 / (1.0 + design[1] / design[0])
+    metrics = {
+        "val/accuracy": accuracy,
+        "budget/keys_per_query": float(design[0] + 2 * design[1]),
+        "train/loss": 0.1,
+    }
+    stopped = False
+    for step in range(1, STEPS + 1):
+        time.sleep(float(os.environ.get("FAKE_SECONDS", "0")) / STEPS)
+        now = {**metrics, "val/accuracy": accuracy * step / STEPS}
+        if tracker:
+            tracker.metrics(now, step)
+        if on_progress(Progress(step, STEPS, now, validated=True)):
+            stopped = True
+            break
+    if tracker:
+        tracker.finish()
+    _log(f"end {directory.name} {design}")
+    return RunResult(directory, metrics, tracker.run_id if tracker else None, stopped)
+
+
+def _fail(fault: str) -> None:
+    if fault == "memory":
+        raise RuntimeError(f"out of memory: tried to allocate {time.time_ns()} bytes")
+    if fault:
+        raise NsaLabError(fault)
+
+
+def _log(line: str) -> None:
+    if log := os.environ.get("FAKE_LOG"):
+        with open(log, "a") as file:
+            file.write(f"{line} {os.getpid()}\n")

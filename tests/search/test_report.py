@@ -1,0 +1,125 @@
+"""Rows, the Pareto set, pictures and the live table, on studies made by hand."""
+
+import csv
+import io
+import time
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from rich.console import Console
+
+from nsa_lab.config import flatten, load_config, to_dict
+from nsa_lab.search.report import print_report, write_report
+from nsa_lab.search.rows import read_outcome
+from nsa_lab.search.view import LiveView, View, open_view, short_names
+
+NAMES = ("val/accuracy", "budget/keys_per_query", "throughput/seconds_per_step")
+DIRECTIONS = ("maximize", "minimize", "minimize")
+
+
+def study_of(values, states=None):
+    """A study with these objective values; None for a trial without (its state from `states`, default FAIL)."""
+    count = max(len(v) for v in values if v)
+    study = optuna.create_study(study_name="made", directions=DIRECTIONS[:count])
+    with pytest.warns(optuna.exceptions.ExperimentalWarning):
+        study.set_metric_names(list(NAMES[:count]))
+    study.set_user_attr("base", flatten(to_dict(load_config(None, {"tasks.needle.enabled": True}))))
+    for number, value in enumerate(values):
+        trial = study.ask()
+        size = trial.suggest_int("attention.branches.window.size", 1, 100)
+        trial.set_user_attr("overrides", {"attention.branches.window.size": size})
+        trial.set_constraint("config", 1.0 if states and states.get(number) == "infeasible" else 0.0)
+        if value is None:
+            named = (states or {}).get(number, "failed")
+            state = optuna.trial.TrialState.FAIL if named == "failed" else optuna.trial.TrialState.PRUNED
+            study.tell(trial, state=state)
+        else:
+            study.tell(trial, value)
+    return study
+
+
+TWO = [(0.5, 10.0), (0.9, 80.0), (0.9, 60.0), (0.4, 50.0), None, None, (0.7, 30.0)]
+
+
+def test_the_front_and_the_recommended_trial():
+    outcome = read_outcome(study_of(TWO, {4: "infeasible"}))
+    assert [row.number for row in outcome.front] == [2, 6, 0]
+    assert outcome.best.number == 2, "the tie on accuracy goes to the cheaper design"
+    assert (outcome.count("infeasible"), outcome.count("failed"), outcome.count("complete")) == (1, 1, 5)
+
+
+def test_one_objective_recommends_the_first_of_the_best():
+    outcome = read_outcome(study_of([(0.2,), (0.8,), (0.8,)]))
+    assert [row.number for row in outcome.front] == [1]
+    assert outcome.rule == "highest val/accuracy; ties: lowest trial number"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [TWO, [(0.2,), (0.8,), None, (0.6,)], [(0.5, 1.0, 3.0), (0.7, 2.0, 2.0), (0.4, 2.0, 3.0)], [(0.5, 2.0)]],
+    ids=["two", "one", "three", "single"],
+)
+def test_every_study_leaves_pictures_tables_and_configs(values, tmp_path):
+    outcome = read_outcome(study_of(values))
+    files = {file.name for file in write_report(outcome, tmp_path)}
+    assert files == {"table.csv", "pareto.png", "pareto.html", "best.yaml", "pareto"}
+    assert (tmp_path / "pareto.png").read_bytes()[:4] == b"\x89PNG"
+    assert "Plotly.newPlot" in (tmp_path / "pareto.html").read_text()
+    assert 'src="http' not in (tmp_path / "pareto.html").read_text()
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert [int(row["number"]) for row in rows] == list(range(len(values)))
+    assert {int(row["number"]) for row in rows if row["pareto"] == "True"} == {r.number for r in outcome.front}
+    best = load_config(tmp_path / "best.yaml")
+    assert best.attention.branches.window.size == outcome.best.params["attention.branches.window.size"]
+    assert (tmp_path / "best.yaml").read_text().startswith(f"# Trial {outcome.best.number} of study made")
+
+
+def test_configs_that_left_the_front_are_removed(tmp_path):
+    write_report(read_outcome(study_of([(0.5, 10.0)])), tmp_path)
+    write_report(read_outcome(study_of([(0.5, 10.0), (0.6, 9.0)])), tmp_path)
+    assert [f.name for f in (tmp_path / "pareto").iterdir()] == ["trial-0001.yaml"]
+
+
+def test_a_study_without_a_complete_trial_still_writes_its_table(tmp_path):
+    study = optuna.create_study(study_name="made")
+    study.tell(study.ask(), state=optuna.trial.TrialState.FAIL)
+    outcome = read_outcome(study)
+    assert [file.name for file in write_report(outcome, tmp_path)] == ["table.csv"]
+    console = Console(record=True, file=io.StringIO())
+    print_report(outcome, tmp_path, console)
+    assert "no complete trial yet" in console.export_text()
+
+
+def test_the_table_marks_the_recommended_trial_and_states_the_rule(tmp_path):
+    console = Console(record=True, width=160, file=io.StringIO())
+    print_report(read_outcome(study_of(TWO)), tmp_path, console)
+    text = console.export_text()
+    assert "*2" in text and "5 complete, 2 failed" in text
+    assert "recommended: trial 2 (highest val/accuracy; ties: lowest budget/keys_per_query" in text
+
+
+def test_a_terminal_gets_a_live_table_and_a_file_plain_lines():
+    objectives = dict(zip(NAMES[:2], DIRECTIONS[:2], strict=True))
+    trials = study_of(TWO).get_trials()
+    plain = Console(width=160, record=True, file=io.StringIO())
+    with open_view(plain, objectives, 9) as view:
+        assert type(view) is View
+        view.finished(trials[1])
+    assert "1/9  trial 0001 complete    val/accuracy 0.9  budget/keys_per_query 80" in plain.export_text()
+
+    screen = io.StringIO()
+    terminal = Console(width=160, force_terminal=True, file=screen)
+    progress = SimpleNamespace(step=30, steps=100, metrics={"val/accuracy": 0.25})
+    worker = SimpleNamespace(index=3, trial=trials[2], since=time.monotonic(), progress=progress)
+    with open_view(terminal, objectives, 9) as view:
+        assert isinstance(view, LiveView)
+        view.finished(trials[1])
+        view.show([worker], 7)
+    assert all(text in screen.getvalue() for text in ("1/9 trials", "30/100", "0.25", "worker 3"))
+
+
+def test_short_names_stay_distinct():
+    names = ["a.window.enabled", "b.window.enabled", "c.size", "alone"]
+    assert list(short_names(names).values()) == ["a.window.enabled", "b.window.enabled", "c.size", "alone"]
+    assert short_names(["attention.partition.block_size"]) == {"attention.partition.block_size": "partition.block_size"}

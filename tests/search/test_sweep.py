@@ -1,0 +1,274 @@
+"""Whole sweeps on a stand-in runner: counts, infeasible designs, faults, resume, kills."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+from rich.console import Console
+
+from nsa_lab.config import load_config
+from nsa_lab.errors import NsaLabError
+from nsa_lab.search import show, sweep
+
+RUNNER = "fake_runner:run"
+SPACE = """
+BASE = "base.yaml"
+OBJECTIVES = {"val/accuracy": "maximize", "budget/keys_per_query": "minimize"}
+SAMPLER = "random"
+
+def suggest(trial):
+    block = trial.suggest_categorical("block", [8, 16, 32])
+    window = trial.suggest_int("window", 8, 100000)
+    return {"attention.partition.block_size": block, "attention.branches.window.size": window}
+"""
+COMMAND = """
+import sys
+from nsa_lab.search import sweep
+if __name__ == "__main__":
+    trials, workers, *overrides = sys.argv[2:]
+    result = sweep(sys.argv[1], trials=int(trials), workers=int(workers), overrides=overrides, runner="fake_runner:run")
+    sys.exit(130 if result.interrupted else 0)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a base experiment and a sweep file, as the current one; the stand-in runner importable."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
+    (tmp_path / "base.yaml").write_text("name: base\ntasks: {needle: {enabled: true}}\ntracking: {enabled: false}\n")
+    (tmp_path / "space.py").write_text(SPACE)
+    return tmp_path
+
+
+def run(file="space.py", **options):
+    console = Console(width=160, record=True, file=io.StringIO())
+    result = sweep(file, runner=RUNNER, console=console, **options)
+    return result, console.export_text()
+
+
+def trials_of(name="space", url="sqlite:///runs/studies.db"):
+    return optuna.load_study(study_name=name, storage=url).get_trials()
+
+
+def states(trials):
+    return Counter(trial.state.name for trial in trials)
+
+
+@pytest.mark.slow
+def test_pareto_set_and_files(folder):
+    result, text = run(trials=6, workers=2)
+    trials = trials_of()
+    assert states(trials) == {"COMPLETE": 6}
+    assert sorted(trial.number for trial in trials) == list(range(6))
+    front = {row.number for row in result.outcome.front}
+    for trial in trials:
+        beaten = any(
+            o.values[0] >= trial.values[0] and o.values[1] <= trial.values[1] and o.values != trial.values
+            for o in trials
+        )
+        assert beaten != (trial.number in front)
+    best = result.outcome.best
+    assert best.values["val/accuracy"] == max(trial.values[0] for trial in trials)
+    config = load_config(result.directory / "best.yaml")
+    assert config.attention.branches.window.size == best.params["window"]
+    assert config.attention.partition.block_size == best.params["block"]
+    assert {int(f.stem[-4:]) for f in (result.directory / "pareto").glob("*.yaml")} == front
+    assert "highest val/accuracy; ties: lowest budget/keys_per_query" in text
+    assert "highest val/accuracy" in (result.directory / "best.yaml").read_text()
+    assert "cdn.plot" not in (result.directory / "pareto.html").read_text()[:20000]
+    assert (result.directory / "pareto.png").stat().st_size > 10_000
+    assert trials[0].user_attrs["worker"]["pid"] != os.getpid()
+    assert trials[0].user_attrs["metrics"]["train/loss"] == 0.1
+
+    again, _ = run(trials=2)
+    assert states(trials_of()) == {"COMPLETE": 8}
+    assert len({(t.params["block"], t.params["window"]) for t in trials_of()}) == 8, "a resumed search repeats itself"
+    assert show("space", console=Console(file=io.StringIO())).outcome.best == again.outcome.best
+    with pytest.raises(NsaLabError, match="did you mean 'space'"):
+        show("spice")
+    with pytest.raises(NsaLabError, match=r"training\.steps=300 then, 7 now.*--study NEWNAME"):
+        run(trials=1, overrides=["training.steps=7"])
+    (folder / "space.py").write_text(SPACE.replace("[8, 16, 32]", "[8, 16]"))
+    with pytest.raises(NsaLabError, match=r"search space of this study changed.*--study NEWNAME"):
+        run(trials=1)
+    assert states(trials_of()) == {"COMPLETE": 8}
+
+
+@pytest.mark.slow
+def test_infeasible_designs_are_constraints_and_all_trials_are_tracked(folder, monkeypatch):
+    monkeypatch.setenv("FAKE_TRACK", "1")
+    extra = '\ndef constraints(config):\n    return {"window": config.attention.branches.window.size - 60}\n'
+    few = SPACE.replace("8, 100000", "-20, 100").replace('"random"', '"tpe"') + extra
+    (folder / "space.py").write_text(few)
+    run(trials=10, storage=f"journal://{folder}/journal.log", overrides=["tracking.enabled=true"])
+    backend = optuna.storages.journal.JournalFileBackend(f"{folder}/journal.log")
+    trials = trials_of(url=optuna.storages.JournalStorage(backend))
+    for trial in trials:
+        size = trial.params["window"]
+        if size < 1:
+            assert trial.state.name == "PRUNED" and trial.constraints == {"config": 1.0}
+            assert "holds no token" in trial.user_attrs["reason"]
+        else:
+            assert trial.constraints == {"config": 0.0, "window": size - 60}
+            assert trial.state.name == ("PRUNED" if size > 60 else "COMPLETE")
+    trained = [line for line in (folder / "log").read_text().splitlines() if line.startswith("end")]
+    assert len(trained) == states(trials)["COMPLETE"] and len(trials) == 10
+    check_tracked(folder, trials)
+
+
+@pytest.mark.slow
+def test_one_objective_prunes_and_brute_force_ends(folder):
+    (folder / "prune.py").write_text(
+        'BASE = "base.yaml"\nOBJECTIVES = {"val/accuracy": "maximize"}\nPRUNER = "median"\nSAMPLER = "brute"\n'
+        "def suggest(trial):\n"
+        '    return {"attention.branches.window.size": trial.suggest_int("window", 2, 20, step=2)}\n'
+    )
+    result, text = run("prune.py", trials=50)
+    trials = trials_of("prune")
+    assert len(trials) == 10 and "every design of the space has been tried" in text
+    assert sorted(trial.params["window"] for trial in trials) == list(range(2, 21, 2))
+    assert states(trials)["PRUNED"] >= 1 and result.outcome.best.params["window"] == 20
+    assert result.outcome.count("pruned") == states(trials)["PRUNED"]
+    assert all("pruned by median" in t.user_attrs["reason"] for t in trials if t.state.name == "PRUNED")
+
+
+@pytest.mark.slow
+def test_faults_stop_a_sweep_with_their_reason(folder, monkeypatch):
+    monkeypatch.setenv("FAKE_FAULT", "memory")
+    with pytest.raises(NsaLabError, match=r"3 trials in a row failed.*RuntimeError: out of memory"):
+        run(trials=9)
+    assert states(trials_of()) == {"FAIL": 3}
+    assert "out of memory" in (folder / "runs/studies/space/logs/worker-0.log").read_text()
+    monkeypatch.setenv("FAKE_FAULT", "the disk is full")
+    with pytest.raises(NsaLabError, match="no trial completed; 2 of 2 failed: the disk is full"):
+        run(trials=2, study="other")
+    monkeypatch.delenv("FAKE_FAULT")
+    (folder / "wrong.py").write_text(SPACE.replace("val/accuracy", "val/acuracy"))
+    with pytest.raises(NsaLabError, match="objective 'val/acuracy' was not reported; a run reports budget/keys"):
+        run("wrong.py", trials=9)
+    assert states(trials_of("wrong")) == {"FAIL": 1}
+
+
+@pytest.mark.slow
+def test_killed_worker_is_replaced_and_its_trial_retried(folder, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "1")
+    process = launch(folder, 4, 2)
+    victim = int(wait_for_lines(folder, 2)[0].split()[-1])
+    os.kill(victim, signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    trials = trials_of()
+    assert states(trials) == {"COMPLETE": 4, "FAIL": 1}
+    assert_retried_once(trials)
+    assert "killed by SIGKILL; queued again" in output
+    assert "killed by SIGKILL" in next(t for t in trials if t.state.name == "FAIL").user_attrs["reason"]
+
+
+@pytest.mark.slow
+def test_killed_sweep_resumes_without_a_lost_or_doubled_trial(folder, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "1")
+    process = launch(folder, 9, 2)
+    lines = wait_for_lines(folder, 4)
+    process.kill()
+    process.communicate(timeout=30)
+    workers = {int(line.split()[-1]) for line in lines}
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline, "workers outlive their sweep"
+        time.sleep(0.1)
+    before = states(trials_of())
+    assert before["RUNNING"] >= 1
+    monkeypatch.setenv("FAKE_SECONDS", "0")
+    _, text = run(trials=2)
+    trials = trials_of()
+    assert states(trials)["COMPLETE"] == before["COMPLETE"] + before["RUNNING"] + 2
+    assert states(trials)["FAIL"] == before["RUNNING"] and states(trials)["RUNNING"] == 0
+    assert_retried_once(trials)
+    assert f"{before['RUNNING']} unfinished trials of an earlier sweep are retried first" in text
+
+
+@pytest.mark.slow
+def test_interrupt_queues_trials_in_flight_again(folder, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "20")
+    process = launch(folder, 4, 2)
+    wait_for_lines(folder, 2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130 and "nsa-lab sweep" in output.splitlines()[-1]
+    assert states(trials_of()) == {"FAIL": 2, "WAITING": 2}
+    monkeypatch.setenv("FAKE_SECONDS", "0")
+    run(trials=1)
+    assert states(trials_of()) == {"FAIL": 2, "COMPLETE": 3}
+    assert_retried_once(trials_of())
+
+
+@pytest.mark.slow
+def test_two_sweeps_share_one_study(folder, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "0.5")
+    processes = [launch(folder, 4, 1), launch(folder, 4, 1)]
+    for process in processes:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    assert states(trials_of()) == {"COMPLETE": 8}
+    log = Counter(line.split()[1] for line in (folder / "log").read_text().splitlines() if line.startswith("end"))
+    assert set(log.values()) == {1} and len(log) == 8, "a trial ran twice"
+
+
+def check_tracked(folder, trials):
+    """One MLflow run for each trial, under one parent that holds the results."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
+    everything = client.search_runs([client.get_experiment_by_name("nsa-lab").experiment_id])
+    (parent,) = [r for r in everything if r.data.tags["kind"] == "sweep"]
+    children = {int(r.data.tags["trial"]): r for r in everything if r.data.tags["kind"] == "trial"}
+    assert parent.info.run_name == "sweep-space" and parent.info.status == "FINISHED"
+    names = {f.path for f in client.list_artifacts(parent.info.run_id)}
+    assert names >= {"best.yaml", "pareto", "pareto.png", "pareto.html", "table.csv", "space.py", "base.yaml"}
+    assert sorted(children) == [trial.number for trial in trials]
+    for trial in trials:
+        child = children[trial.number]
+        assert child.info.run_name == f"trial-{trial.number:04d}"
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.tags["state"] == ("finished" if trial.state.name == "COMPLETE" else "infeasible")
+        assert trial.user_attrs["tracking_id"] == child.info.run_id
+
+
+def launch(folder, trials, workers):
+    (folder / "go.py").write_text(COMMAND)
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "go.py", "space.py", str(trials), str(workers)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def wait_for_lines(folder, count, timeout=60):
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        lines = (folder / "log").read_text().splitlines() if (folder / "log").exists() else []
+        starts = [line for line in lines if line.startswith("start")]
+        if len(starts) >= count:
+            return starts[-2:]
+        time.sleep(0.05)
+    raise AssertionError("the sweep did not start its trials")
+
+
+def assert_retried_once(trials):
+    """Each failed trial has one retry with its parameters and directory, and that one is complete."""
+    for trial in (t for t in trials if t.state.name == "FAIL"):
+        retries = [t for t in trials if t.user_attrs.get("retry_from") == trial.number]
+        assert [t.state.name for t in retries] == ["COMPLETE"]
+        assert retries[0].params == trial.params
+        assert retries[0].user_attrs["directory"] == trial.user_attrs["directory"]
+    designs = [json.dumps(t.params) for t in trials if t.state.name == "COMPLETE"]
+    assert len(set(designs)) == len(designs), "a design was trained twice"

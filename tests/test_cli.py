@@ -1,0 +1,166 @@
+"""The command line: quick to answer, clear when it refuses, and every command reaches what it is for."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from nsa_lab import cli
+from nsa_lab.config import load_config
+
+HEAVY = ("torch", "transformers", "lightning", "mlflow", "optuna", "matplotlib", "plotly", "av", "omegaconf")
+
+
+@pytest.fixture
+def nsa_lab(capfd):
+    """Runs one command in this process; gives exit code, stdout and stderr."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return end.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    values = {
+        "name": "tiny",
+        "output": {"dir": str(tmp_path / "runs")},
+        "data": {"cache_dir": str(tmp_path / "cache")},
+        "tracking": {"enabled": False},
+        "tasks": {"needle": {"enabled": True, "frames": 8, "train_clips": 2, "val_clips": 2}},
+        "model": {"hidden_size": 32, "num_heads": 2, "num_kv_heads": 1},
+        "training": {"steps": 2, "batch_size": 2},
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_importing_the_command_line_imports_nothing_heavy():
+    code = f"import sys, nsa_lab.cli; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_answers_at_once():
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "nsa_lab.cli", "--help"], capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    print(f"nsa-lab --help took {seconds:.2f} s")
+    assert done.returncode == 0 and "train" in done.stdout
+    assert seconds < 3
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "show", "sweep", "sweep run", "sweep show", "tasks", "ui", "push", "bench"]
+)
+def test_help_of_each_command_gives_an_example(nsa_lab, command):
+    code, out, _ = nsa_lab(*command.split(), "--help")
+    assert code == 0
+    assert f"nsa-lab {command.removesuffix(' run')}" in out
+
+
+def test_usage_errors_exit_with_2(nsa_lab):
+    assert nsa_lab("train")[0] == 2
+    assert nsa_lab("trian")[0] == 2
+    assert nsa_lab("show", "--no-such-option")[0] == 2
+
+
+def test_show_prints_a_config_that_loads_again(nsa_lab, config_file, tmp_path):
+    code, out, err = nsa_lab("show", config_file, "training.steps=7")
+    assert code == 0
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(out)
+    assert load_config(shown) == load_config(config_file, ["training.steps=7"])
+    assert "hash: " in err and "budget: " in err
+    assert "block_count=32 is more than" in err  # the notice that a tiny clip has fewer blocks
+
+
+def test_show_needs_no_file(nsa_lab):
+    code, out, err = nsa_lab("show", "attention.mode=dense")
+    assert code == 0
+    assert yaml.safe_load(out)["attention"]["mode"] == "dense"
+    assert "dense" in err
+
+
+def test_tasks_lists_dials_and_chance(nsa_lab):
+    code, out, _ = nsa_lab("tasks")
+    assert code == 0
+    for part in ("needle", "order", "chance", "event_frames="):
+        assert part in out
+
+
+def test_train_prints_metrics_directory_and_how_to_look(nsa_lab, config_file, tmp_path):
+    command = ["train", config_file, "--quiet", "--dir", tmp_path / "here"]
+    code, out, err = nsa_lab(*command)
+    assert code == 0, err
+    assert "val/accuracy" in out and str(tmp_path / "here") in out
+    assert "Warning" not in err and "lightning" not in err
+    code, out, err = nsa_lab(*command, "tracking.enabled=true")
+    assert code == 0 and "recorded" in err and "val/accuracy" in out and "nsa-lab ui" in out
+
+
+def test_progress_bar_shows_step_loss_and_accuracy(nsa_lab, config_file):
+    code, _, err = nsa_lab("train", config_file)
+    assert code == 0
+    for part in ("step", "2/2", "loss", "accuracy", "it/s"):
+        assert part in err
+
+
+def test_error_is_one_line_and_debug_shows_where(nsa_lab, monkeypatch):
+    code, out, err = nsa_lab("train", "missing.yaml")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: config file missing.yaml does not exist") and err.count("\n") == 1
+    assert "Traceback" in nsa_lab("train", "missing.yaml", "--debug")[2]
+    monkeypatch.setenv("NSA_LAB_DEBUG", "1")
+    assert "Traceback" in nsa_lab("train", "missing.yaml")[2]
+
+
+def test_interrupt_is_one_line_and_exits_with_130(nsa_lab, config_file, monkeypatch):
+    from nsa_lab import training
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "run", interrupted)
+    code, _, err = nsa_lab("train", config_file)
+    assert code == 130
+    assert "interrupted" in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_push_sends_a_local_run(nsa_lab, config_file, tmp_path):
+    nsa_lab("train", config_file, "--quiet", "--dir", tmp_path / "here")
+    store = f"sqlite:///{tmp_path / 'store.db'}"
+    code, out, err = nsa_lab("push", tmp_path / "here", "--uri", store)
+    assert code == 0, err
+    assert f"sent {tmp_path / 'here'}" in out
+    assert json.loads((tmp_path / "here" / "tracking.json").read_text())["run_id"]
+    assert "nothing to send" in nsa_lab("push", tmp_path / "here")[1]
+
+
+@pytest.mark.slow
+def test_bench_writes_sparse_and_dense_with_the_machine(nsa_lab, tmp_path):
+    out_file = tmp_path / "bench.csv"
+    arguments = ["--lengths", "128", "--repeats", "1", "--out", out_file, "training.threads=1"]
+    code, out, err = nsa_lab("bench", *arguments, f"data.cache_dir={tmp_path}")
+    assert code == 0, err
+    header, *rows = [line.split(",") for line in out_file.read_text().splitlines()]
+    table = [dict(zip(header, row, strict=True)) for row in rows]
+    assert [(row["video_tokens"], row["mode"]) for row in table] == [("128", "dense"), ("128", "sparse")]
+    for row in table:
+        assert float(row["seconds"]) > 0 and float(row["peak_mib"]) > 0
+        assert all(row[name] for name in ("device", "cores", "torch", "transformers", "commit", "date"))
+    assert "vs dense" in out
+
+
+def test_bench_refuses_lengths_that_are_not_whole_frames(nsa_lab):
+    for arguments in (["--lengths", "100"], ["--lengths", "many"], ["--sizes", "huge"]):
+        code, _, err = nsa_lab("bench", *arguments)
+        assert code == 2 and err.startswith("error: --") and err.count("\n") == 1

@@ -1,0 +1,289 @@
+"""The record of a run: on disk, in MLflow, through resumes, races and outages."""
+
+import json
+import math
+import multiprocessing
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from nsa_lab import tracking
+from nsa_lab.config import load_config
+from nsa_lab.errors import NsaLabError
+from nsa_lab.tracking import Tracker
+from nsa_lab.tracking_sender import Unreachable
+
+
+def config_in(folder, **overrides):
+    return load_config(
+        None, {"name": "needle-nsa", "tasks.needle.enabled": True, "output.dir": str(folder), **overrides}
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """An output folder whose tracking database exists."""
+    folder = tmp_path_factory.mktemp("runs")
+    tracking.prepare_store(config_in(folder))
+    return folder
+
+
+def client_of(config):
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking.tracking_uri(config))
+
+
+def test_a_run_is_recorded_here_and_there(store, tmp_path):
+    config = config_in(store)
+    tracker = Tracker.open(config, tmp_path / "run", tags={"study": "s1"})
+    for step in range(700):
+        tracker.metrics({"train/loss": 1 / (step + 1), "val/accuracy": math.nan}, step)
+    (tmp_path / "curve.png").write_bytes(b"picture")
+    tracker.artifact(tmp_path / "curve.png", "pictures")
+    tracker.finish()
+    client = client_of(config)
+    run = client.get_run(tracker.run_id)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "needle-nsa")
+    assert run.data.params["attention.branches.window.size"] == "256"
+    assert not any(name.startswith(("output.", "tracking.")) for name in run.data.params)
+    wanted = {"state": "finished", "study": "s1", "partition": "uniform", "model": "nano", "tasks": "needle"}
+    assert wanted.items() <= run.data.tags.items()
+    assert run.data.tags["branches"] == "compression+selection+window"
+    assert len(run.data.tags["config_hash"]) == 12 and run.data.tags["host"] == socket.gethostname()
+    assert len(client.get_metric_history(tracker.run_id, "train/loss")) == 700
+    assert {f.path for f in client.list_artifacts(tracker.run_id)} >= {"config.yaml", "pictures"}
+    assert run.info.artifact_uri.startswith((store / "mlartifacts").as_uri())
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(700))
+    assert lines[1]["metrics"]["train/loss"] == 0.5 and math.isnan(lines[1]["metrics"]["val/accuracy"])
+    assert json.loads((tmp_path / "run/params.json").read_text())["seed"] == "0"
+    assert load_config(tmp_path / "run/config.yaml") == config
+
+
+def test_uncommitted_changes_are_kept(store, tmp_path, monkeypatch):
+    from nsa_lab import tracking_origin
+
+    source = tracking_origin.Source("abc", "diff --git a b\n")
+    monkeypatch.setattr(tracking_origin, "source_state", lambda: source)
+    tracker = Tracker.open(config_in(store), tmp_path)
+    tracker.finish()
+    run = client_of(config_in(store)).get_run(tracker.run_id)
+    assert (run.data.tags["commit"], run.data.tags["dirty"]) == ("abc", "true")
+    assert "dirty.diff" in {f.path for f in client_of(config_in(store)).list_artifacts(tracker.run_id)}
+    assert (tmp_path / "dirty.diff").read_text() == "diff --git a b\n"
+
+
+def test_a_run_left_unfinished_goes_on(store, tmp_path):
+    config = config_in(store)
+    tracker = Tracker.open(config, tmp_path)
+    tracker.metrics({"train/loss": 2.0}, 1)
+    tracker.finish("KILLED")
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "ti')
+    again = Tracker.open(config, tmp_path)
+    assert again.run_id == tracker.run_id
+    assert client_of(config).get_run(again.run_id).info.status == "RUNNING"
+    again.metrics({"train/loss": 1.0}, 2)
+    with pytest.raises(NsaLabError, match=r"seed=0, now 1; params of a run cannot change"):
+        again.params({"seed": 1})
+    again.finish()
+    run = client_of(config).get_run(again.run_id)
+    assert (run.info.status, run.data.tags["state"]) == ("FINISHED", "finished")
+    history = client_of(config).get_metric_history(again.run_id, "train/loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (2, 1.0)]
+    assert tracking.last_run_id(tmp_path) == again.run_id
+
+    fresh = Tracker.open(config, tmp_path)
+    fresh.finish()
+    assert fresh.run_id != again.run_id, "a finished run must not be written to"
+    assert len((tmp_path / "metrics.1.jsonl").read_text().splitlines()) == 2
+    named = Tracker.open(config, tmp_path, run_id=fresh.run_id)
+    named.finish()
+    assert named.run_id == fresh.run_id
+
+
+def test_a_changed_config_is_refused_and_the_directory_released(store, tmp_path):
+    Tracker.open(config_in(store), tmp_path).finish("FAILED")
+    for _ in range(2):
+        with pytest.raises(NsaLabError, match=r"training\.steps=300, now 9"):
+            Tracker.open(config_in(store, **{"training.steps": 9}), tmp_path)
+
+
+def test_two_processes_cannot_record_in_one_directory(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("nsa_lab.tracking_record.LOCK_PATIENCE_S", 0.0)
+    monkeypatch.setattr("nsa_lab.tracking_record.Record.lock.__defaults__", (0.0,))
+    tracker = Tracker.open(config_in(store), tmp_path)
+    with pytest.raises(NsaLabError, match="another process records a run"):
+        Tracker.open(config_in(store), tmp_path)
+    tracker.finish()
+
+
+def test_without_tracking_the_record_can_be_pushed_later(store, tmp_path):
+    tracker = Tracker.open(config_in(store, **{"tracking.enabled": False}), tmp_path / "run")
+    tracker.metrics({"val/accuracy": 0.5}, 3)
+    tracker.finish()
+    assert tracker.run_id is None
+    with pytest.raises(NsaLabError, match="recorded without tracking; name a server with --uri"):
+        tracking.push(tmp_path)
+    uri = tracking.tracking_uri(config_in(store))
+    assert tracking.push(tmp_path, uri) == [tmp_path / "run"]
+    assert tracking.push(tmp_path) == [], "nothing is sent twice"
+    run = client_of(config_in(store)).get_run(tracking.last_run_id(tmp_path / "run"))
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"val/accuracy": 0.5})
+    with pytest.raises(NsaLabError, match="holds no record"):
+        tracking.push(tmp_path / "nothing")
+
+
+def test_an_outage_costs_nothing(store, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("nsa_lab.tracking_sender.INTERVAL_S", 0.05)
+    config = config_in(store)
+    tracker = Tracker.open(config, tmp_path)
+    with monkeypatch.context() as broken:
+        broken.setattr(tracking, "_send_all", unreachable)
+        tracker.metrics({"train/loss": 1.0}, 1)
+        time.sleep(0.5)
+    tracker.finish()
+    assert client_of(config).get_run(tracker.run_id).data.metrics == {"train/loss": 1.0}
+    assert "is away (no route); recording in" in caplog.text and "is back after" in caplog.text
+
+
+def test_a_server_that_stays_away_ends_with_one_error(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "FINISH_PATIENCE_S", 0.5)
+    monkeypatch.setattr(tracking, "TRIAL_FINISH_PATIENCE_S", 0.5)
+    config = config_in(store)
+    trackers = [Tracker.open(config, tmp_path / "alone")]
+    trackers.append(Tracker.open(config, tmp_path / "trial", parent=trackers[0].run_id))
+    with monkeypatch.context() as broken:
+        broken.setattr(tracking, "_send_all", unreachable)
+        for tracker in trackers:
+            tracker.metrics({"train/loss": 1.0}, 1)
+        with pytest.raises(NsaLabError, match=r"no route.*everything is kept in .*alone.*`nsa-lab push"):
+            trackers[0].finish()
+        trackers[1].finish()
+    assert tracking.push(tmp_path) == [tmp_path / "alone", tmp_path / "trial"]
+    child = client_of(config).get_run(tracking.last_run_id(tmp_path / "trial"))
+    assert child.data.metrics == {"train/loss": 1.0} and child.info.status == "FINISHED"
+    assert child.data.tags["mlflow.parentRunId"] == trackers[0].run_id
+
+
+def test_a_lost_answer_does_not_double_the_run(store, tmp_path, monkeypatch):
+    config = config_in(store, **{"tracking.experiment": "lost-answer"})
+    client = tracking._client(tracking.tracking_uri(config))
+    create, lost = client.create_run, []
+
+    def create_and_lose(*arguments):
+        run = create(*arguments)
+        if not lost:
+            lost.append(run)
+            raise OSError("database is locked")
+        return run
+
+    monkeypatch.setattr(client, "create_run", create_and_lose)
+    tracker = Tracker.open(config, tmp_path)
+    tracker.finish()
+    assert lost and tracker.run_id == lost[0].info.run_id
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://127.0.0.1:9", "does not answer"),
+        ("ftp://somewhere", "is no tracking store; use one of sqlite"),
+        ("sqlite:////proc/nowhere/mlflow.db", "refused.*No such file"),
+        ("sqlite:///{folder}/damaged.db", "refused.*not a database"),
+    ],
+)
+def test_unusable_stores_are_named(tmp_path, uri, message):
+    (tmp_path / "damaged.db").write_bytes(b"no database at all " * 100)
+    config = config_in(tmp_path, **{"tracking.uri": uri.format(folder=tmp_path)})
+    with pytest.raises(NsaLabError, match=message) as caught:
+        tracking.prepare_store(config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_six_processes_open_a_fresh_store_at_once(tmp_path):
+    with multiprocessing.get_context("spawn").Pool(6) as pool:
+        ids = pool.map(record_once, [(str(tmp_path), index) for index in range(6)])
+    config = config_in(tmp_path)
+    assert len(set(ids)) == 6
+    assert all(client_of(config).get_run(run_id).data.metrics == {"train/loss": 1.0} for run_id in ids)
+
+
+@pytest.mark.slow
+def test_runs_survive_a_real_server_that_goes_away(tmp_path, monkeypatch):
+    monkeypatch.setattr("nsa_lab.tracking_sender.INTERVAL_S", 0.1)
+    monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{tmp_path}/server.db")
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", str(tmp_path / "artifacts"))
+    with serving(0) as port:
+        config = config_in(tmp_path, **{"tracking.uri": f"http://127.0.0.1:{port}"})
+        tracker = Tracker.open(config, tmp_path / "run")
+        tracker.metrics({"train/loss": 2.0}, 1)
+        until(lambda: not tracker._record.pending)
+    tracker.metrics({"train/loss": 1.0}, 2)
+    until(lambda: tracker._sender.outage)
+    with serving(port):
+        tracker.finish()
+        run = client_of(config).get_run(tracker.run_id)
+        history = client_of(config).get_metric_history(tracker.run_id, "train/loss")
+    assert run.info.status == "FINISHED"
+    assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (2, 1.0)]
+
+
+def test_page_refuses_what_it_cannot_serve(tmp_path):
+    with pytest.raises(NsaLabError, match="page of its own"):
+        tracking.serve_ui(config_in(tmp_path, **{"tracking.uri": "http://somewhere:5000"}))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(NsaLabError, match="is taken"):
+            tracking.serve_ui(config_in(tmp_path), taken.getsockname()[1])
+
+
+def test_importing_tracking_does_not_import_mlflow():
+    code = "import sys, nsa_lab.tracking; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def unreachable(*_):
+    raise Unreachable("no route")
+
+
+def record_once(where):
+    folder, index = where
+    from pathlib import Path
+
+    tracker = Tracker.open(config_in(folder), Path(folder) / f"run-{index}")
+    tracker.metrics({"train/loss": 1.0}, 1)
+    tracker.finish()
+    return tracker.run_id
+
+
+@contextmanager
+def serving(port):
+    """MLflow's own server, in a thread; port 0 takes a free one."""
+    from mlflow.server import app
+    from werkzeug.serving import make_server
+
+    server = make_server("127.0.0.1", port, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def until(condition, timeout=30):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,0 +1,92 @@
+"""A run that was broken off and taken up again draws the same curve as one that was left alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from nsa_lab.config import to_yaml
+from nsa_lab.training import run
+from nsa_lab.training.pictures import read_series
+
+
+def curves(directory):
+    series = read_series(directory / "metrics.jsonl")
+    return {name: values for name, values in series.items() if not name.startswith("throughput/")}
+
+
+def weights(directory):
+    return torch.load(directory / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+
+
+def break_at(step, validated=False):
+    def on_progress(progress):
+        if progress.step == step and progress.validated == validated:
+            raise KeyboardInterrupt
+        return False
+
+    return on_progress
+
+
+@pytest.fixture
+def uninterrupted(tiny, tmp_path):
+    def make(overrides):
+        return run(tiny(overrides), directory=tmp_path / "uninterrupted", progress_bar=False).directory
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stop"),
+    [
+        ({}, break_at(4)),  # one step after a checkpoint, before the validation of that step
+        ({}, break_at(4, validated=True)),
+        ({}, break_at(2)),  # before the first checkpoint
+        ({}, break_at(8)),  # after the last step, before its validation
+        ({"training.checkpoint_every": 4}, break_at(5)),  # the checkpoint fell on a validation
+        ({"training.checkpoint_every": 4}, break_at(4, validated=True)),  # validated, not yet saved
+        ({"training.checkpoint_every": 2, "training.val_every": 1}, break_at(7)),
+        ({"training.accumulate": 2}, break_at(7)),
+        ({"data.workers": 1}, break_at(5)),
+        ({"training.val_every": 100}, break_at(5)),
+    ],
+)
+def test_broken_off_and_resumed_equals_uninterrupted(tiny, tmp_path, uninterrupted, overrides, stop):
+    whole = uninterrupted(overrides)
+    config = tiny(overrides)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, directory=tmp_path / "broken", progress_bar=False, on_progress=stop)
+
+    resumed = run(config, directory=tmp_path / "broken", progress_bar=False)
+
+    assert curves(resumed.directory) == curves(whole)
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed.directory)[name]), name
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, uninterrupted):
+    overrides = {"training.steps": 40, "training.checkpoint_every": 5, "training.val_every": 10}
+    whole = uninterrupted(overrides)
+    config = tmp_path / "config.yaml"
+    config.write_text(to_yaml(tiny(overrides)))
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "nsa_lab.cli", "train", str(config), "--quiet", "--dir", str(killed)]
+    command += ["training.threads=1"]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not (killed / "checkpoints" / "previous.ckpt").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "summary.json").exists()
+
+    subprocess.run(command, check=True)
+
+    assert curves(killed) == curves(whole)

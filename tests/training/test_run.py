@@ -1,0 +1,278 @@
+"""Runs of a few steps: what they leave behind, and how they end when something goes wrong."""
+
+import dataclasses
+import errno
+import itertools
+import json
+import os
+
+import lightning as L
+import pytest
+import torch
+
+from nsa_lab.config import load_config
+from nsa_lab.errors import NsaLabError
+from nsa_lab.tracking import Tracker
+from nsa_lab.training import module as training_module
+from nsa_lab.training import run
+from nsa_lab.training.pictures import read_series
+from nsa_lab.training.run import build
+from nsa_lab.training.score import MODEL_INPUTS, score_answers
+
+
+def train(config, **options):
+    return run(config, progress_bar=False, **options)
+
+
+@pytest.fixture
+def one_line():
+    """Asserts that an error is one line that holds all of `parts`."""
+
+    def check(error, *parts):
+        text = str(error.value)
+        assert "\n" not in text
+        for part in parts:
+            assert part in text, text
+
+    return check
+
+
+def test_run_leaves_config_checkpoints_metrics_summary_and_pictures(tiny):
+    config = tiny()
+    result = train(config)
+    assert load_config(result.directory / "config.yaml") == config
+    assert {path.name for path in (result.directory / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
+    assert {path.name for path in (result.directory / "pictures").iterdir()} == {"curves.png", "gates.png"}
+    assert json.loads((result.directory / "summary.json").read_text())["metrics"] == result.metrics
+    assert not list(result.directory.rglob("*.unfinished"))
+    assert not result.stopped and result.tracking_id is None
+
+
+def test_run_reports_the_contracted_metrics(tiny):
+    result = train(tiny({"training.steps": 5}))
+    for name in ("val/loss", "val/accuracy", "val/accuracy/needle", "budget/paper_ratio", "budget/keys_per_query",
+                 "train/loss", "throughput/tokens_per_second", "throughput/seconds_per_step", "model/parameters",
+                 "gate/layer00/window"):  # fmt: skip
+        assert isinstance(result.metrics[name], float), name
+    series = read_series(result.directory / "metrics.jsonl")
+    assert sorted(series["train/loss"]) == [1, 2, 3, 4, 5]
+    assert sorted(series["val/loss"]) == [4, 5]  # every 4 steps, and at the end
+    assert list(series["budget/keys_per_query"]) == [0]
+    assert series["learning_rate"][1] == pytest.approx(5e-4)  # half of 1e-3: the first of two warm-up steps
+
+
+def test_equal_seeds_give_equal_curves_and_other_seeds_others(tiny, tmp_path):
+    losses = [
+        read_series(train(tiny({"seed": seed}), directory=tmp_path / name).directory / "metrics.jsonl")["train/loss"]
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def greedy(model, batch, start, count):
+    """`count` tokens decoded one by one after the first `start` of a batch of one sample."""
+    video = ("pixel_values_videos", "video_grid_thw")
+    ids = batch["input_ids"][:, :start]
+    with torch.no_grad():
+        for _ in range(count):
+            inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+            inputs = {k: v if k in video else v[..., : ids.shape[1]] for k, v in inputs.items()}
+            logits = model(**inputs | {"input_ids": ids}, use_cache=False).logits[0, -1]
+            ids = torch.cat([ids, logits.argmax()[None, None]], dim=1)
+    return ids[0, start:]
+
+
+def test_teacher_forced_accuracy_is_that_of_greedy_decoding(tiny):
+    module, data = build(tiny())
+    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
+    batch = data.collate([data.val[0]])
+    place = (batch["answer_index"][0] == 0).nonzero().squeeze(1)
+    wanted = batch["input_ids"][0, place]
+    agreed = set()
+    for _ in range(40):
+        score = score_answers(module.model, batch)
+        written = greedy(module.model, batch, int(place[0]), len(place))
+        agreed.add((bool(score.correct[0]), torch.equal(written, wanted)))
+        score.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert agreed == {(False, False), (True, True)}
+
+
+def test_finished_run_gives_its_recorded_result(tiny):
+    config = tiny()
+    first = train(config)
+    before = (first.directory / "metrics.jsonl").read_text()
+    again = train(config)
+    assert again.recorded and not first.recorded
+    assert again.metrics == first.metrics
+    assert (first.directory / "metrics.jsonl").read_text() == before
+
+
+def test_resume_false_starts_over_in_the_same_directory(tiny):
+    first = train(tiny())
+    again = train(tiny({"training.resume": False}))
+    assert again.directory == first.directory
+    assert not again.recorded
+    assert again.metrics["val/loss"] == first.metrics["val/loss"]
+
+
+def test_directory_of_another_config_is_refused(tiny, tmp_path, one_line):
+    train(tiny({"training.steps": 1}), directory=tmp_path / "mine")
+    with pytest.raises(NsaLabError) as error:
+        train(tiny({"seed": 5}), directory=tmp_path / "mine")
+    one_line(error, str(tmp_path / "mine"), "another config", "choose another directory")
+
+
+def test_damaged_checkpoint_is_refused_and_the_one_before_is_named(tiny, tmp_path, one_line):
+    def interrupt(progress):
+        if progress.step == 7:
+            raise KeyboardInterrupt
+
+    config = tiny()
+    with pytest.raises(KeyboardInterrupt):
+        train(config, directory=tmp_path / "run", on_progress=interrupt)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    os.truncate(last, last.stat().st_size // 2)
+    with pytest.raises(NsaLabError) as error:
+        train(config, directory=tmp_path / "run")
+    one_line(error, str(last), "damaged", "previous.ckpt", "training.resume=false")
+
+    last.with_name("previous.ckpt").rename(last)
+    mended, whole = (train(config, directory=tmp_path / name) for name in ("run", "whole"))
+    assert mended.metrics["val/loss"] == whole.metrics["val/loss"]
+
+
+def test_loss_that_is_not_finite_ends_the_run_at_its_step(tiny, tmp_path, monkeypatch, one_line):
+    calls = itertools.count(1)
+
+    def poisoned(model, batch):
+        score = score_answers(model, batch)
+        factor = float("nan") if next(calls) == 5 else 1.0
+        return dataclasses.replace(score, loss=score.loss * factor)
+
+    monkeypatch.setattr(training_module, "score_answers", poisoned)
+    with pytest.raises(NsaLabError) as error:
+        train(tiny({"training.val_every": 100}), directory=tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    one_line(error, "loss became nan at step 5", "learning rate", "samples needle", str(checkpoint), "lower training")
+    assert torch.load(checkpoint, weights_only=False)["global_step"] == 3
+
+
+def test_gradient_that_is_not_finite_ends_the_run(tiny, monkeypatch, one_line):
+    def explode(self):
+        next(self.parameters()).grad.fill_(float("inf"))
+
+    monkeypatch.setattr(training_module.VideoModule, "on_after_backward", explode)
+    with pytest.raises(NsaLabError) as error:
+        train(tiny())
+    one_line(error, "gradient norm became", "at step 1", "there is no checkpoint yet")
+
+
+def test_weights_that_are_not_finite_are_not_saved(tiny, tmp_path, monkeypatch, one_line):
+    original = training_module.VideoModule.optimizer_step
+
+    def overflow(self, *args, **options):
+        original(self, *args, **options)
+        if self.trainer.global_step == 5:  # counted up after this call
+            with torch.no_grad():
+                next(self.parameters()).fill_(float("nan"))
+
+    monkeypatch.setattr(training_module.VideoModule, "optimizer_step", overflow)
+    with pytest.raises(NsaLabError) as error:
+        train(tiny({"training.val_every": 100}), directory=tmp_path / "run")
+    one_line(error, "not finite", "step 6")
+    kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)
+    assert kept["global_step"] == 3
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_full_disk_at_a_checkpoint_keeps_the_earlier_one(tiny, tmp_path, monkeypatch, one_line):
+    save = L.Trainer.save_checkpoint
+
+    def fills_up(self, path, *args, **options):
+        save(self, path, *args, **options)
+        if self.global_step == 6:
+            full_disk()
+
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", fills_up)
+    with pytest.raises(NsaLabError) as error:
+        train(tiny({"training.val_every": 100}), directory=tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    one_line(error, "No space left", str(last), "step 6", "make room")
+    assert torch.load(last, weights_only=False)["global_step"] == 3
+    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+
+    monkeypatch.undo()
+    assert train(tiny({"training.val_every": 100}), directory=tmp_path / "run").metrics["val/loss"] > 0
+
+
+def test_full_disk_at_a_metric_names_the_directory(tiny, tmp_path, monkeypatch, one_line):
+    monkeypatch.setattr(Tracker, "metrics", full_disk)
+    with pytest.raises(NsaLabError) as error:
+        train(tiny(), directory=tmp_path / "run")
+    one_line(error, "No space left", str(tmp_path / "run"), "make room")
+
+
+def test_caller_may_end_a_run_early(tiny):
+    heard = []
+
+    def stop_after_first_validation(progress):
+        heard.append((progress.step, progress.validated))
+        assert progress.steps == 8
+        return progress.validated
+
+    result = train(tiny({"training.log_every": 3}), on_progress=stop_after_first_validation)
+    assert result.stopped
+    assert heard == [(3, False), (4, True)]
+    assert result.metrics["val/accuracy"] >= 0
+    assert not train(tiny({"training.log_every": 3})).recorded  # the rest is trained, not taken for done
+
+
+def test_interrupt_reaches_the_caller_and_marks_the_record(tiny, tmp_path):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), directory=tmp_path / "run", on_progress=interrupt)
+    assert json.loads((tmp_path / "run" / "tracking.json").read_text())["status"] == "KILLED"
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_half_precision_trains_on_cpu(tiny, precision):
+    assert train(tiny({"training.precision": precision, "training.steps": 3})).metrics["val/loss"] < 10
+
+
+def test_activation_checkpointing_changes_no_number(tiny, tmp_path):
+    runs = [
+        train(tiny({"training.activation_checkpointing": on, "training.steps": 3}), directory=tmp_path / str(on))
+        for on in (False, True)
+    ]
+    assert runs[0].metrics["train/loss"] == pytest.approx(runs[1].metrics["train/loss"], rel=1e-5)
+
+
+def test_gradient_clip_bounds_the_step_and_logs_the_norm_before(tiny):
+    result = train(tiny({"training.gradient_clip": 1e-3, "training.steps": 2}))
+    assert result.metrics["gradient_norm"] > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        ({"training.devices": 2}, "training.devices=1"),
+        pytest.param(
+            {"training.accelerator": "gpu"},
+            "training.accelerator=cpu",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+        ({"training.precision": "16-mixed", "training.accelerator": "cpu"}, "bf16-mixed"),
+    ],
+)
+def test_what_the_machine_cannot_do_is_said_before_anything_is_written(tiny, tmp_path, one_line, overrides, part):
+    with pytest.raises(NsaLabError) as error:
+        train(tiny(overrides))
+    one_line(error, part)
+    assert not (tmp_path / "runs").exists()
