@@ -24,7 +24,9 @@ requires_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a
 
 def token_layout(shapes: Sequence[Shape]) -> TokenLayout:
     """Samples of `shapes` packed into one row."""
-    ids, positions, grids = [], [], []
+    ids: list[int] = []
+    positions: list[int] = []
+    grids: list[list[int]] = []
     for before, (t, h, w), after in shapes:
         sample = [TEXT] * before + [VIDEO] * (t * h * w) + [TEXT] * after
         ids += sample
@@ -69,6 +71,7 @@ def tiny_config(*overrides: str) -> Any:
 
     small = (
         "tasks.needle.enabled=true",
+        "model.num_layers=2",
         "attention.partition.block_size=4",
         "attention.branches.window.size=6",
     )

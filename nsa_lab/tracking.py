@@ -7,6 +7,8 @@ a server that goes away costs nothing but patience; `push` sends a directory lat
 import functools
 import logging
 import os
+import re
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -38,6 +40,7 @@ FATAL_CODES = {
 }
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 PER_BATCH = 100
+REASON_LENGTH = 120
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 T = TypeVar("T")
 
@@ -113,7 +116,7 @@ class Tracker:
         return self._record.state.run_id
 
     def params(self, flat: Mapping[str, Any]) -> None:
-        """Record params (`tracking.*` and `output.*` are left out). Raises NsaLabError on a changed one."""
+        """Record params, without the incidental ones (nsa_lab.config). Raises NsaLabError on a changed one."""
         self._record.add_params(flat)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -234,15 +237,14 @@ def _send_artifact(client: Any, run_id: str, path: Path, folder: str | None) -> 
 
 
 def _experiment_id(uri: str, name: str) -> str:
-    scheme = uri.partition(":")[0].partition("+")[0]
-    if scheme not in SCHEMES:
-        raise NsaLabError(f"tracking.uri {uri} is no tracking store; use one of {', '.join(SCHEMES)} (sqlite:///FILE)")
     location = (_sqlite_file(uri).parent / "mlartifacts").as_uri() if uri.startswith("sqlite:///") else None
     return _guarded(uri, lambda: _get_or_create(_client(uri), name, location))
 
 
 @functools.cache
 def _client(uri: str) -> Any:
+    if uri.partition(":")[0].partition("+")[0] not in SCHEMES:
+        raise NsaLabError(f"tracking.uri {uri} is no tracking store; use one of {', '.join(SCHEMES)} (sqlite:///FILE)")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -289,10 +291,12 @@ def _guarded(uri: str, action: Callable[[], T]) -> T:
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
         fatal = getattr(error, "error_code", None) in FATAL_CODES
         if fatal or (uri.startswith("sqlite") and "locked" not in str(error)):
-            raise NsaLabError(f"tracking store {uri} refused: {_first_line(error)}; see tracking.uri") from error
-        raise Unreachable(_first_line(error)) from error
+            raise NsaLabError(f"tracking store {uri} refused: {_reason(error)}; see tracking.uri") from error
+        raise Unreachable(_reason(error)) from error
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+def _reason(error: Exception) -> str:
+    """Why, in few words, for a line of ours: what the system said, else the first sentence."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    system = re.search(r"\[Errno -?\d+\] [\w ]+", line)
+    return textwrap.shorten(system.group() if system else line.partition(". ")[0], REASON_LENGTH, placeholder=" ...")

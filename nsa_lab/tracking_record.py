@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from nsa_lab.config import is_incidental
 from nsa_lab.errors import NsaLabError
 
 LOCK_PATIENCE_S = 20.0
 METRICS_PER_BATCH = 500
-NOT_PARAMS = ("tracking.", "output.")
 
 
 @dataclass
@@ -93,8 +93,11 @@ class Record:
             file.write(json.dumps(line) + "\n")
 
     def add_params(self, flat: Mapping[str, Any]) -> None:
-        """Add params. Raises NsaLabError when one was recorded with another value."""
-        new = {k: str(v) for k, v in flat.items() if not k.startswith(NOT_PARAMS)}
+        """Add params, without those that cannot change a result: a resumed run may have other ones.
+
+        Raises NsaLabError when one was recorded with another value.
+        """
+        new = {k: str(v) for k, v in flat.items() if not is_incidental(k)}
         with self.guard:
             changed = [k for k, v in new.items() if self.params.get(k, v) != v]
             if changed:

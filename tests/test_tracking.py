@@ -66,6 +66,17 @@ def test_a_run_is_recorded_here_and_there(store, tmp_path):
     assert load_config(tmp_path / "run/config.yaml") == config
 
 
+def test_what_cannot_change_a_result_is_no_param_and_may_change(store, tmp_path):
+    first = Tracker.open(config_in(store), tmp_path)
+    first.finish("KILLED")
+    other = config_in(store, **{"training.threads": 1, "training.log_every": 3, "data.workers": 2})
+    again = Tracker.open(other, tmp_path)
+    again.finish()
+    params = client_of(other).get_run(again.run_id).data.params
+    assert again.run_id == first.run_id
+    assert "training.steps" in params and not {"name", "training.threads", "data.workers"} & params.keys()
+
+
 def test_uncommitted_changes_are_kept(store, tmp_path, monkeypatch):
     from nsa_lab import tracking_origin
 
@@ -193,8 +204,9 @@ def test_a_lost_answer_does_not_double_the_run(store, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("http://127.0.0.1:9", "does not answer"),
+        ("http://127.0.0.1:9", r"does not answer \(\[Errno 111\] Connection refused\)"),
         ("ftp://somewhere", "is no tracking store; use one of sqlite"),
+        ("file:./mlruns", "is no tracking store; use one of sqlite"),
         ("sqlite:////proc/nowhere/mlflow.db", "refused.*No such file"),
         ("sqlite:///{folder}/damaged.db", "refused.*not a database"),
     ],
@@ -205,6 +217,23 @@ def test_unusable_stores_are_named(tmp_path, uri, message):
     with pytest.raises(NsaLabError, match=message) as caught:
         tracking.prepare_store(config)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("said", ["word " * 100, "It failed. " + "Here is why, at length: " * 20, ""])
+def test_a_long_reason_is_cut(store, tmp_path, said):
+    def fail():
+        raise OSError(said)
+
+    with pytest.raises(Unreachable) as caught:
+        tracking._guarded("http://somewhere", fail)
+    reason = str(caught.value)
+    assert 0 < len(reason) <= tracking.REASON_LENGTH and "why" not in reason
+
+
+def test_runs_are_kept_in_sqlite_unless_said_otherwise(tmp_path):
+    # MLflow refuses its old default, a folder of files.
+    assert tracking.tracking_uri(config_in(tmp_path)) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert tracking.tracking_uri(config_in(tmp_path, **{"tracking.uri": "http://there"})) == "http://there"
 
 
 @pytest.mark.slow

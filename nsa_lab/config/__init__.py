@@ -1,8 +1,8 @@
 """Configs: the schema, how one is loaded, and the rules that hold across fields."""
 
+from nsa_lab.config.identity import config_hash, is_incidental
 from nsa_lab.config.load import (
     attention_from_dict,
-    config_hash,
     flatten,
     layer_attention,
     load_config,
@@ -18,6 +18,7 @@ __all__ = [
     "attention_from_dict",
     "config_hash",
     "flatten",
+    "is_incidental",
     "layer_attention",
     "load_config",
     "parse_layer_range",

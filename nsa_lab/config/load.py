@@ -3,8 +3,6 @@
 import copy
 import dataclasses
 import difflib
-import hashlib
-import json
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nsa_lab.config.rules import broken_rules
 from nsa_lab.config.schema import AttentionConfig, ExperimentConfig
+from nsa_lab.config.values import fault, unknown_key, widened
 from nsa_lab.errors import ConfigError, NsaLabError, Problem
 
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -49,12 +48,6 @@ def to_dict(config: Any) -> dict[str, Any]:
 def to_yaml(config: ExperimentConfig) -> str:
     """The resolved config as YAML; `load_config` on it gives an equal config."""
     return yaml.safe_dump(to_dict(config), sort_keys=False)
-
-
-def config_hash(config: ExperimentConfig) -> str:
-    """Twelve hex digits over everything that can change a result: not the name, nor where things are kept."""
-    content = {k: v for k, v in to_dict(config).items() if k not in ("name", "tracking", "output")}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -94,8 +87,8 @@ def attention_from_dict(tree: Mapping[str, Any]) -> AttentionConfig:
 
 def parse_layer_range(key: str) -> tuple[int, int]:
     """`"0-3"` as (0, 3) and `"7"` as (7, 7). Raises ValueError on anything else."""
-    first, _, last = key.partition("-")
-    span = int(first), int(last or first)
+    first, dash, last = key.partition("-")
+    span = int(first), int(last if dash else first)
     if span[0] > span[1] or span[0] < 0:
         raise ValueError(key)
     return span
@@ -168,11 +161,13 @@ def _apply(node: DictConfig, tree: Any, path: str, problems: list[Problem]) -> N
     for key, value in tree.items():
         where = f"{path}.{key}" if path else str(key)
         if key not in node:
-            problems.append(Problem(where, _unknown_key(key, [str(k) for k in node])))
+            problems.append(Problem(where, unknown_key(key, [str(k) for k in node])))
         elif _is_section(node, key):
             _apply(node[key], value, where, problems)
-        elif key == "layers":
+        elif key == "layers" and isinstance(value, Mapping):
             node[key] = _merge(OmegaConf.to_container(node[key]), value)
+        elif key == "layers":
+            problems.append(Problem(where, f"{value!r} is not a mapping from layer ranges ('7', '0-3') to settings"))
         else:
             _set_leaf(node, key, value, where, problems)
 
@@ -183,42 +178,12 @@ def _is_section(node: DictConfig, key: str) -> bool:
 
 def _set_leaf(node: DictConfig, key: str, value: Any, where: str, problems: list[Problem]) -> None:
     expected = typing.get_type_hints(typing.cast(type, OmegaConf.get_type(node)))[key]
-    try:
-        node[key] = _widen(value, expected)
-    except OmegaConfBaseException:
-        problems.append(Problem(where, _wrong_value(value, expected)))
-
-
-def _widen(value: Any, expected: Any) -> Any:
-    """Numbers as people write them: 1e3 for an integer, 1 for a float."""
-    if expected is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if expected is int and isinstance(value, bool):
-        return str(value)
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    return value
-
-
-def _unknown_key(key: Any, known: list[str]) -> str:
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown key {key!r}; {hint}known: {', '.join(known)}"
-
-
-def _wrong_value(value: Any, expected: Any) -> str:
-    if typing.get_origin(expected) is typing.Literal:
-        choices = [str(choice) for choice in typing.get_args(expected)]
-        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"{value!r} is not a choice; {hint}allowed: {', '.join(choices)}"
-    return f"{value!r} is not {_type_name(expected)}"
-
-
-def _type_name(expected: Any) -> str:
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
-    options = typing.get_args(expected) or (expected,)
-    return " or ".join(names.get(option, str(option)) for option in options)
+    value = widened(value, expected)
+    wrong = fault(value, expected)
+    if wrong:
+        problems.append(Problem(where, wrong))
+    else:
+        node[key] = value
 
 
 def _merge(old: Any, new: Any) -> Any:
@@ -231,9 +196,6 @@ def _merge(old: Any, new: Any) -> Any:
 
 
 def _check_layer_overrides(attention: DictConfig, problems: list[Problem]) -> None:
-    if not isinstance(attention.layers, DictConfig):
-        problems.append(Problem("attention.layers", "is not a mapping from layer ranges to overrides"))
-        return
     for key, override in sorted((str(k), v) for k, v in attention.layers.items()):
         where = f"attention.layers.{key}"
         try:

@@ -1,5 +1,6 @@
 """Rules across fields: what is refused, and what is allowed but said."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,6 +36,8 @@ NOT_NEGATIVE = (
     "data.workers",
     "data.memory_cache_mib",
 )
+SEEDS = ("seed", "tasks.seed")
+MAX_SEED = 2**32 - 1
 FRACTIONS = ("training.min_learning_rate_ratio", "training.beta1", "training.beta2")
 
 
@@ -76,12 +79,22 @@ def video_tokens(task: NeedleConfig | OrderConfig) -> int:
 
 
 def _number_rules(config: ExperimentConfig) -> Iterator[Problem]:
+    # Imported here because load.py imports this module.
+    from nsa_lab.config.load import flatten, to_dict
+
+    endless = {k: v for k, v in flatten(to_dict(config)).items() if isinstance(v, float) and not math.isfinite(v)}
+    if endless:
+        yield from (Problem(path, f"{value} is not a finite number") for path, value in endless.items())
+        return
     for path in POSITIVE:
         if _get(config, path) <= 0:
             yield Problem(path, f"{_get(config, path)} is not positive")
     for path in NOT_NEGATIVE:
         if _get(config, path) < 0:
             yield Problem(path, f"{_get(config, path)} is negative; use 0 or more")
+    for path in SEEDS:
+        if _get(config, path) > MAX_SEED:
+            yield Problem(path, f"{_get(config, path)} is more than the largest seed, {MAX_SEED}")
     for path in FRACTIONS:
         if not 0 <= _get(config, path) <= 1:
             yield Problem(path, f"{_get(config, path)} is outside 0 to 1")

@@ -110,7 +110,7 @@ class NeedleConfig:
     noise: float = 0.05
     distractors: int = 2
     event_frames: int = 2
-    questions: int = 2
+    questions: int = 1
     train_clips: int = 512
     val_clips: int = 128
 

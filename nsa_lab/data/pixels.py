@@ -48,8 +48,8 @@ def patchify(frames: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
     if missing := -len(frames) % FRAMES_PER_PATCH:
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
     t, h, w = len(frames) // FRAMES_PER_PATCH, frames.shape[-2] // PATCH, frames.shape[-1] // PATCH
-    mean, std = (255 * torch.tensor(value).view(3, 1, 1) for value in (CLIP_MEAN, CLIP_STD))
-    pixels = (frames.float() - mean) / std
-    pixels = pixels.view(t, FRAMES_PER_PATCH, 3, h // MERGE, MERGE, PATCH, w // MERGE, MERGE, PATCH)
-    pixels = pixels.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
-    return pixels.reshape(t * h * w, 3 * FRAMES_PER_PATCH * PATCH * PATCH), (t, h, w)
+    patches = frames.view(t, FRAMES_PER_PATCH, 3, h // MERGE, MERGE, PATCH, w // MERGE, MERGE, PATCH)
+    # Bytes are moved before they become floats, which is four times less to move.
+    pixels = patches.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, 3, -1).float()
+    mean, std = (255 * torch.tensor(value).view(3, 1) for value in (CLIP_MEAN, CLIP_STD))
+    return pixels.sub_(mean).div_(std).flatten(1), (t, h, w)

@@ -6,6 +6,7 @@ from typing import Any
 
 import optuna
 
+from nsa_lab.config import is_incidental
 from nsa_lab.errors import ConfigError, NsaLabError
 from nsa_lab.search.rows import objectives_of
 from nsa_lab.search.spec import (
@@ -18,15 +19,6 @@ from nsa_lab.search.spec import (
 )
 
 PROBES = 32
-MACHINE_KEYS = (
-    "name",
-    "tracking.",
-    "output.",
-    "training.threads",
-    "data.workers",
-    "data.cache_dir",
-    "data.memory_",
-)
 
 
 def open_study(
@@ -89,7 +81,7 @@ def _check_base(study: optuna.Study, base: Mapping[str, Any]) -> None:
     changed = [
         f"{key}={old.get(key)} then, {base.get(key)} now"
         for key in sorted({*old, *base})
-        if old.get(key) != base.get(key) and not key.startswith(MACHINE_KEYS)
+        if old.get(key) != base.get(key) and not is_incidental(key)
     ]
     if changed:
         raise NsaLabError(

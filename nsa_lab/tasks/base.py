@@ -42,11 +42,16 @@ class Record:
 
 
 class Task(ABC):
-    """A procedural video task. `chance` is a blind guesser's mean accuracy over its questions."""
+    """A procedural video task."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    chance: ClassVar[float]
+    config_class: ClassVar[type]
+
+    @staticmethod
+    @abstractmethod
+    def chance(config: Any) -> float:
+        """A blind guesser's mean accuracy over the questions of a clip."""
 
     @staticmethod
     @abstractmethod
@@ -61,7 +66,7 @@ class Task(ABC):
     @classmethod
     def describe(cls) -> str:
         """The task in a few lines: what it asks, chance, and the recorded accuracies."""
-        lines = [f"{cls.name}: {cls.summary}", f"  chance {cls.chance:.1%}"]
+        lines = [f"{cls.name}: {cls.summary}", f"  chance {cls.chance(cls.config_class()):.1%}"]
         for record in cls.records():
             lines.append(
                 f"  {record.setting}: dense {record.dense:.1%}, blind {record.blind:.1%}"

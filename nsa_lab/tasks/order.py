@@ -10,7 +10,11 @@ from nsa_lab.tasks.words import COLOURS, PLACES
 class OrderTask(Task):
     name = "order"
     summary = "flashes of different colours at different times: which of two came first"
-    chance = 1 / 2
+    config_class = OrderConfig
+
+    @staticmethod
+    def chance(config: OrderConfig) -> float:
+        return 1 / 2
 
     @staticmethod
     def script(config: OrderConfig, index: int, rng: np.random.Generator) -> Script:

@@ -77,6 +77,16 @@ class VideoDataModule(L.LightningDataModule):
         counts = {"train": self.train.skipped(), "val": self.val.skipped()}
         return {f"data/skipped/{split}": float(sum(count.values())) for split, count in counts.items() if count}
 
+    def skip_reasons(self) -> list[str]:
+        """A line for each split with skipped samples: how many of how many, and why."""
+        lines = []
+        for split, dataset in (("train", self.train), ("val", self.val)):
+            reasons = dataset.skipped()
+            if reasons:
+                why = ", ".join(f"{count} with {kind}" for kind, count in reasons.items())
+                lines.append(f"{sum(reasons.values())} of {len(dataset)} {split} samples were skipped ({why})")
+        return lines
+
     def _loader(self, dataset: VideoDataset, **batches: Any) -> DataLoader:
         return DataLoader(
             dataset,

@@ -1,6 +1,5 @@
 """One training run, from a config to a result."""
 
-import dataclasses
 import errno
 import json
 import logging
@@ -16,6 +15,7 @@ import lightning as L
 import torch
 
 from nsa_lab.config import ExperimentConfig, config_hash
+from nsa_lab.config.schema import TrainingConfig
 from nsa_lab.data import VideoDataset, load_samples, load_tokenizer, pack
 from nsa_lab.errors import NsaLabError
 from nsa_lab.model import build_model
@@ -59,7 +59,10 @@ def run(
     (`stopped`). Raises NsaLabError for whatever the user can mend: input, a diverging loss, a full disk, a directory
     that is another config's.
     """
-    home, config, resume = _prepare(config, directory)
+    _check_machine(config.training)
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    home, resume = RunDirectory.prepare(config, directory), config.training.resume
     if resume and (summary := home.result()):
         return RunResult(home.path, summary["metrics"], summary["tracking_id"], stopped=False, recorded=True)
     with quiet_lightning(), _room_on_disk(home):
@@ -69,6 +72,8 @@ def run(
         with _finishing(tracker):
             reporter = _fit(config, home, module, data, tracker, on_progress, progress_bar)
             reporter.metrics |= reporter.clock.overall() | data.skipped()
+            for line in data.skip_reasons():
+                logger.warning(line)
             summary = _summarise(config, home, reporter, tracker.run_id)
             for picture in draw_pictures(home.metrics, home.pictures):
                 tracker.artifact(picture, "pictures")
@@ -102,12 +107,8 @@ def build(config: ExperimentConfig) -> tuple[VideoModule, VideoDataModule]:
     return VideoModule(model, training, config.seed), data
 
 
-def _prepare(config: ExperimentConfig, directory: Path | None) -> tuple[RunDirectory, ExperimentConfig, bool]:
-    """The run's directory, its config, and whether to go on from what is there.
-
-    `resume` says how a run is started, not what it is: it is taken out of the config, and so out of its hash.
-    """
-    training = config.training
+def _check_machine(training: TrainingConfig) -> None:
+    """Raise NsaLabError where this machine cannot do what the config asks."""
     if training.devices > 1:
         raise NsaLabError(
             f"training.devices={training.devices}: one run uses one device so far; set training.devices=1"
@@ -116,10 +117,6 @@ def _prepare(config: ExperimentConfig, directory: Path | None) -> tuple[RunDirec
         raise NsaLabError("training.accelerator=gpu, but torch finds no GPU; set training.accelerator=cpu")
     if training.precision == "16-mixed" and (training.accelerator == "cpu" or not torch.cuda.is_available()):
         raise NsaLabError("training.precision=16-mixed needs a GPU; set training.precision=bf16-mixed")
-    if training.threads is not None:
-        torch.set_num_threads(training.threads)
-    config = dataclasses.replace(config, training=dataclasses.replace(training, resume=True))
-    return RunDirectory.prepare(config, directory), config, training.resume
 
 
 def _fit(

@@ -152,6 +152,27 @@ def test_left_padding_does_not_move_blocks(tokenizer):
     assert torch.equal(together[1, -6:], generate(model, short)[0, -6:])
 
 
+def test_positions_keep_intervals_below_a_second(tokenizer):
+    """Equal to transformers' at whole seconds; at 4 fps (0.5 s a patch) time advances in every version."""
+    model = make(tokenizer)
+    batch = model_batch(model, [(3, (5, 2, 3), 4)])
+    given = {k: batch[k] for k in ("input_ids", "mm_token_type_ids", "video_grid_thw")}
+    for seconds in (1.0, 2.0):
+        ours, theirs = (
+            m.model.get_rope_index(**given, second_per_grid_ts=torch.tensor([seconds]))
+            for m in (model, dense_qwen(model))
+        )
+        assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
+    positions, _ = model.model.get_rope_index(**given, second_per_grid_ts=torch.tensor([0.5]))
+    assert positions[0, 0, 3:33:6].tolist() == [3, 4, 5, 6, 7]
+    padded = {k: torch.nn.functional.pad(given[k], (2, 0)) for k in ("input_ids", "mm_token_type_ids")}
+    mask = torch.nn.functional.pad(torch.ones_like(given["input_ids"]), (2, 0))
+    shifted, deltas = model.model.get_rope_index(
+        **padded, video_grid_thw=given["video_grid_thw"], second_per_grid_ts=torch.tensor([0.5]), attention_mask=mask
+    )
+    assert torch.equal(shifted[:, :, 2:], positions) and deltas.item() == int(positions.max()) + 1 - 37
+
+
 def test_video_after_the_cache_is_refused(tokenizer):
     model = make(tokenizer)
     batch = prompt(model)
@@ -247,7 +268,7 @@ def test_wrong_folders_are_refused(tokenizer, tmp_path):
 
 @pytest.mark.parametrize(("size", "billions"), [("3b", 3.91), ("7b", 8.66)])
 def test_the_real_sizes_build_on_meta(tokenizer, size, billions):
-    config = tiny_config(f"model.size={size}")
+    config = tiny_config(f"model.size={size}", "model.num_layers=null")
     with torch.device("meta"):
         model = VideoNSAForConditionalGeneration(
             config_from_size(model_size(config.model), tokenizer, config.attention)
@@ -291,3 +312,24 @@ def test_gate_means_and_budget(tokenizer):
     assert budget["budget/paper_ratio"] == pytest.approx(2 * 6 / 7)
     dense = measure_budget(make(tokenizer, "attention.mode=dense"), batch)
     assert dense["budget/ratio_to_dense"] == 1 and dense["budget/keys_per_query"] == 4.5
+
+
+def test_vision_windows_side_by_side_equal_one_by_one(tokenizer):
+    """Equal windows go through one call, ragged ones (a frame of 10 x 6 patches has 8- and 2-wide windows) do not."""
+    model = make(tokenizer)
+    qwen = dense_qwen(model)
+    for grid in ([3, 4, 6], [2, 10, 6], [1, 2, 2]):
+        pixels = torch.randn(grid[0] * grid[1] * grid[2], 1176)
+        features = [
+            torch.cat(m.model.get_video_features(pixels, torch.tensor([grid]), return_dict=True).pooler_output)
+            for m in (model, qwen)
+        ]
+        assert_close(features[0], features[1], 1e-6, str(grid))
+
+
+def test_every_weight_is_initialised_like_qwens(tokenizer):
+    config = tiny_config()
+    fresh = build_model(config, tokenizer)
+    stored = {name: p for name, p in fresh.named_parameters() if p.ndim == 2 and ".sparse." not in name}
+    for name, weight in stored.items():
+        assert weight.std().item() == pytest.approx(fresh.config.text_config.initializer_range, rel=0.15), name

@@ -143,6 +143,15 @@ def test_one_objective_prunes_and_brute_force_ends(folder):
 
 
 @pytest.mark.slow
+def test_two_objectives_are_never_pruned_and_that_is_said(folder):
+    # Optuna refuses to report or prune a trial with several objectives.
+    (folder / "two.py").write_text(SPACE + 'PRUNER = "median"\n')
+    _, text = run("two.py", trials=3)
+    assert "PRUNER median is ignored: pruning needs one objective, there are 2" in text
+    assert states(trials_of("two")) == {"COMPLETE": 3}
+
+
+@pytest.mark.slow
 def test_faults_stop_a_sweep_with_their_reason(folder, monkeypatch):
     monkeypatch.setenv("FAKE_FAULT", "memory")
     with pytest.raises(NsaLabError, match=r"3 trials in a row failed.*RuntimeError: out of memory"):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nsa_lab.config import load_config
+from nsa_lab.data import load_samples
 from nsa_lab.errors import NsaLabError
 from nsa_lab.tracking import Tracker
 from nsa_lab.training import module as training_module
@@ -230,6 +231,23 @@ def test_caller_may_end_a_run_early(tiny):
     assert heard == [(3, False), (4, True)]
     assert result.metrics["val/accuracy"] >= 0
     assert not train(tiny({"training.log_every": 3})).recorded  # the rest is trained, not taken for done
+
+
+def test_skipped_samples_are_reported_at_the_end(tiny, tmp_path, caplog):
+    config = tiny({"data.cache_dir": str(tmp_path / "clips"), "data.on_bad_sample": "skip"})
+    load_samples(config)["train"][3].video.write_text("no video")
+    result = train(config)
+    assert "1 of 10 train samples were skipped (1 with unreadable video)" in caplog.text
+    assert "val samples" not in caplog.text
+    assert result.metrics["data/skipped/train"] == 1 and "data/skipped/val" not in result.metrics
+
+
+def test_settings_that_cannot_change_a_result_keep_the_directory(tiny, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    first = train(tiny())
+    other = {"name": "tiny", "training.log_every": 2, "training.threads": 1, "data.memory_cache_mib": 0}
+    again = train(tiny(other))
+    assert again.recorded and again.directory == first.directory
 
 
 def test_interrupt_reaches_the_caller_and_marks_the_record(tiny, tmp_path):

@@ -1,0 +1,51 @@
+"""One value against the type of its setting: what is taken, and what is said where it does not fit."""
+
+import difflib
+import types
+import typing
+from typing import Any
+
+NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string", types.NoneType: "null"}
+
+
+def widened(value: Any, expected: Any) -> Any:
+    """Numbers as people write them: 1e3 for an integer, 1 for a float, 7 for a string."""
+    kinds = _kinds(expected)
+    if type(value) in kinds or isinstance(value, bool):
+        return value
+    if int in kinds and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if float in kinds and isinstance(value, int):
+        return float(value)
+    if str in kinds and isinstance(value, int | float):
+        return str(value)
+    return value
+
+
+def fault(value: Any, expected: Any) -> str | None:
+    """What is wrong with `value` where the type `expected` is declared, or None."""
+    if isinstance(value, str) and "${" in value:
+        return f"{value!r} holds '${{', and nothing is put in its place here; write the value itself"
+    if typing.get_origin(expected) is typing.Literal:
+        choices = [str(choice) for choice in typing.get_args(expected)]
+        if value in choices:
+            return None
+        return f"{value!r} is not a choice; {_nearest(value, choices)}allowed: {', '.join(choices)}"
+    if type(value) in _kinds(expected):
+        return None
+    return f"{value!r} is not {' or '.join(NAMES[kind] for kind in _kinds(expected))}"
+
+
+def unknown_key(key: Any, known: list[str]) -> str:
+    """What is said of a key that no config has."""
+    return f"unknown key {key!r}; {_nearest(key, known)}known: {', '.join(known)}"
+
+
+def _kinds(expected: Any) -> tuple[Any, ...]:
+    """The alternatives of `int | None`; a plain type is its own."""
+    return typing.get_args(expected) or (expected,)
+
+
+def _nearest(value: Any, known: list[str]) -> str:
+    near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}? " if near else ""

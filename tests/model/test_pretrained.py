@@ -1,0 +1,74 @@
+"""Qwen2.5-VL's published weights in our model, and our weights in transformers' Auto classes."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+
+from nsa_lab.model import VideoNSAForConditionalGeneration, build_model, gate_means, load_model
+from nsa_lab.testing import model_batch, tiny_config, tiny_tokenizer
+
+SHAPES = [(3, (4, 2, 3), 5)]
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    return build_model(tiny_config(), tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture(scope="module")
+def published(ours, tmp_path_factory):
+    """A folder like Qwen2.5-VL's on the hub: a plain model under the hub's names; and that model."""
+    stored = ours.config.to_dict() | {"model_type": "qwen2_5_vl"}
+    stored["text_config"].pop("video_nsa")
+    qwen = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(stored)).eval()
+    folder = tmp_path_factory.mktemp("published")
+    qwen.save_pretrained(folder)
+    return folder, qwen
+
+
+@pytest.fixture
+def nan_in_fresh_memory():
+    """A parameter that from_pretrained does not initialise holds what was in its memory: here, NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_weights_under_the_hubs_names_arrive(published):
+    folder, qwen = published
+    names = set(load_file(folder / "model.safetensors"))
+    assert "model.layers.0.self_attn.q_proj.weight" in names and "visual.patch_embed.proj.weight" in names
+    state = load_model(folder, tiny_config().attention).state_dict()
+    for name, weight in qwen.state_dict().items():
+        assert torch.equal(state[name], weight), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "start"), [("mlp", 0.5), ("linear", 0.5), ("softmax", 1 / 3), ("constant", 0.5), ("fixed", 1.0)]
+)
+def test_fresh_gates_and_compressors_start_where_they_should(published, nan_in_fresh_memory, kind, start):
+    design = tiny_config(f"attention.gate.kind={kind}", "attention.compressor.kind=mlp").attention
+    model = load_model(published[0], design).eval()
+    fresh = {name: weight for name, weight in model.named_parameters() if ".sparse." in name}
+    assert fresh and all(weight.isfinite().all() and weight.abs().max() < 2 for weight in fresh.values())
+    assert all((weight == 0).all() for name, weight in fresh.items() if "down" in name or "logit" in name)
+    with torch.no_grad():
+        logits = model(**model_batch(model, SHAPES), use_cache=False).logits
+    assert logits.isfinite().all()
+    means = gate_means(model)
+    assert means and means == pytest.approx(dict.fromkeys(means, start))
+
+
+def test_auto_classes_refuse_our_checkpoint(ours, tmp_path):
+    ours.save_pretrained(tmp_path)
+    for auto in (AutoModelForImageTextToText, AutoModelForCausalLM):
+        with pytest.raises(ValueError, match="video_nsa"):
+            auto.from_pretrained(tmp_path)
+    assert isinstance(load_model(tmp_path), VideoNSAForConditionalGeneration)

@@ -1,0 +1,405 @@
+"""Configs: which value wins, what is refused and how it is said, and what makes a run another run."""
+
+from dataclasses import asdict, fields, is_dataclass
+from typing import get_args, get_type_hints
+
+import pytest
+import yaml
+
+from nsa_lab.config import (
+    ExperimentConfig,
+    attention_from_dict,
+    config_hash,
+    flatten,
+    is_incidental,
+    layer_attention,
+    load_config,
+    parse_layer_range,
+    to_dict,
+    to_yaml,
+)
+from nsa_lab.config.identity import INCIDENTAL
+from nsa_lab.config.rules import FRACTIONS, MAX_SEED, NOT_NEGATIVE, POSITIVE, notices
+from nsa_lab.errors import ConfigError, NsaLabError
+
+NEEDLE = "tasks.needle.enabled=true"
+# Shapes that the numbers below are about.
+SHAPE = [
+    "model={hidden_size: 64, num_layers: 2, num_heads: 4, num_kv_heads: 2, vision_hidden_size: 64}",
+    *(f"tasks.{task}.{side}" for task in ("needle", "order") for side in ("frames=64", "width=56", "height=56")),
+]
+BRANCHES = "attention.branches"
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes YAML files under one folder; gives the path of the last."""
+
+    def call(files):
+        for name, content in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return path
+
+    return call
+
+
+def config(*overrides):
+    return load_config(None, [NEEDLE, *SHAPE, *overrides])
+
+
+def problems(*overrides, path=None):
+    """The faults of a config, by path."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [NEEDLE, *SHAPE, *overrides] if path is None else overrides)
+    found = caught.value.problems
+    assert str(caught.value).splitlines() == [f"{p.path}: {p.message}" for p in found], "one line each"
+    return {p.path: p.message for p in found}
+
+
+def value_of(config, key):
+    return flatten(to_dict(config))[key]
+
+
+# Which value wins
+
+
+def test_defaults_then_extends_then_file_then_command_line(write):
+    mine = write(
+        {
+            "base.yaml": {"tasks": {"needle": {"enabled": True}}, "training": {"steps": 2, "batch_size": 2}, "seed": 2},
+            "mine.yaml": {"extends": "base.yaml", "training": {"batch_size": 3}, "seed": 3},
+        }
+    )
+    loaded = load_config(mine, ["seed=4"])
+    assert (loaded.seed, loaded.training.batch_size, loaded.training.steps) == (4, 3, 2)
+    assert loaded.training.warmup_steps == ExperimentConfig().training.warmup_steps
+    assert load_config(mine, {"seed": 4}) == loaded
+
+
+def test_extends_is_relative_to_the_file_that_says_it(write, monkeypatch, tmp_path):
+    leaf = write(
+        {
+            "base.yaml": {"tasks": {"needle": {"enabled": True}}, "seed": 1, "name": "base"},
+            "designs/middle.yaml": {"extends": "../base.yaml", "seed": 2},
+            "designs/deep/leaf.yaml": {"extends": "../middle.yaml", "name": "leaf"},
+        }
+    )
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loaded = load_config(leaf)
+    assert (loaded.name, loaded.seed, loaded.tasks.needle.enabled) == ("leaf", 2, True)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{"a.yaml": "extends: a.yaml"}, {"b.yaml": "extends: sub/c.yaml", "sub/c.yaml": "extends: ../b.yaml"}],
+    ids=["itself", "two files"],
+)
+def test_extends_in_a_circle_is_refused(write, files):
+    with pytest.raises(NsaLabError, match="goes round in a circle"):
+        load_config(write(files))
+
+
+def test_a_missing_parent_is_named_with_its_neighbour(write):
+    file = write({"base.yaml": "seed: 1", "mine.yaml": "extends: bass.yaml"})
+    with pytest.raises(NsaLabError, match=r"bass\.yaml does not exist; did you mean .*base\.yaml"):
+        load_config(file)
+
+
+def test_a_file_that_is_no_mapping_is_refused(write):
+    with pytest.raises(NsaLabError, match=r"mine\.yaml holds a list, not keys and values"):
+        load_config(write({"mine.yaml": "- 1\n- 2"}))
+
+
+def test_an_empty_file_is_the_defaults(write):
+    assert load_config(write({"empty.yaml": "\n"}), [NEEDLE]) == load_config(None, [NEEDLE])
+
+
+def test_a_section_may_be_a_mapping_on_the_command_line():
+    loaded = config(f"{BRANCHES}={{window: {{size: 7}}, selection: {{block_count: 5}}}}")
+    assert (loaded.attention.branches.window.size, loaded.attention.branches.selection.block_count) == (7, 5)
+    assert loaded.attention.branches.compression.enabled, "what is not named keeps its default"
+
+
+def test_the_last_override_wins_and_a_section_is_not_replaced_by_its_part():
+    assert config("seed=1", "seed=2").seed == 2
+    with pytest.raises(NsaLabError, match=r"training was given a value before"):
+        config("training=3", "training.steps=4")
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("training.steps=1e3", 1000),
+        ("training.steps=1_000", 1000),
+        ("model.num_layers=2e0", 2),
+        ("training.learning_rate=1e-4", 1e-4),
+        ("training.learning_rate=1", 1.0),
+        ("model.rope_theta=10000", 10_000.0),
+        ("model.rope_theta=null", None),
+        ("training.resume=no", False),
+        ("name=7", "7"),
+        ("name=a=b", "a=b"),
+        ("data.system_prompt='Be brief, please: yes'", "Be brief, please: yes"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_values_as_people_write_them(override, value):
+    found = value_of(config(override), override.partition("=")[0])
+    assert found == value and type(found) is type(value)
+
+
+# Layers
+
+
+def test_layer_overrides_hold_in_their_range_and_later_keys_win():
+    attention = config(
+        "model.num_layers=4",
+        "attention.layers={0-2: {partition: {block_size: 8}}, 2: {mode: dense}, 1-2: {gate: {kind: linear}}}",
+    ).attention
+    layers = [layer_attention(attention, index) for index in range(4)]
+    assert [layer.partition.block_size for layer in layers] == [8, 8, 8, 64]
+    assert [layer.mode for layer in layers] == ["sparse", "sparse", "dense", "sparse"]
+    assert [layer.gate.kind for layer in layers] == ["mlp", "linear", "linear", "mlp"]
+    assert all(layer.layers == {} for layer in layers)
+    assert attention.partition.block_size == 64, "the base is not changed"
+
+
+def test_layer_overrides_merge_over_files_and_command_line(write):
+    file = write(
+        {
+            "base.yaml": {
+                "tasks": {"needle": {"enabled": True}},
+                "attention": {"layers": {0: {"partition": {"block_size": 8}}}},
+            },
+            "mine.yaml": {"extends": "base.yaml", "attention": {"layers": {"0": {"partition": {"kind": "frame"}}}}},
+        }
+    )
+    first = layer_attention(load_config(file, ["attention.layers.0.mode=dense"]).attention, 0)
+    assert (first.partition.block_size, first.partition.kind, first.mode) == (8, "frame", "dense")
+
+
+def test_layer_ranges():
+    assert parse_layer_range("7") == (7, 7) and parse_layer_range("0-3") == (0, 3)
+    for text in ("", "a", "3-1", "-1", "0-", "1-2-3"):
+        with pytest.raises(ValueError):
+            parse_layer_range(text)
+
+
+def test_an_attention_design_survives_plain_dicts():
+    attention = config("attention.layers={0-1: {mode: dense}}", "attention.gate.temperature=2").attention
+    assert attention_from_dict(asdict(attention)) == attention
+    with pytest.raises(ConfigError, match=r"attention\.moed: unknown key 'moed'; did you mean 'mode'"):
+        attention_from_dict({"moed": "dense"})
+
+
+# What is refused
+
+
+def test_all_faults_of_all_files_are_said_at_once(write):
+    file = write(
+        {
+            "base.yaml": {"tasks": {"needle": {"enabled": True}}, "traning": {"steps": 3}},
+            "mine.yaml": {"extends": "base.yaml", "attention": {"mode": "spars", "gate": 3}},
+        }
+    )
+    found = problems("training.stepz=3", "seed=x", "training.resume=1", path=file)
+    assert "did you mean 'training'?" in found["traning"]
+    assert found["attention.mode"] == "'spars' is not a choice; did you mean 'sparse'? allowed: sparse, dense"
+    assert found["attention.gate"].startswith("3 is not a mapping; expected keys kind, temperature, value")
+    assert "unknown key 'stepz'; did you mean 'steps'? known: steps, batch_size" in found["training.stepz"]
+    assert found["seed"] == "'x' is not an integer"
+    assert found["training.resume"] == "1 is not true or false"
+    assert len(found) == 6
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "said"),
+    [
+        ("training.steps=1.5", "training.steps", "1.5 is not an integer"),
+        ("training.steps=true", "training.steps", "True is not an integer"),
+        ("training.threads=true", "training.threads", "True is not an integer or null"),
+        ("training.learning_rate=null", "training.learning_rate", "None is not a number"),
+        ("training.learning_rate=fast", "training.learning_rate", "'fast' is not a number"),
+        ("data.videos=true", "data.videos", "True is not a string or null"),
+        ("name=[1]", "name", "[1] is not a string"),
+        ("attention=dense", "attention", "'dense' is not a mapping"),
+        ("attention.layers=3", "attention.layers", "3 is not a mapping from layer ranges"),
+        ("attention.layers={0: 3}", "attention.layers.0", "3 is not a mapping"),
+        ("attention.layers={a-b: {mode: dense}}", "attention.layers.a-b", "write '7' or '0-3'"),
+        ("attention.layers={1-0: {mode: dense}}", "attention.layers.1-0", "write '7' or '0-3'"),
+        ("attention.layers={0: {mode: sprase}}", "attention.layers.0.mode", "did you mean 'sparse'?"),
+        ("attention.layers={0: {layers: {1: {mode: dense}}}}", "attention.layers.0.layers", "cannot be nested"),
+        ("name=${seed}", "name", "write the value itself"),
+    ],
+)
+def test_values_that_do_not_fit_are_named(override, path, said):
+    found = problems(override)
+    assert set(found) == {path} and said in found[path], found
+
+
+RULES = [
+    *((f"{path}=0", path, "0") for path in POSITIVE),
+    *((f"{path}=-1", path, "negative") for path in NOT_NEGATIVE),
+    *((f"{path}=1.5", path, "outside 0 to 1") for path in FRACTIONS),
+    ("data.fps=.inf", "data.fps", "not a finite number"),
+    ("training.learning_rate=.nan", "training.learning_rate", "not a finite number"),
+    (f"seed={2**32}", "seed", "largest seed, 4294967295"),
+    (f"tasks.seed={2**32}", "tasks.seed", "largest seed, 4294967295"),
+    ("training.threads=0", "training.threads", "leave it null for all cores"),
+    # The model's shape
+    ("model.num_layers=0", "model.num_layers", "not positive"),
+    ("model.vision_layers=0", "model.vision_layers", "not positive"),
+    ("model.num_kv_heads=3", "model.num_heads", "4 heads do not divide over 3"),
+    ("model.hidden_size=66", "model.hidden_size", "does not divide over 4 heads"),
+    ("model.hidden_size=32", "model.hidden_size", "head dim of 8"),
+    ("model.vision_hidden_size=60", "model.vision_hidden_size", "multiple of 8"),
+    # Attention
+    ("attention.partition.block_size=0", "attention.partition.block_size", "not positive"),
+    ("attention.compressor.mlp_hidden=0", "attention.compressor.mlp_hidden", "not positive"),
+    ("attention.gate.temperature=0", "attention.gate.temperature", "not positive"),
+    (f"{BRANCHES}.window.size=0", f"{BRANCHES}.window.size", "use 1 or more"),
+    (f"{BRANCHES}.selection.block_count=0", f"{BRANCHES}.selection.block_count", "not positive"),
+    (f"{BRANCHES}.selection.initial_blocks=32", f"{BRANCHES}.selection.block_count", "less than the 33 forced"),
+    (f"{BRANCHES}.selection.initial_blocks=-1", f"{BRANCHES}.selection.initial_blocks", "negative"),
+    (f"{BRANCHES}.selection.local_blocks=-1", f"{BRANCHES}.selection.local_blocks", "negative"),
+    (
+        f"{BRANCHES}={{compression: {{enabled: false}}, selection: {{enabled: false}}, window: {{enabled: false}}}}",
+        BRANCHES,
+        "all branches are off; enable one, or set attention.mode=dense",
+    ),
+    (
+        "attention={compressor: {kind: mlp}, branches: {compression: {enabled: false}}}",
+        "attention.compressor.kind",
+        "learns only through the compression branch",
+    ),
+    ("attention.layers={1-2: {mode: dense}}", "attention.layers.1-2", "layers 0 to 1"),
+    ("attention.layers={0: {partition: {block_size: 0}}}", "attention.layers.0.partition.block_size", "not positive"),
+    # Data
+    ("tasks.needle.enabled=false", "tasks", "nothing to train on"),
+    ("data={annotations: a.json, videos: .}", "data.annotations", "beside the task needle"),
+    ("data.videos=clips", "data.annotations", "is not set, but data.videos is; give both"),
+    ("data.min_pixels=60000", "data.min_pixels", "more than data.max_pixels=50176"),
+    # Tasks
+    ("tasks.needle.width=30", "tasks.needle.width", "not a multiple of 28 pixels"),
+    ("tasks.needle.height=0", "tasks.needle.height", "not a multiple of 28 pixels"),
+    ("tasks.needle.noise=2", "tasks.needle.noise", "outside 0 to 1"),
+    ("tasks.needle.distractors=-1", "tasks.needle.distractors", "negative"),
+    ("tasks.needle.event_frames=65", "tasks.needle.event_frames", "more than the clip's 64 frames"),
+    ("tasks.needle.questions=3", "tasks.needle.questions", "colour and place"),
+    *((f"tasks.needle.{f}=0", f"tasks.needle.{f}", "0") for f in ("frames", "event_frames", "questions", "val_clips")),
+    ("tasks.order={enabled: true, events: 9}", "tasks.order.events", "use 2 to 8"),
+    ("tasks.order={enabled: true, events: 4, questions: 3}", "tasks.order.questions", "3 questions need 6 events"),
+    (
+        "tasks.order={enabled: true, frames: 62, events: 4, event_frames: 15}",
+        "tasks.order.event_frames",
+        "4 events of 15 frames do not fit into 62 frames",
+    ),
+]
+
+
+@pytest.mark.parametrize(("override", "path", "said"), RULES, ids=[rule[0][:60] for rule in RULES])
+def test_broken_rules_are_named(override, path, said):
+    found = problems(override)
+    assert path in found and said in found[path], found
+
+
+def test_rules_of_a_branch_or_task_that_is_off_do_not_hold():
+    assert config(f"{BRANCHES}.window={{enabled: false, size: 0}}")
+    assert config(f"{BRANCHES}.selection={{enabled: false, block_count: 0}}")
+    assert config("attention.mode=dense", f"{BRANCHES}.window.size=0")
+    assert config("tasks.order.events=9")
+
+
+def test_the_largest_seed_is_allowed():
+    assert config(f"seed={MAX_SEED}", f"tasks.seed={MAX_SEED}").seed == MAX_SEED
+
+
+def test_more_selected_blocks_than_a_clip_has_is_said_not_refused():
+    # 64 frames of 56 x 56 pixels are 32 x 2 x 2 = 128 tokens: 2 blocks of 64.
+    (said,) = notices(config(f"{BRANCHES}.selection.block_count=3"))
+    assert "block_count=3" in said and "2 blocks of a needle clip (128 tokens)" in said
+    assert notices(config(f"{BRANCHES}.selection.block_count=2")) == []
+    assert notices(config("attention.mode=dense")) == []
+    assert notices(config(f"{BRANCHES}.selection.enabled=false")) == []
+
+
+# What makes a run another run
+
+
+def test_yaml_of_a_config_loads_as_the_same_config(write):
+    first = config(
+        "name='7'",
+        "training.learning_rate=1e-5",
+        "model.rope_theta=3",
+        "attention.layers={0: {mode: dense}, '1': {gate: {temperature: 2}}}",
+        "data.system_prompt='yes: no'",
+        "tracking.uri=http://somewhere:5000",
+    )
+    again = load_config(write({"again.yaml": to_yaml(first)}))
+    assert again == first and config_hash(again) == config_hash(first)
+    assert load_config(None, flatten(to_dict(first))) == first
+
+
+def leaves(kind, prefix=""):
+    """Every setting of the schema with its type."""
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        if is_dataclass(hints[field.name]):
+            yield from leaves(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", hints[field.name]
+
+
+def another(value, kind):
+    """A value that differs from `value`, a setting of the type `kind`; of choices, one that does not exist."""
+    kinds = get_args(kind) or (kind,)
+    if kinds[0] is bool:
+        return not value
+    if kinds[0] is int:
+        return (value or 0) + 1
+    if kinds[0] is float:
+        return (value or 0.0) + 0.125
+    return f"{value}x"
+
+
+def test_the_hash_is_over_all_but_the_incidental_settings():
+    first = config()
+    changed = set()
+    for key, kind in leaves(ExperimentConfig):
+        other = config()
+        *parents, name = key.split(".")
+        node = other
+        for parent in parents:
+            node = getattr(node, parent)
+        value = {"0": {"mode": "dense"}} if name == "layers" else another(getattr(node, name), kind)
+        setattr(node, name, value)
+        if config_hash(other) != config_hash(first):
+            changed.add(key)
+    every = {key for key, _ in leaves(ExperimentConfig)}
+    assert every - changed == {
+        "name",
+        "tracking.enabled",
+        "tracking.uri",
+        "tracking.experiment",
+        "output.dir",
+        "data.cache_dir",
+        "data.workers",
+        "data.memory_cache_mib",
+        "training.resume",
+        "training.threads",
+        "training.log_every",
+    }
+    assert every - changed == {key for key in every if is_incidental(key)}
+    assert all(any(f"{key}.".startswith(f"{setting}.") for key in every) for setting in INCIDENTAL)
+    assert not is_incidental("names") and not is_incidental("training.log_every_day")
+
+
+def test_the_hash_does_not_depend_on_how_a_config_was_written(write):
+    file = write({"a.yaml": {"training": {"steps": 7}, "tasks": {"needle": {"enabled": True}}}})
+    assert config_hash(load_config(file)) == config_hash(load_config(None, [NEEDLE, "training.steps=7.0"]))
+    by_number, by_text = (config(f"attention.layers={{{key}: {{mode: dense}}}}") for key in ("0", "'0'"))
+    assert config_hash(by_number) == config_hash(by_text)
+    assert len(config_hash(by_text)) == 12
