@@ -45,9 +45,17 @@ class Measurement:
 
 
 def run_bench(
-    config: ExperimentConfig, *, lengths: Sequence[int], sizes: Sequence[str], repeats: int, out: Path | None
+    config: ExperimentConfig,
+    *,
+    lengths: Sequence[int],
+    sizes: Sequence[str],
+    repeats: int,
+    out: Path | None,
+    layer: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure every size, length and mode, print a table as it grows, and append the rows to the CSV `out`.
+
+    A training step of the model, or with `layer` the forward of one layer's attention.
 
     Raises NsaLabError on a length that is not whole frames, an unknown size, or a CSV that cannot be written.
     """
@@ -55,10 +63,18 @@ def run_bench(
     machine = machine_facts(config)
     rows: list[dict[str, Any]] = []
     print(f"{machine['device']}, {machine['threads']} of {machine['cores']} cores, torch {machine['torch']}")
-    print(f"{'size':>6} {'tokens':>7} {'mode':>6} {'s/step':>9} {'peak MiB':>9} {'vs dense':>9}")
+    print(f"{'size':>6} {'tokens':>7} {'mode':>6} {'seconds':>9} {'peak MiB':>9} {'vs dense':>9}")
     for point in points:
-        measured = _in_fresh_process(_with(config, point), point, repeats)
-        rows.append({**dataclasses.asdict(point), **dataclasses.asdict(measured), "repeats": repeats, **machine})
+        measured = _in_fresh_process(_with(config, point), point, repeats, layer)
+        rows.append(
+            {
+                "what": "layer forward" if layer else "training step",
+                **dataclasses.asdict(point),
+                **dataclasses.asdict(measured),
+                "repeats": repeats,
+                **machine,
+            }
+        )
         print(_line(point, measured, rows), flush=True)
         if out is not None:
             _append(out, rows[-1])
@@ -77,7 +93,7 @@ def measure(tree: dict[str, Any], point: Point, repeats: int) -> Measurement:
     config = load_config(None, tree)
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() and config.training.accelerator != "cpu" else "cpu")
+    device = bench_device(config)
     tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
     torch.manual_seed(config.seed)
     model = build_model(config, tokenizer).to(device).train()
@@ -89,18 +105,18 @@ def measure(tree: dict[str, Any], point: Point, repeats: int) -> Measurement:
     bf16 = config.training.precision.startswith("bf16")
 
     def step() -> float:
-        started = _now(device)
+        started = now(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = score_answers(model, batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return _now(device) - started
+        return now(device) - started
 
-    base = _memory_mib(device, peak=False)
+    base = memory_mib(device, peak=False)
     step()
     seconds = min(step() for _ in range(repeats))
-    return Measurement(seconds, _memory_mib(device, peak=True) - base, base)
+    return Measurement(seconds, memory_mib(device, peak=True) - base, base)
 
 
 def random_batch(video_tokens: int, tokenizer: Any, config: ExperimentConfig) -> dict[str, Any]:
@@ -181,11 +197,15 @@ def _with(config: ExperimentConfig, point: Point) -> ExperimentConfig:
     return config
 
 
-def _in_fresh_process(config: ExperimentConfig, point: Point, repeats: int) -> Measurement:
+def _in_fresh_process(config: ExperimentConfig, point: Point, repeats: int, layer: bool) -> Measurement:
     """Peak memory of a process never falls, so each point gets its own."""
+    if layer:
+        from nsa_lab.bench_layer import measure_layer as measure_point
+    else:
+        measure_point = measure
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(measure, to_dict(config), point, repeats).result()
+            return pool.submit(measure_point, to_dict(config), point, repeats).result()
         except BrokenProcessPool as error:
             raise NsaLabError(
                 f"the process that measured {point.size} {point.mode} at {point.video_tokens} tokens "
@@ -193,7 +213,15 @@ def _in_fresh_process(config: ExperimentConfig, point: Point, repeats: int) -> M
             ) from error
 
 
-def _memory_mib(device: Any, peak: bool) -> float:
+def bench_device(config: ExperimentConfig) -> Any:
+    """The GPU where there is one and the config does not say cpu."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() and config.training.accelerator != "cpu" else "cpu")
+
+
+def memory_mib(device: Any, peak: bool) -> float:
+    """Memory of this process in MiB, now or at its peak: resident on a CPU, allocated tensors on a GPU."""
     if device.type == "cuda":
         import torch
 
@@ -207,7 +235,8 @@ def _memory_mib(device: Any, peak: bool) -> float:
     return int(line.split()[1]) / 1024
 
 
-def _now(device: Any) -> float:
+def now(device: Any) -> float:
+    """Seconds on a clock that has waited for the device."""
     if device.type == "cuda":
         import torch
 

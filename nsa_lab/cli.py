@@ -175,6 +175,7 @@ def bench(
     sizes: Annotated[str, typer.Option(help="Model sizes.")] = "nano",
     repeats: Annotated[int, typer.Option(help="Timed steps per point; the fastest counts.", min=1)] = 3,
     out: Annotated[Path | None, typer.Option(help="CSV to append to.")] = None,
+    layer: Annotated[bool, typer.Option("--layer", help="One layer's attention, forward, on random heads.")] = False,
 ) -> None:
     """Measure a training step, sparse against dense: seconds and peak memory by video length.
 
@@ -185,6 +186,8 @@ def bench(
     `nsa-lab bench --lengths 512,2048,8192,32768 --sizes nano,micro --repeats 5 --out bench.csv`
 
     `nsa-lab bench attention.partition.block_size=32 training.threads=1`
+
+    `nsa-lab bench --layer --sizes 7b --lengths 32768 --repeats 1`
     """
     from nsa_lab.bench import run_bench
 
@@ -194,6 +197,7 @@ def bench(
         sizes=sizes.split(","),
         repeats=repeats,
         out=out,
+        layer=layer,
     )
 
 

@@ -56,7 +56,7 @@ def describe_budget(config: ExperimentConfig) -> list[str]:
         return ["dense attention: every past token"]
     lengths = {f"a {name} clip": video_tokens(task) for name, task in enabled_tasks(config).items()}
     shares = ", ".join(
-        f"{paper_ratio(config.attention, length):.1%} of dense for {what} ({length:,} tokens)"
+        f"{100 * paper_ratio(config.attention, length):.3g}% of dense for {what} ({length:,} tokens)"
         for what, length in {**lengths, "the paper's length": PAPER_LENGTH}.items()
     )
     layers = "; layers differ, see attention.layers" if config.attention.layers else ""

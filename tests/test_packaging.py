@@ -178,7 +178,8 @@ def test_every_file_named_in_a_text_exists():
         for name in re.findall(r"\b(?:sweeps|experiments)/[\w/.-]+\.(?:py|yaml)\b", path.read_text())
     }
     assert len(named) > 5
-    assert not [(name, str(place)) for name, place in named if not (ROOT / name).is_file()]
+    real = [(name, place) for name, place in named if "NAME" not in name]
+    assert not [(name, str(place)) for name, place in real if not (ROOT / name).is_file()]
 
 
 def test_public_functions_over_tensors_say_what_they_take():

@@ -37,7 +37,7 @@ def test_files_are_complete_and_annotations_true(tmp_path, name):
             clip = read_clip(sample.video, SMALL.fps, 768)
             assert len(clip.frames) == config.frames
             assert sample.task == name
-            assert len(sample.turns) == 2
+            assert len(sample.turns) == config.questions
             assert row["meta"]["events"][0]["seconds"] == row["meta"]["events"][0]["start"] / 2
     assert not list(tmp_path.rglob("*.partial"))
 

@@ -32,7 +32,7 @@ def compression(
     """
     outputs = []
     for row, place in enumerate(context.host_query_index):
-        blocks = _closed_blocks(context, partition, row, place)
+        blocks = _closed_blocks(context, partition, place)
         outputs.append(
             _attend(
                 q[row],
@@ -64,8 +64,8 @@ def select_blocks(
     groups = pooled_k.shape[1]
     chosen = torch.full((len(q), groups, rule.block_count), -1, device=q.device)
     for row, place in enumerate(context.host_query_index):
-        closed = _closed_blocks(context, partition, row, place)
-        forced = _forced_blocks(context, partition, row, place, rule)
+        closed = _closed_blocks(context, partition, place)
+        forced = _forced_blocks(context, partition, place, rule)
         for g in range(groups):
             heads = q[row].detach().view(groups, -1, q.shape[-1])[g]
             logits = heads @ pooled_k[closed, g].detach().T * scale
@@ -125,23 +125,19 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None =
     return torch.einsum("ghn,ngd->ghd", logits.softmax(-1), v).reshape(q.shape)
 
 
-def _closed_blocks(context: Context, partition: Partition, row: int, place: int) -> list[int]:
-    start = int(context.sample_start[row])
-    seen = (partition.block_end <= place) & (partition.block_start >= start)
-    return seen.nonzero().flatten().tolist()
+def _blocks_of_sample(context: Context, partition: Partition, place: int) -> range:
+    sample = int((context.cu_seqlens[:-1] <= place).sum()) - 1
+    return range(int(partition.cu_blocks[sample]), int(partition.cu_blocks[sample + 1]))
 
 
-def _forced_blocks(context: Context, partition: Partition, row: int, place: int, rule: BlockRule) -> set[int]:
-    start = int(context.sample_start[row])
-    begun = ((partition.block_start <= place) & (partition.block_start >= start)).nonzero().flatten().tolist()
-    first_of_sample = (
-        int(partition.block_id[start])
-        if partition.perm is None
-        else min((partition.block_start >= start).nonzero().flatten().tolist())
-    )
-    own = int(partition.block_id[place])
-    initial = {j for j in begun if first_of_sample <= j < first_of_sample + rule.initial_blocks}
-    return initial | {j for j in begun if own - rule.local_blocks < j <= own}
+def _closed_blocks(context: Context, partition: Partition, place: int) -> list[int]:
+    return [j for j in _blocks_of_sample(context, partition, place) if partition.block_end[j] <= place]
+
+
+def _forced_blocks(context: Context, partition: Partition, place: int, rule: BlockRule) -> set[int]:
+    blocks, own = _blocks_of_sample(context, partition, place), int(partition.block_id[place])
+    forced = [*blocks[: rule.initial_blocks], *(j for j in blocks if own - rule.local_blocks < j <= own)]
+    return {j for j in forced if partition.block_start[j] <= place}
 
 
 def _stack(outputs: list[Tensor], q: Tensor) -> Tensor:

@@ -1,0 +1,53 @@
+"""One layer's attention of video queries, forward, on random heads: what `nsa-lab bench --layer` measures."""
+
+from typing import Any
+
+import torch
+
+from nsa_lab.attention.backends import BACKENDS, choose_backend
+from nsa_lab.attention.layer import HeadDims, SparseAttention
+from nsa_lab.bench import Measurement, Point, bench_device, memory_mib, now
+from nsa_lab.config import layer_attention, load_config
+from nsa_lab.config.sizes import model_size
+from nsa_lab.layout import layout_from_token_ids
+from nsa_lab.partition import PARTITIONERS, sparse_context
+
+SIDE = 8
+
+
+@torch.no_grad()
+def measure_layer(tree: dict[str, Any], point: Point, repeats: int) -> Measurement:
+    """Time layer 0's attention at the head layout of the model's size, one video of 8 x 8 tokens a frame."""
+    config = load_config(None, tree)
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    device, size = bench_device(config), model_size(config.model)
+    design = layer_attention(config.attention, 0)
+    dims = HeadDims(size.hidden_size, size.num_heads, size.num_kv_heads, size.head_dim)
+    torch.manual_seed(config.seed)
+    base = memory_mib(device, peak=False)
+    frames = point.video_tokens // SIDE**2
+    ids = torch.ones(1, point.video_tokens, dtype=torch.int64, device=device)
+    layout = layout_from_token_ids(ids, 1, torch.tensor([[frames, 2 * SIDE, 2 * SIDE]]))
+    context = sparse_context(layout, design.context)
+    x = torch.randn(point.video_tokens, dims.hidden_size, device=device)
+    q, k, v = (torch.randn(point.video_tokens, heads, dims.head_dim, device=device)
+               for heads in (dims.num_heads, dims.num_kv_heads, dims.num_kv_heads))  # fmt: skip
+    if design.mode == "dense":
+        ops = BACKENDS[choose_backend(design.backend, device)]
+
+        def forward() -> torch.Tensor:
+            return ops.dense(q, k, v, context, scale=dims.head_dim**-0.5)
+    else:
+        layer = SparseAttention(design, dims).to(device)
+
+        def forward() -> torch.Tensor:
+            partition = PARTITIONERS[design.partition.kind](context, design.partition.block_size)
+            return layer(x, q, k, v, context, partition)
+
+    seconds = []
+    for _ in range(repeats):
+        started = now(device)
+        forward()
+        seconds.append(now(device) - started)
+    return Measurement(min(seconds), memory_mib(device, peak=True) - base, base)
