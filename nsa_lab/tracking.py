@@ -67,6 +67,10 @@ def prepare_store(config: ExperimentConfig) -> None:
         ) from error
 
 
+# Without it MLflow's page opens on traces of chat models, and runs are a click and a guess away.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
+
 class Tracker:
     """Records one run. Made by `open`; every call returns at once, only `finish` waits for the server."""
 
@@ -270,7 +274,7 @@ def _get_or_create(client: Any, name: str, location: str | None) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -26,7 +26,8 @@ def ui_command(uri: str, host: str, port: int) -> list[str]:
 
 def serve(uri: str, host: str, port: int, environment: Mapping[str, str]) -> int:
     """Serve until interrupted; the exit code."""
-    print(f"MLflow on http://{host}:{port} (store {uri}), ready in some 10 s; Ctrl-C ends it", flush=True)
+    page = f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
+    print(f"MLflow on {page} (store {uri}), ready in some 10 s; Ctrl-C ends it", flush=True)
     try:
         return subprocess.run(ui_command(uri, host, port), env=os.environ | environment).returncode
     except KeyboardInterrupt:
