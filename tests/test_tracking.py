@@ -311,7 +311,7 @@ def serving(port):
         thread.join()
 
 
-def until(condition, timeout=30):
+def until(condition, timeout=90):
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline

@@ -153,6 +153,7 @@ def test_long_samples_walk_over_blocks_with_the_same_result(monkeypatch):
     expected = reference.selection(q, k, v, chosen, tokens, blocks, scale=0.25)
     walked = []
     monkeypatch.setattr(torch_path, "selection_by_block", lambda *args: walked.append(1) or selection_by_block(*args))
+    monkeypatch.setattr(torch_path, "WALK_PER_MASK", 1)
     for pairs, walks in ((1, 1), (10**9, 0)):
         monkeypatch.setattr(torch_path, "PAIRS_PER_VISIT", pairs)
         walked.clear()

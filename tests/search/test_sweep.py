@@ -189,7 +189,7 @@ def test_killed_sweep_resumes_without_a_lost_or_doubled_trial(folder, monkeypatc
     process = launch(folder, 9, 2)
     lines = wait_for_lines(folder, 4)
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     workers = {int(line.split()[-1]) for line in lines}
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
@@ -212,7 +212,7 @@ def test_interrupt_queues_trials_in_flight_again(folder, monkeypatch):
     process = launch(folder, 4, 2)
     wait_for_lines(folder, 2)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 130 and "nsa-lab sweep" in output.splitlines()[-1]
     assert states(trials_of()) == {"FAIL": 2, "WAITING": 2}
     monkeypatch.setenv("FAKE_SECONDS", "0")
@@ -261,7 +261,7 @@ def launch(folder, trials, workers):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
-def wait_for_lines(folder, count, timeout=60):
+def wait_for_lines(folder, count, timeout=120):
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         lines = (folder / "log").read_text().splitlines() if (folder / "log").exists() else []

@@ -135,7 +135,7 @@ def test_killed_and_resumed(tmp_path):
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("clip-*.mp4")}
     assert 5 <= len(finished) < 200
     resumed = start(tmp_path, 200)
-    output, _ = resumed.communicate(timeout=60)
+    output, _ = resumed.communicate(timeout=120)
     assert resumed.returncode == 0
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     folder = os.path.dirname(output.strip())
@@ -150,7 +150,7 @@ def test_two_processes_at_once(tmp_path):
     first = start(tmp_path, 150)
     wait_for_clips(tmp_path, 1, first)
     second = start(tmp_path, 150)
-    outputs = [process.communicate(timeout=60) for process in (first, second)]
+    outputs = [process.communicate(timeout=120) for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0)
     assert outputs[0][0] == outputs[1][0] != ""
     assert "waiting for another process" in outputs[1][1]

@@ -15,6 +15,8 @@ from nsa_lab.partition import Context, Partition
 
 PAIRS_PER_VISIT = 20_000
 """One visit of the walk over blocks costs as much as masking this many (query, key, head) triples, on a CPU."""
+WALK_PER_MASK = 4
+"""How many times more a (query, key, head) triple costs in the walk than under a mask; measured likewise."""
 
 
 def why_not(device: torch.device) -> str | None:
@@ -75,7 +77,8 @@ def selection(
 ) -> Tensor:
     """See reference.selection. Long samples walk over blocks, short ones mask what was not selected."""
     pairs = sum((end - begin) ** 2 for _, _, begin, end in context.spans) * q.shape[1]
-    if pairs > PAIRS_PER_VISIT * partition.num_blocks * k.shape[1]:
+    selected = len(q) * blocks.shape[-1] * partition.max_length * q.shape[1]
+    if pairs > PAIRS_PER_VISIT * partition.num_blocks * k.shape[1] + WALK_PER_MASK * selected:
         return selection_by_block(q, k, v, blocks, context, partition, scale)
     return _selection_masked(q, k, v, blocks, context, partition, scale)
 
