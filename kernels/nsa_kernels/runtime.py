@@ -1,0 +1,116 @@
+"""What every kernel needs to know about where it runs: precision, padded sizes, tiles, and the memory it may take."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
+"""Kernels run on the CPU, slowly and in float32 or float16 only; set TRITON_INTERPRET=1 before the first import."""
+
+LOG2E = 1.4426950408889634
+WORKSPACE_BYTES = 2 * 2**30
+"""No op takes more than this beyond its inputs and outputs: queries are cut into chunks."""
+
+SCORE_BYTES = 2**28
+"""Scores of one chunk of queries in the top-k; larger chunks mean fewer launches."""
+
+
+def why_not(device: torch.device) -> str | None:
+    """None where the kernels can run on `device`, otherwise the reason."""
+    if device.type == "cuda" or (device.type == "cpu" and INTERPRET):
+        return None
+    if device.type == "cpu":
+        return "Triton kernels need a CUDA device (TRITON_INTERPRET=1 runs them on the CPU for tests)"
+    return f"Triton kernels need a CUDA device, not {device.type}"
+
+
+def precision(dtype: torch.dtype) -> str:
+    """The `input_precision` of tl.dot: float32 inputs are multiplied in full float32, not in TF32."""
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
+def padded(size: int, least: int = 16) -> int:
+    """The next power of two, at least what tl.dot wants."""
+    return max(least, triton.next_power_of_2(size))
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program holds at a time: `rows` queries against `keys` keys, by `warps` warps, loads `stages` deep."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+    @property
+    def launch(self) -> dict[str, int]:
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+def query_tile(head_dim: int, dtype: torch.dtype) -> Tile:
+    """For kernels that hold queries and walk over keys."""
+    if INTERPRET:
+        return Tile(32, 32, 4, 1)
+    if dtype == torch.float32:
+        return Tile(32, 32, 4, 1) if padded(head_dim) <= 128 else Tile(16, 16, 4, 1)
+    return Tile(64, 64, 4, 2) if padded(head_dim) <= 128 else Tile(64, 32, 4, 2)
+
+
+def key_tile(head_dim: int, dtype: torch.dtype) -> Tile:
+    """For kernels that hold keys, sum two gradients in registers, and walk over queries."""
+    if INTERPRET:
+        return Tile(32, 32, 4, 1)
+    if dtype == torch.float32:
+        return Tile(32, 32, 4, 1) if padded(head_dim) <= 128 else Tile(16, 16, 4, 1)
+    return Tile(64, 64, 4, 2) if padded(head_dim) <= 128 else Tile(32, 32, 4, 1)
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(shape, device=like.device, dtype=dtype or like.dtype)
+
+
+_warming = False
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Run a kernel; inside `compiling` only have it compiled."""
+    if _warming:
+        kernel.warmup(*args, grid=grid, **options)
+    else:
+        kernel[grid](*args, **options)
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Compile the kernels that are launched inside, side by side, and run none of them."""
+    global _warming
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool, triton.AsyncCompileMode(pool):
+        _warming = True
+        try:
+            yield
+        finally:
+            _warming = False
+
+
+_compiled: set[tuple[Any, ...]] = set()
+
+
+def compile_together(key: tuple[Any, ...], run: Callable[[], Any]) -> None:
+    """The first time a key comes, compile all kernels that `run` launches, side by side."""
+    if INTERPRET or _warming or key in _compiled:
+        return
+    with compiling():
+        run()
+    _compiled.add(key)

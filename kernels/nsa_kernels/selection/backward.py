@@ -1,0 +1,236 @@
+"""Selection attention, backward: the same walk over key blocks, which sums dk and dv in registers.
+
+Query gradients leave as partial sums in the query's slots, as outputs do in the forward, so nothing is added atomically
+and two runs are bit-equal. Where a list is cut into several items, the first adds to the block's gradient itself and
+the others leave theirs for `_gather`, in order.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nsa_kernels.blocks import Blocks
+from nsa_kernels.runtime import INTERPRET, LOG2E, Tile, empty, launch, padded, precision
+from nsa_kernels.selection.forward import JOIN_STEP, join_warps, pairs_of_tile, queries_inside, shape_of
+from nsa_kernels.selection.lists import build_lists
+from nsa_kernels.selection.split import most_keys, split_blocks
+from nsa_kernels.tiles import exp2, load_rows, near_rows, store_near_rows, store_rows
+from nsa_kernels.workspace import selection_chunk
+
+
+@triton.jit(do_not_specialize=["query_begin", "queries", "N"])
+def _visit(
+    q, k, v, do, lse, delta, partial, dk, dv, extra_k, extra_v,
+    entries, list_begin, list_count, item_begin, extra_begin, item_block,
+    offsets, order, start, end, position, query_at, query_begin, queries, N, scale, scale2,
+    H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, PER_ITEM: tl.constexpr, PERMUTED: tl.constexpr,
+    PREC: tl.constexpr, IDENTITY: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    R: tl.constexpr = H // G
+    PAIRS: tl.constexpr = BM // R
+    item = tl.program_id(0)
+    column = tl.load(item_block + item)
+    if column >= G * N:
+        return
+    g = column // N
+    block = column % N
+    part = item - tl.load(item_begin + column)
+    begin = part * PER_ITEM
+    stop = tl.minimum(begin + PER_ITEM, tl.load(list_count + column))
+    entry_at = entries + tl.load(list_begin + column)
+    place = tl.load(offsets + block)
+    length = tl.load(offsets + block + 1) - place
+    n = tl.arange(0, BN)
+    inside = n < length
+    key = place + n
+    if PERMUTED:
+        key = tl.load(order + key, mask=inside, other=0)
+    kt = load_rows(k + g * D, key, inside, G * D, D, DP)
+    vt = load_rows(v + g * D, key, inside, G * D, D, DP)
+    seen_from = tl.where(inside, key, 2**30)
+    if length < BN:
+        masked = stop
+    else:
+        masked = queries_inside(query_at, tl.load(start + block), tl.load(end + block), query_begin)
+    acc_k = tl.zeros([BN, DP], tl.float32)
+    acc_v = tl.zeros([BN, DP], tl.float32)
+
+    pair_in_tile, head, whole = pairs_of_tile(BM, R)
+    skip = query_begin.to(tl.int64) * H + g * R
+    q += skip * D
+    do += g * R * D
+    lse += skip
+    delta += skip
+    partial += g.to(tl.int64) * queries * S * R * D
+    entry_next = tl.load(entry_at + tl.minimum(begin + pair_in_tile, stop - 1))
+    for pair0 in tl.range(begin, stop, PAIRS, num_stages=STAGES):
+        pair = pair0 + pair_in_tile
+        real = whole & (pair < stop)
+        entry = entry_next
+        query = entry // S
+        row = query * H + head
+        qt = near_rows(q, row, D, DP)
+        dot = near_rows(do, row, D, DP)
+        lse_t = tl.load(lse + row, mask=real, other=float("inf"))
+        delta_t = tl.load(delta + row)
+        entry_next = tl.load(entry_at + tl.minimum(pair + PAIRS, stop - 1))
+        s = tl.dot(qt, tl.trans(kt), input_precision=PREC)
+        p = exp2(s * scale2 - lse_t[:, None])
+        if pair0 < masked:
+            pos = query_begin + query
+            if not IDENTITY:
+                pos = tl.load(position + pos)
+            p = tl.where(seen_from[None, :] <= pos[:, None], p, 0.0)
+        dp = tl.dot(dot, tl.trans(vt), input_precision=PREC)
+        ds = (p * (dp - delta_t[:, None])).to(qt.dtype)
+        acc_v = tl.dot(tl.trans(p.to(dot.dtype)), dot, acc_v, input_precision=PREC)
+        acc_k = tl.dot(tl.trans(ds), qt, acc_k, input_precision=PREC)
+        dq = tl.dot(ds, kt, input_precision=PREC)
+        store_near_rows(partial, dq, entry * R + head, real, D, DP)
+    acc_k *= scale
+    if part == 0:
+        acc_k += load_rows(dk + g * D, key, inside, G * D, D, DP)
+        acc_v += load_rows(dv + g * D, key, inside, G * D, D, DP)
+        store_rows(dk + g * D, acc_k, key, inside, G * D, D, DP)
+        store_rows(dv + g * D, acc_v, key, inside, G * D, D, DP)
+    else:
+        at = (tl.load(extra_begin + column) + part - 1).to(tl.int64) * BN + n
+        store_rows(extra_k, acc_k, at, inside, D, D, DP)
+        store_rows(extra_v, acc_v, at, inside, D, D, DP)
+
+
+@triton.jit(do_not_specialize=["N"])
+def _gather(
+    dk, dv, extra_k, extra_v, list_count, extra_begin, offsets, order, N,
+    G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, PER_ITEM: tl.constexpr,
+    PERMUTED: tl.constexpr,
+):  # fmt: skip
+    """Add what the later items of a list left to the gradient of its block."""
+    column = tl.program_id(0)
+    parts = tl.cdiv(tl.load(list_count + column), PER_ITEM)
+    if parts < 2:
+        return
+    g = column // N
+    block = column % N
+    place = tl.load(offsets + block)
+    length = tl.load(offsets + block + 1) - place
+    n = tl.arange(0, BN)
+    inside = n < length
+    key = place + n
+    if PERMUTED:
+        key = tl.load(order + key, mask=inside, other=0)
+    at = tl.load(extra_begin + column).to(tl.int64) * BN + n
+    sum_k = load_rows(dk + g * D, key, inside, G * D, D, DP)
+    sum_v = load_rows(dv + g * D, key, inside, G * D, D, DP)
+    for _ in range(1, parts):
+        sum_k += load_rows(extra_k, at, inside, D, D, DP)
+        sum_v += load_rows(extra_v, at, inside, D, D, DP)
+        at += BN
+    store_rows(dk + g * D, sum_k, key, inside, G * D, D, DP)
+    store_rows(dv + g * D, sum_v, key, inside, G * D, D, DP)
+
+
+@triton.jit(do_not_specialize=["query_begin", "queries"])
+def _join_queries(
+    partial, chosen, dq, query_begin, queries, scale,
+    H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr,
+    STEP: tl.constexpr, ADD: tl.constexpr,
+):  # fmt: skip
+    R: tl.constexpr = H // G
+    local = tl.program_id(0).to(tl.int64)
+    g = tl.program_id(1)
+    query = query_begin + local
+    r = tl.arange(0, RP)
+    d = tl.arange(0, DP)
+    inside = (r < R)[:, None] & (d < D)[None, :]
+    at = (query * H + g * R + r)[:, None] * D + d[None, :]
+    acc = tl.zeros([RP, DP], tl.float32)
+    for s0 in range(0, S, STEP):
+        for i in tl.static_range(STEP):
+            s = s0 + i
+            there = (tl.load(chosen + (query * G + g) * S + s + r * 0) >= 0)[:, None] & inside
+            row = ((g.to(tl.int64) * queries + local) * S + s) * R + r
+            acc += tl.load(partial + row[:, None] * D + d[None, :], mask=there, other=0.0).to(tl.float32)
+    acc *= scale
+    if ADD:
+        acc += tl.load(dq + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(dq + at, acc.to(dq.dtype.element_ty), mask=inside)
+
+
+def selection_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chosen: Tensor,
+    do: Tensor,
+    lse: Tensor,
+    gate: Tensor | None,
+    delta: Tensor,
+    blocks: Blocks,
+    scale: float,
+    dk: Tensor,
+    dv: Tensor,
+    dq: Tensor | None = None,
+) -> Tensor:
+    """dq [Tq, H, D]; adds to dk and dv [T, G, D] float32, and to `dq` where one is given.
+
+    gate [Tq, H] multiplied the output. lse, delta [Tq, H] float32; delta is the gated `do` times the output, over D.
+    """
+    rows, heads, dim = q.shape
+    blocks, chosen = split_blocks(blocks, chosen, most_keys(dim, q.dtype))
+    groups, slots = k.shape[1], chosen.shape[2]
+    add = dq is not None
+    dq = empty(tuple(q.shape), q) if dq is None else dq
+    if not rows:
+        return dq
+    ratio = heads // groups
+    keys = padded(blocks.longest)
+    tile = visit_tile(dim, keys, q.dtype)
+    height = max(tile.rows, padded(ratio))
+    chunk = selection_chunk(shape_of(q, k, chosen, blocks), per_item(ratio))
+    partial = empty((groups * chunk * slots * ratio, dim), q)
+    shape = {"G": groups, "D": dim, "DP": padded(dim), "BN": keys, "PERMUTED": blocks.order is not None}
+    order = blocks.offsets if blocks.order is None else blocks.order
+    for begin in range(0, rows, chunk):
+        end = min(rows, begin + chunk)
+        lists = build_lists(chosen[begin:end], blocks.num_blocks, per_item(ratio))
+        gated = do[begin:end] if gate is None else (do[begin:end] * gate[begin:end, :, None]).to(do.dtype)
+        extra_k, extra_v = (empty((max(1, lists.extras), keys, dim), q, torch.float32) for _ in range(2))
+        launch(_visit, (len(lists.item_block),),
+            q, k, v, gated, lse, delta, partial, dk, dv, extra_k, extra_v,
+            lists.entries, lists.begin, lists.count, lists.item_begin, lists.extra_begin, lists.item_block,
+            blocks.offsets, order, blocks.start, blocks.end, blocks.position, blocks.query_at,
+            begin, end - begin, blocks.num_blocks, scale, scale * LOG2E,
+            H=heads, S=slots, BM=height, PER_ITEM=lists.per_item, IDENTITY=blocks.identity,
+            PREC=precision(q.dtype), STAGES=tile.stages, num_warps=tile.warps, **shape,
+        )  # fmt: skip
+        launch(_gather, (groups * blocks.num_blocks,),
+            dk, dv, extra_k, extra_v, lists.count, lists.extra_begin, blocks.offsets, order, blocks.num_blocks,
+            PER_ITEM=lists.per_item, num_warps=8, **shape,
+        )  # fmt: skip
+        launch(_join_queries, (end - begin, groups),
+            partial, chosen, dq, begin, end - begin, scale,
+            H=heads, G=groups, S=slots, D=dim, DP=padded(dim), RP=padded(ratio, 1),
+            STEP=math.gcd(slots, JOIN_STEP), ADD=add, num_warps=join_warps(ratio, dim),
+        )  # fmt: skip
+    return dq
+
+
+def per_item(ratio: int) -> int:
+    """As in the forward, but longer: every later item of a list costs a pass over the block's gradient."""
+    return 6 if INTERPRET else 64 * max(1, 64 // ratio)
+
+
+def visit_tile(head_dim: int, keys: int, dtype: torch.dtype) -> Tile:
+    """As in the forward; dk, dv and a tile of dq share the registers, so tiles are smaller."""
+    if INTERPRET:
+        return Tile(32, keys, 4, 1)
+    if dtype == torch.float32:
+        return Tile(16, keys, 4 if padded(head_dim) * keys <= 128 * 64 else 8, 1)
+    if padded(head_dim) > 128 or keys > 128:
+        return Tile(32, keys, 8, 1)
+    return Tile(64, keys, 4, 2) if keys <= 64 else Tile(64, keys, 8, 1)

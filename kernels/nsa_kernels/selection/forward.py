@@ -1,0 +1,205 @@
+"""Selection attention, forward: every key block gathers the queries that chose it, then each query joins its blocks.
+
+A row is a (query, head) pair, so a group of 7 heads wastes nothing. A tile of rows meets one block once, writes a
+normalised partial output with its log-sum-exp into the query's slot, and `_join` sums the slots.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nsa_kernels.blocks import Blocks
+from nsa_kernels.runtime import INTERPRET, LOG2E, Tile, empty, launch, padded, precision
+from nsa_kernels.selection.lists import build_lists
+from nsa_kernels.selection.split import most_keys, split_blocks
+from nsa_kernels.tiles import exp2, load_rows, near_rows, store_near_rows
+from nsa_kernels.workspace import Shape, selection_chunk
+
+
+@triton.jit
+def pairs_of_tile(BM: tl.constexpr, R: tl.constexpr):
+    """For BM rows that hold BM // R (query, group) pairs of R heads: the row's pair, its head, whether it has one."""
+    row = tl.arange(0, BM)
+    whole = row < BM // R * R
+    return tl.where(whole, row // R, 0), tl.where(whole, row % R, 0), whole
+
+
+@triton.jit
+def queries_inside(query_at, start, end, query_begin):
+    """Queries from query_begin on inside a block: the first so many of its list may not see all of it."""
+    before = tl.maximum(tl.load(query_at + start), query_begin)
+    return tl.maximum(tl.load(query_at + end) - before, 0)
+
+
+JOIN_STEP = 8
+"""Slots whose loads are in flight together when a query joins its partial outputs."""
+
+
+@triton.jit(do_not_specialize=["query_begin", "queries", "N"])
+def _visit(
+    q, k, v, partial, partial_lse, entries, list_begin, list_count, item_begin, item_block,
+    offsets, order, start, end, position, query_at, query_begin, queries, N, scale2,
+    H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, PER_ITEM: tl.constexpr, PERMUTED: tl.constexpr, IDENTITY: tl.constexpr,
+    PREC: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    R: tl.constexpr = H // G
+    PAIRS: tl.constexpr = BM // R
+    item = tl.program_id(0)
+    column = tl.load(item_block + item)
+    if column >= G * N:
+        return
+    g = column // N
+    block = column % N
+    begin = (item - tl.load(item_begin + column)) * PER_ITEM
+    stop = tl.minimum(begin + PER_ITEM, tl.load(list_count + column))
+    entry_at = entries + tl.load(list_begin + column)
+    place = tl.load(offsets + block)
+    length = tl.load(offsets + block + 1) - place
+    n = tl.arange(0, BN)
+    key = place + n
+    if PERMUTED:
+        key = tl.load(order + key, mask=n < length, other=0)
+    kt = load_rows(k + g * D, key, n < length, G * D, D, DP)
+    vt = load_rows(v + g * D, key, n < length, G * D, D, DP)
+    key = tl.where(n < length, key, 2**30)
+    if length < BN:
+        masked = stop
+    else:
+        masked = queries_inside(query_at, tl.load(start + block), tl.load(end + block), query_begin)
+
+    pair_in_tile, head, whole = pairs_of_tile(BM, R)
+    q += query_begin.to(tl.int64) * H * D + g * R * D
+    partial += g.to(tl.int64) * queries * S * R * D
+    partial_lse += g.to(tl.int64) * queries * S * R
+    # List entries are fetched a tile ahead of the queries they name, so that no address waits for memory.
+    entry_next = tl.load(entry_at + tl.minimum(begin + pair_in_tile, stop - 1))
+    for pair0 in tl.range(begin, stop, PAIRS, num_stages=STAGES):
+        pair = pair0 + pair_in_tile
+        real = whole & (pair < stop)
+        entry = entry_next
+        query = entry // S
+        qt = near_rows(q, query * H + head, D, DP)
+        entry_next = tl.load(entry_at + tl.minimum(pair + PAIRS, stop - 1))
+        s = tl.dot(qt, tl.trans(kt), input_precision=PREC)
+        if pair0 < masked:
+            pos = query_begin + query
+            if not IDENTITY:
+                pos = tl.load(position + pos)
+            s = tl.where(key[None, :] <= pos[:, None], s, float("-inf"))
+        m = tl.max(s, 1) * scale2
+        m = tl.where(m == float("-inf"), 0.0, m)
+        p = exp2(s * scale2 - m[:, None])
+        l = tl.sum(p, 1)
+        o = tl.dot(p.to(vt.dtype), vt, input_precision=PREC) * (1.0 / tl.where(l == 0, 1.0, l))[:, None]
+        slot = entry * R + head
+        tl.store(partial_lse + slot, m + tl.log2(l), mask=real)
+        store_near_rows(partial, o, slot, real, D, DP)
+
+
+@triton.jit(do_not_specialize=["query_begin", "queries"])
+def _join(
+    partial, partial_lse, chosen, out, lse, query_begin, queries,
+    H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr,
+    SP: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """One (query, group): softmax over its slots' log-sum-exps, and the weighted sum of their partial outputs."""
+    R: tl.constexpr = H // G
+    local = tl.program_id(0).to(tl.int64)
+    g = tl.program_id(1)
+    query = query_begin + local
+    r = tl.arange(0, RP)
+    d = tl.arange(0, DP)
+    base = (g.to(tl.int64) * queries + local) * S
+    slots = tl.arange(0, SP)
+    taken = tl.load(chosen + (query * G + g) * S + slots, mask=slots < S, other=-1) >= 0
+    there = taken[:, None] & (r < R)[None, :]
+    logs = tl.load(partial_lse + (base + slots)[:, None] * R + r[None, :], mask=there, other=float("-inf"))
+    m = tl.max(logs, 0)
+    m = tl.where(m == float("-inf"), 0.0, m)
+    total = tl.sum(exp2(logs - m[None, :]), 0)
+    nothing = total == 0
+    joint = tl.where(nothing, float("inf"), m + tl.log2(tl.where(nothing, 1.0, total)))
+    acc = tl.zeros([RP, DP], tl.float32)
+    inside = (r < R)[:, None] & (d < D)[None, :]
+    for s0 in range(0, S, STEP):
+        for i in tl.static_range(STEP):
+            s = s0 + i
+            present = (tl.load(chosen + (query * G + g) * S + s + r * 0) >= 0) & (r < R)
+            row = (base + s) * R + r
+            w = exp2(tl.load(partial_lse + row, mask=present, other=float("-inf")) - joint)
+            x = tl.load(partial + row[:, None] * D + d[None, :], mask=present[:, None] & inside, other=0.0)
+            acc += x.to(tl.float32) * w[:, None]
+    at = query * H + g * R + r
+    tl.store(lse + at, joint, mask=r < R)
+    tl.store(out + at[:, None] * D + d[None, :], acc.to(out.dtype.element_ty), mask=inside)
+
+
+def shape_of(q: Tensor, k: Tensor, chosen: Tensor, blocks: Blocks) -> Shape:
+    rows, heads, dim = q.shape
+    return Shape(
+        rows, len(k), blocks.num_blocks, heads, k.shape[1], dim, chosen.shape[2], blocks.longest, q.element_size()
+    )
+
+
+def per_item(ratio: int) -> int:
+    """Pairs that one program walks over before another takes the rest of a long list: 32 tiles of 64 rows."""
+    return 6 if INTERPRET else 32 * max(1, 64 // ratio)
+
+
+def selection_forward(
+    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, blocks: Blocks, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Output [Tq, H, D] and base-2 log-sum-exp [Tq, H] float32, +inf where nothing is visible.
+
+    chosen [Tq, G, S] int32: the blocks of each (query, group), -1 for an empty slot.
+    """
+    rows, heads, dim = q.shape
+    blocks, chosen = split_blocks(blocks, chosen, most_keys(dim, q.dtype))
+    groups, slots = k.shape[1], chosen.shape[2]
+    out, lse = empty(tuple(q.shape), q), q.new_empty((rows, heads), dtype=torch.float32)
+    if not rows:
+        return out, lse
+    ratio = heads // groups
+    keys = padded(blocks.longest)
+    tile = visit_tile(dim, keys, q.dtype)
+    height = max(tile.rows, padded(ratio))
+    chunk = selection_chunk(shape_of(q, k, chosen, blocks))
+    partial = empty((groups * chunk * slots * ratio, dim), q)
+    partial_lse = empty((groups * chunk * slots * ratio,), q, torch.float32)
+    for begin in range(0, rows, chunk):
+        end = min(rows, begin + chunk)
+        lists = build_lists(chosen[begin:end], blocks.num_blocks, per_item(ratio))
+        launch(_visit, (len(lists.item_block),),
+            q, k, v, partial, partial_lse, lists.entries, lists.begin, lists.count, lists.item_begin, lists.item_block,
+            blocks.offsets, blocks.offsets if blocks.order is None else blocks.order, blocks.start, blocks.end,
+            blocks.position, blocks.query_at, begin, end - begin, blocks.num_blocks, scale * LOG2E,
+            H=heads, G=groups, S=slots, D=dim, DP=padded(dim), BM=height, BN=keys, PER_ITEM=lists.per_item,
+            PERMUTED=blocks.order is not None, IDENTITY=blocks.identity, PREC=precision(q.dtype),
+            STAGES=tile.stages, num_warps=tile.warps,
+        )  # fmt: skip
+        launch(_join, (end - begin, groups),
+            partial, partial_lse, chosen, out, lse, begin, end - begin,
+            H=heads, G=groups, S=slots, D=dim, DP=padded(dim), RP=padded(ratio, 1), SP=padded(slots, 1),
+            STEP=math.gcd(slots, JOIN_STEP), num_warps=join_warps(ratio, dim),
+        )  # fmt: skip
+    return out, lse
+
+
+def join_warps(ratio: int, dim: int) -> int:
+    """Eight values for each thread of a join."""
+    return max(1, min(8, padded(ratio, 1) * padded(dim) // 256))
+
+
+def visit_tile(head_dim: int, keys: int, dtype: torch.dtype) -> Tile:
+    """(query, head) rows against one block of `keys` keys."""
+    if INTERPRET:
+        return Tile(32, keys, 4, 1)
+    if dtype == torch.float32:
+        return Tile(32 if padded(head_dim) * keys <= 128 * 64 else 16, keys, 4, 1)
+    if padded(head_dim) <= 128 and keys <= 128:
+        return Tile(64, keys, 4, 2)
+    return Tile(64, keys, 8, 1)

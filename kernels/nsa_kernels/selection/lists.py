@@ -1,0 +1,114 @@
+"""Who chose which block: from [queries, G, slots] block numbers to one list of queries per (group, block).
+
+The order inside a list is the order of the queries, whatever order the programs run in, so that every sum over a list
+is the same in every run. Membership is a bit per query; a query's place is the number of bits before its own.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nsa_kernels.runtime import cdiv, launch
+
+TILE = 32
+"""Queries per membership word."""
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Lists of C queries' choices, group by group and block by block, as int32 tensors.
+
+    entries [C * G * S]: chunk query * S + slot. begin, count [G * N]: where each list begins and how long it is.
+    item_block [M]: the list each work item belongs to, G * N past the last. item_begin, extra_begin [G * N]: the list's
+    first item, and where its later items stand among all that are not the first of their list.
+    per_item: entries of one item. extras: at most so many items are not the first of their list.
+    """
+
+    entries: Tensor
+    begin: Tensor
+    count: Tensor
+    item_begin: Tensor
+    extra_begin: Tensor
+    item_block: Tensor
+    per_item: int
+    extras: int
+
+
+@triton.jit
+def popcount(x):
+    """Set bits of a 32-bit word."""
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    x = x + (x >> 8)
+    return (x + (x >> 16)) & 0x3F
+
+
+@triton.jit(do_not_specialize=["total", "N"])
+def _mark(chosen, words, total, N, G: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    block = tl.load(chosen + i, mask=i < total, other=-1)
+    query = i // (G * S)
+    g = (i // S) % G
+    bit = (1 << (query % TILE)).to(tl.uint32)
+    tl.atomic_or(words + ((query // TILE) * G + g) * N + block, bit, mask=block >= 0, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["tiles", "columns"])
+def _before(words, before, count, tiles, columns, TILES: tl.constexpr, BLOCK: tl.constexpr):
+    """How many queries of earlier words chose each (group, block), and how many chose it in all."""
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.int32)
+    for tile0 in range(0, tiles, TILES):
+        tile = tile0 + tl.arange(0, TILES)
+        inside = (tile < tiles)[:, None] & (column < columns)[None, :]
+        at = tile.to(tl.int64)[:, None] * columns + column[None, :]
+        bits = popcount(tl.load(words + at, mask=inside, other=0).to(tl.uint32)).to(tl.int32)
+        tl.store(before + at, total[None, :] + tl.cumsum(bits, 0) - bits, mask=inside)
+        total += tl.sum(bits, 0)
+    tl.store(count + column, total, mask=column < columns)
+
+
+@triton.jit(do_not_specialize=["total", "N"])
+def _place(
+    chosen, words, before, begin, entries, total, N,
+    G: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    block = tl.load(chosen + i, mask=i < total, other=-1)
+    taken = block >= 0
+    query = i // (G * S)
+    g = (i // S) % G
+    at = ((query // TILE) * G + g) * N + block
+    mask = ((1 << (query % TILE)) - 1).to(tl.uint32)
+    earlier = popcount(tl.load(words + at, mask=taken, other=0).to(tl.uint32) & mask).to(tl.int32)
+    place = tl.load(begin + g * N + block, mask=taken, other=0) + tl.load(before + at, mask=taken, other=0) + earlier
+    tl.store(entries + place, (query * S + i % S).to(tl.int32), mask=taken)
+
+
+def build_lists(chosen: Tensor, num_blocks: int, per_item: int) -> Lists:
+    """chosen [C, G, S] int32, -1 for an empty slot, no block twice in a (query, group). No host synchronisation."""
+    queries, groups, slots = chosen.shape
+    columns, tiles, total = groups * num_blocks, cdiv(queries, TILE), chosen.numel()
+    words = torch.zeros((tiles, columns), dtype=torch.int32, device=chosen.device)
+    before = torch.empty_like(words)
+    count = words.new_empty(columns)
+    entries = words.new_empty(total)
+    grid = (cdiv(total, 1024),)
+    shape = {"G": groups, "S": slots, "TILE": TILE, "BLOCK": 1024}
+    launch(_mark, grid, chosen, words, total, num_blocks, **shape)
+    launch(_before, (cdiv(columns, 32),), words, before, count, tiles, columns, TILES=64, BLOCK=32)
+    items = (count + (per_item - 1)) // per_item
+    firsts = items.clamp(max=1)
+    ends = torch.stack([count, items, items - firsts]).cumsum(1, dtype=torch.int32)
+    begin, item_begin, extra_begin = ends[0] - count, ends[1] - items, ends[2] - (items - firsts)
+    extras = total // per_item
+    most = extras + min(columns, total)
+    item_block = torch.searchsorted(
+        ends[1], torch.arange(most, dtype=torch.int32, device=chosen.device), right=True, out_int32=True
+    )
+    launch(_place, grid, chosen, words, before, begin, entries, total, num_blocks, **shape)
+    return Lists(entries, begin, count, item_begin, extra_begin, item_block, per_item, extras)

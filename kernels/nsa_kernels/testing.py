@@ -1,0 +1,82 @@
+"""Helpers of the kernels' tests: odd geometries, random inputs, relative errors, and memory full of NaN."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from nsa_kernels.blocks import Blocks, blocks_from_offsets
+
+SAMPLES = (1, 23, 0, 14)
+"""One token, a sample of several blocks, an empty one, another."""
+LENGTHS = ((1,), (8, 1, 5, 7, 2), (), (3, 11))
+
+
+def odd_blocks(
+    *,
+    permuted: bool = False,
+    sparse: bool = False,
+    samples: Sequence[int] = SAMPLES,
+    lengths: Sequence[Sequence[int]] = LENGTHS,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Blocks:
+    """Unequal blocks of packed samples; permuted inside each, and with about a third of the keys as queries."""
+    generator = torch.Generator().manual_seed(seed)
+    cu_seqlens = torch.tensor([0, *samples]).cumsum(0)
+    offsets = torch.tensor([0, *(n for of_sample in lengths for n in of_sample)]).cumsum(0)
+    assert offsets[-1] == cu_seqlens[-1]
+    order = query_index = None
+    if permuted:
+        shuffled = [torch.randperm(n, generator=generator) for n in samples]
+        order = torch.cat([x + begin for x, begin in zip(shuffled, cu_seqlens[:-1], strict=True)]).to(device)
+    if sparse:
+        query_index = (torch.rand(int(cu_seqlens[-1]), generator=generator) < 0.35).nonzero().flatten().to(device)
+    return blocks_from_offsets(offsets.to(device), cu_seqlens.to(device), order=order, query_index=query_index)
+
+
+def uneven(samples: Sequence[int], longest: int, seed: int = 0) -> list[list[int]]:
+    """Random block lengths from 1 to `longest` that fill each sample."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths: list[list[int]] = []
+    for left in samples:
+        lengths.append([])
+        while left:
+            n = min(left, int(torch.randint(1, longest + 1, (1,), generator=generator)))
+            lengths[-1].append(n)
+            left -= n
+    return lengths
+
+
+def random_heads(
+    blocks: Blocks, heads: tuple[int, int, int], dtype: torch.dtype, branches: int = 3, seed: int = 0
+) -> list[Tensor]:
+    """q [Tq, H, D], k, v [T, G, D], gates [Tq, H, branches] in (0, 1), do [Tq, H, D]; heads is (H, G, D)."""
+    generator = torch.Generator().manual_seed(seed)
+    h, g, d = heads
+    rows, keys = blocks.num_queries, blocks.num_keys
+    shapes = [(rows, h, d), (keys, g, d), (keys, g, d), (rows, h, branches), (rows, h, d)]
+    q, k, v, gates, do = (torch.randn(shape, generator=generator) for shape in shapes)
+    device = blocks.end.device
+    return [x.to(device, dtype) for x in (q, k, v, gates.sigmoid(), do)]
+
+
+def relative_error(actual: Tensor, expected: Tensor, least: float = 1e-12) -> float:
+    """In the 2-norm, relative to `least` where the expected norm is smaller; NaN where `actual` holds one."""
+    error = (actual.double() - expected.double()).norm()
+    return (error / expected.double().norm().clamp(min=least)).item()
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Every new, unwritten tensor is full of NaN, or of the largest integer."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]

@@ -1,0 +1,62 @@
+"""Pieces of kernels that several ops share."""
+
+import triton
+import triton.language as tl
+
+from nsa_kernels.runtime import INTERPRET
+
+_INTERPRET = tl.constexpr(INTERPRET)
+
+
+@triton.jit
+def exp2(x):
+    """2^x in one instruction; results below the smallest normal float32 are zero."""
+    if _INTERPRET:
+        return tl.exp2(x)
+    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def load_rows(x, rows, seen, stride, D: tl.constexpr, DP: tl.constexpr):
+    """[rows, DP] of x [*, stride] from its first D columns; rows that are not `seen` are zero."""
+    d = tl.arange(0, DP)
+    at = x + rows.to(tl.int64)[:, None] * stride + d[None, :]
+    if D == DP:
+        return tl.load(at, mask=seen[:, None], other=0.0)
+    return tl.load(at, mask=seen[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def store_rows(x, value, rows, seen, stride, D: tl.constexpr, DP: tl.constexpr):
+    d = tl.arange(0, DP)
+    at = x + rows.to(tl.int64)[:, None] * stride + d[None, :]
+    tl.store(at, value.to(x.dtype.element_ty), mask=seen[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def block_logits(q, k, bias, end, first, pos, j, N, scale2, MASK: tl.constexpr, BIAS: tl.constexpr, PREC: tl.constexpr):
+    """Base-2 logits of q [BM, DP] against pooled keys k [BN, DP] of blocks j [BN]; -inf where not visible."""
+    s = tl.dot(q, tl.trans(k), input_precision=PREC) * scale2
+    if BIAS:
+        s += tl.load(bias + j, mask=j < N, other=0.0)[None, :] * 1.4426950408889634
+    if MASK:
+        ends = tl.load(end + j, mask=j < N, other=2**30)
+        s = tl.where((ends[None, :] <= pos[:, None]) & (j[None, :] >= first[:, None]), s, float("-inf"))
+    return s
+
+
+@triton.jit
+def near_rows(x, rows, D: tl.constexpr, DP: tl.constexpr):
+    """[rows, DP] of x [*, D]; every row exists and lies within 2^31 elements of x."""
+    d = tl.arange(0, DP)
+    at = x + (rows * D)[:, None] + d[None, :]
+    if D == DP:
+        return tl.load(at)
+    return tl.load(at, mask=(d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def store_near_rows(x, value, rows, seen, D: tl.constexpr, DP: tl.constexpr):
+    d = tl.arange(0, DP)
+    at = x + (rows * D)[:, None] + d[None, :]
+    tl.store(at, value.to(x.dtype.element_ty), mask=seen[:, None] & (d < D)[None, :], eviction_policy="evict_first")

@@ -1,0 +1,213 @@
+"""Choose blocks: the importance of a block is its compression probability summed over the group's heads.
+
+Scores are made for a chunk of queries at a time, [chunk, G, blocks of a sample], so that T x N is never held; one
+program then finds the score that separates the chosen from the rest by bisection on its bits.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nsa_kernels.blocks import Blocks
+from nsa_kernels.runtime import INTERPRET, LOG2E, SCORE_BYTES, Tile, cdiv, empty, launch, padded, precision
+from nsa_kernels.tiles import block_logits, exp2, load_rows
+
+MOST_BLOCKS = 32768
+"""Blocks of one sample that a program can rank in registers."""
+
+
+@triton.jit(do_not_specialize=["row_begin", "row_end", "Tq", "N", "width"])
+def _score(
+    q, pk, bias, lse, scores, position, first_block, last_block, end, row_begin, row_end, Tq, N, width, scale2,
+    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BIAS: tl.constexpr, PREC: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Scores [BM, BN] of one group; column c of a row is block first_block + c."""
+    R: tl.constexpr = H // G
+    g = tl.program_id(1)
+    row0 = row_begin + tl.program_id(0) * BM
+    rows = row0 + tl.arange(0, BM)
+    real = rows < row_end
+    first = tl.load(first_block + rows, mask=real, other=0)
+    pos = tl.load(position + rows, mask=real, other=-1)
+    stop = tl.load(last_block + tl.minimum(row0 + BM, row_end) - 1) + 1
+    for j0 in range(tl.load(first_block + row0) + tl.program_id(2) * BN, stop, tl.num_programs(2) * BN):
+        j = j0 + tl.arange(0, BN)
+        kt = load_rows(pk + g * D, j, j < N, G * D, D, DP)
+        total = tl.zeros([BM, BN], tl.float32)
+        for r in tl.range(0, R, num_stages=STAGES):
+            h = g * R + r
+            qt = load_rows(q + h * D, rows, real, H * D, D, DP)
+            s = block_logits(qt, kt, bias, end, first, pos, j, N, scale2, False, BIAS, PREC)
+            total += exp2(s - tl.load(lse + h.to(tl.int64) * Tq + rows, mask=real, other=float("inf"))[:, None])
+        ends = tl.load(end + j, mask=j < N, other=2**30)
+        column = j[None, :] - first[:, None]
+        at = scores + ((rows - row_begin) * G + g)[:, None] * width + column
+        inside = real[:, None] & (column >= 0) & (column < width)
+        tl.store(at, tl.where(ends[None, :] <= pos[:, None], total, 0.0), mask=inside)
+
+
+@triton.jit(do_not_specialize=["row_begin", "row_end", "rows_total", "width", "count", "budget", "initial", "local"])
+def _select(
+    scores, chosen, leader, offsets, position, first_block, last_block, closed_below, start, end, block_of_query,
+    row_begin, row_end, rows_total, width, count, budget, initial, local,
+    G: tl.constexpr, W: tl.constexpr, SLOTS: tl.constexpr, TILE: tl.constexpr, TOKENS: tl.constexpr,
+    PERMUTED: tl.constexpr,
+):  # fmt: skip
+    """The blocks of one (query, group), ascending, into chosen [Tq, G, count]; with TILE > 1 of one run of queries."""
+    row = row_begin + tl.program_id(0)
+    g = tl.program_id(1)
+    last = row
+    if TILE > 1:
+        if tl.load(leader + row) != row:
+            return
+        after = row + tl.arange(0, TILE)
+        last = row - 1 + tl.sum((tl.load(leader + after, mask=after < rows_total, other=-1) == row).to(tl.int32))
+    column = tl.arange(0, W)
+    first = tl.load(first_block + row)
+    j = first + column
+    begun_count = tl.load(last_block + last) + 1 - first
+    inside = column < begun_count
+    pos = tl.load(position + last)
+    closed = column < tl.load(closed_below + last) - first
+    begun = inside
+    if PERMUTED:
+        closed = inside & (tl.load(end + j, mask=inside, other=2**30) <= pos)
+        begun = inside & (tl.load(start + j, mask=inside, other=2**30) <= pos)
+    own_first = tl.load(block_of_query + row)
+    own_last = tl.load(block_of_query + last)
+    forced = begun & ((column < initial) | ((j > own_first - local) & (j <= own_last) & (local > 0)))
+
+    score = tl.zeros([W], tl.float32)
+    at = scores + ((row - row_begin).to(tl.int64) * G + g) * width + column
+    for i in range(last - row + 1):
+        # A block that closed after an earlier query of the tile scores zero there, if it was scored at all.
+        score += tl.load(at, mask=closed & (column <= tl.load(last_block + row + i) - first), other=0.0)
+        at += G * width
+    limit = count
+    weight = column
+    if TOKENS:
+        weight = tl.load(offsets + j + 1, mask=inside, other=1) - tl.load(offsets + j, mask=inside, other=0)
+        score = score / weight.to(tl.float32)
+        limit = budget
+    key = tl.where(forced, 0x7F800000, tl.where(closed, score.to(tl.int32, bitcast=True), -1))
+
+    # edge: the largest v for which the blocks with key >= v are too many, bracketed downwards from the best score, then
+    # bisected; -1 where all candidates fit.
+    edge = tl.full([], -1, tl.int32)
+    candidate = key >= 0
+    over = tl.sum(candidate.to(tl.int32)) > count
+    if TOKENS:
+        over = over | (tl.sum(tl.where(candidate, weight, 0)) > limit)
+    if over:
+        low = tl.max(tl.where(forced, -1, key)) + 1
+        forced_alone = tl.sum((key >= low).to(tl.int32)) > count
+        if TOKENS:
+            forced_alone = forced_alone | (tl.sum(tl.where(key >= low, weight, 0)) > limit)
+        low = tl.where(forced_alone, 0x7F800001, low)
+        high = low
+        step = tl.full([], 1 << 21, tl.int32)
+        while (low == high) & (low > 0):
+            high = low
+            low = tl.maximum(low - step, 0)
+            above = key >= low
+            many = tl.sum(above.to(tl.int32)) > count
+            if TOKENS:
+                many = many | (tl.sum(tl.where(above, weight, 0)) > limit)
+            if not many:
+                high = low
+            step *= 2
+        while high - low > 1:
+            trial = low + (high - low) // 2
+            above = key >= trial
+            taken = tl.sum(above.to(tl.int32))
+            many = taken > count
+            if TOKENS:
+                many = many | (tl.sum(tl.where(above, weight, 0)) > limit)
+            low = tl.where(many, trial, low)
+            high = tl.where(many, high, trial)
+            if not TOKENS:
+                low = tl.where(taken == count, trial - 1, low)
+        edge = low
+    better = key > edge
+    pick = better & candidate
+    if over:
+        equal = key == edge
+        used_count = tl.sum(better.to(tl.int32))
+        fits = tl.cumsum(equal.to(tl.int32), 0) <= count - used_count
+        if TOKENS:
+            used_weight = tl.sum(tl.where(better, weight, 0))
+            fits = fits & (tl.cumsum(tl.where(equal, weight, 0), 0) <= limit - used_weight)
+        pick = better | (equal & fits)
+    place = tl.cumsum(pick.to(tl.int32), 0) - 1
+    found = tl.sum(pick.to(tl.int32))
+    slot = tl.arange(0, SLOTS)
+    out = chosen + (row.to(tl.int64) * G + g) * count
+    for _ in range(last - row + 1):
+        tl.store(out + place, j, mask=pick)
+        tl.store(out + slot, tl.full([SLOTS], -1, tl.int32), mask=(slot >= found) & (slot < count))
+        out += G * count
+
+
+def topk_forward(
+    q: Tensor,
+    pooled_k: Tensor,
+    lse: Tensor,
+    blocks: Blocks,
+    scale: float,
+    count: int,
+    *,
+    initial: int = 0,
+    local: int = 1,
+    budget: int | None = None,
+    leader: Tensor | None = None,
+    query_tile: int = 1,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """[Tq, G, count] int32 ascending, -1 past the last block. lse [H, Tq] is the compression op's."""
+    rows, heads, dim = q.shape
+    groups = pooled_k.shape[1]
+    chosen = torch.full((rows, groups, count), -1, dtype=torch.int32, device=q.device)
+    if not rows:
+        return chosen
+    if blocks.most(0, rows) > MOST_BLOCKS:
+        raise ValueError(f"a sample of {blocks.most(0, rows)} blocks is more than {MOST_BLOCKS}; use larger blocks")
+    width = blocks.most(0, rows)
+    chunk = chunk_rows(rows, groups, width)
+    extra = query_tile - 1
+    scores = empty((min(rows, chunk + extra), groups, width), q, torch.float32)
+    tile = score_tile(dim, q.dtype)
+    for begin in range(0, rows, chunk):
+        end = min(rows, begin + chunk)
+        scored = min(rows, end + extra)
+        width = blocks.most(begin, scored)
+        columns = padded(width, 32)
+        launch(_score, (cdiv(scored - begin, tile.rows), groups, cdiv(width, tile.keys)),
+            q, pooled_k, q if bias is None else bias, lse, scores,
+            blocks.position, blocks.first_block, blocks.last_block, blocks.end,
+            begin, scored, rows, blocks.num_blocks, width, scale * LOG2E,
+            H=heads, G=groups, D=dim, DP=padded(dim), BM=tile.rows, BN=tile.keys,
+            BIAS=bias is not None, PREC=precision(q.dtype), STAGES=tile.stages, num_warps=tile.warps,
+        )  # fmt: skip
+        launch(_select, (end - begin, groups),
+            scores, chosen, chosen if leader is None else leader, blocks.offsets,
+            blocks.position, blocks.first_block, blocks.last_block, blocks.closed_below, blocks.start, blocks.end,
+            blocks.block_of_query,
+            begin, end, rows, width, count, budget or 0, initial, local,
+            G=groups, W=columns, SLOTS=padded(count, 1), TILE=padded(query_tile, 1), TOKENS=budget is not None,
+            PERMUTED=blocks.order is not None, num_warps=min(16, max(1, columns // 512)),
+        )  # fmt: skip
+    return chosen
+
+
+def chunk_rows(rows: int, groups: int, width: int) -> int:
+    """Queries whose scores fit SCORE_BYTES."""
+    return min(rows, max(64, SCORE_BYTES // (4 * groups * max(1, width)) // 64 * 64))
+
+
+def score_tile(head_dim: int, dtype: torch.dtype) -> Tile:
+    """A tile walks over the heads of a group and keeps the sum of their probabilities."""
+    if INTERPRET or dtype == torch.float32:
+        return Tile(32, 32, 4, 1)
+    return Tile(64, 64, 4, 3) if padded(head_dim) <= 128 else Tile(64, 64, 4, 2)

@@ -1,0 +1,189 @@
+"""Every op against its float64 reference, in Triton's interpreter, forward and backward."""
+
+import pytest
+import torch
+
+from nsa_kernels import (
+    blocks_from_offsets,
+    choose_blocks,
+    combine_branches,
+    compression_attention,
+    compression_lse,
+    pool_blocks,
+    selection_attention,
+    uniform_blocks,
+    window_attention,
+)
+from nsa_kernels.combine.reference import combine_reference
+from nsa_kernels.compression.reference import compression_lse_reference, compression_reference, pool_reference
+from nsa_kernels.runtime import INTERPRET
+from nsa_kernels.selection.reference import selection_reference
+from nsa_kernels.testing import odd_blocks, poisoned, random_heads, relative_error
+from nsa_kernels.topk.reference import topk_reference
+from nsa_kernels.window.reference import window_reference
+
+pytestmark = [
+    pytest.mark.skipif(not INTERPRET, reason="needs TRITON_INTERPRET=1"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+HEADS = {"group of 1": (2, 2, 24), "group of 7": (7, 1, 16), "group of 16": (16, 1, 64)}
+GEOMETRY = {
+    "plain": {},
+    "permuted": {"permuted": True},
+    "few queries": {"sparse": True},
+    "permuted, few queries": {"permuted": True, "sparse": True},
+}
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 3e-3}
+
+each_geometry = pytest.mark.parametrize("geometry", GEOMETRY.values(), ids=GEOMETRY)
+each_head_layout = pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+each_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+
+
+def check(op, reference, inputs, do, tolerance):
+    """op and its gradients against those of the float64 reference."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    with poisoned():
+        out = op(*leaves)
+        grads = torch.autograd.grad(out, leaves, do)
+    expected = reference(*wide)
+    wanted = torch.autograd.grad(expected, wide, do.double())
+    assert relative_error(out, expected) <= tolerance
+    least = 0.1 * do.double().norm().item()  # a window of one has no gradient for q and k
+    for number, (grad, want) in enumerate(zip(grads, wanted, strict=True)):
+        assert grad.dtype == inputs[number].dtype
+        assert relative_error(grad, want, least) <= 3 * tolerance, f"gradient {number}"
+
+
+@each_dtype
+@each_geometry
+def test_pool(geometry, dtype):
+    blocks = odd_blocks(**geometry)
+    _, k, _, _, _ = random_heads(blocks, (6, 3, 24), dtype)
+    do = torch.randn(blocks.num_blocks, 3, 24).to(dtype)
+    check(lambda x: pool_blocks(x, blocks), lambda x: pool_reference(x, blocks), [k], do, TOLERANCE[dtype])
+
+
+@each_dtype
+@each_head_layout
+@each_geometry
+def test_compression(geometry, heads, dtype):
+    blocks = odd_blocks(**geometry)
+    q, k, v, _, do = random_heads(blocks, heads, dtype)
+    pooled = [pool_reference(x, blocks) for x in (k, v)]
+    for bias in (None, torch.randn(blocks.num_blocks)):
+        options = {"scale": 0.3, "block_bias": bias}
+        check(
+            lambda *x, options=options: compression_attention(*x, blocks, **options)[0],
+            lambda *x, options=options: compression_reference(*x, blocks, **options),
+            [q, *pooled], do, TOLERANCE[dtype],
+        )  # fmt: skip
+    lse = compression_lse(q, pooled[0], blocks, **options)
+    expected = compression_lse_reference(q.double(), pooled[0].double(), blocks, **options)
+    assert torch.equal(lse.isinf(), expected.isinf()) and lse.isinf().any()
+    torch.testing.assert_close(lse, expected.float(), atol=10 * TOLERANCE[dtype], rtol=0)
+
+
+RULES = {
+    "few": {"block_count": 2, "initial_blocks": 0, "local_blocks": 1},
+    "forced": {"block_count": 3, "initial_blocks": 1, "local_blocks": 2},
+    "nothing forced": {"block_count": 4, "local_blocks": 0},
+    "everything": {"block_count": 9, "local_blocks": 1},
+    "tokens": {"block_count": 5, "local_blocks": 1, "token_budget": 14},
+    "fewer than forced": {"block_count": 1, "initial_blocks": 2, "local_blocks": 2},
+}
+
+
+@pytest.mark.parametrize("query_tile", [1, 5])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@each_geometry
+def test_topk(geometry, rule, query_tile):
+    blocks = odd_blocks(**geometry)
+    q, k, _, _, _ = random_heads(blocks, (6, 2, 16), torch.float32)
+    pooled_k, bias = pool_reference(k, blocks), torch.randn(blocks.num_blocks)
+    leader = _leaders(blocks, query_tile) if query_tile > 1 else None
+    options = {**rule, "scale": 0.5, "block_bias": bias, "leader": leader}
+    with poisoned():
+        chosen = choose_blocks(q, pooled_k, blocks, query_tile=query_tile, **options)
+    expected = topk_reference(q.double(), pooled_k.double(), blocks, **options)
+    assert torch.equal(chosen, expected)
+    assert chosen.dtype == torch.int32 and (chosen >= 0).any()
+
+
+def _leaders(blocks, size):
+    """Tiles of `size` queries inside each sample."""
+    first = torch.searchsorted(blocks.sample_start, blocks.sample_start)
+    query = torch.arange(blocks.num_queries)
+    return (query - (query - first) % size).int()
+
+
+@each_dtype
+@each_head_layout
+@each_geometry
+def test_selection(geometry, heads, dtype):
+    blocks = odd_blocks(**geometry)
+    q, k, v, _, do = random_heads(blocks, heads, dtype)
+    chosen = topk_reference(q.double(), pool_reference(k.double(), blocks), blocks, scale=0.3, block_count=3)
+    chosen[::5] = -1  # some queries choose nothing
+    check(
+        lambda *x: selection_attention(*x, chosen, blocks, scale=0.3),
+        lambda *x: selection_reference(*x, chosen, blocks, scale=0.3),
+        [q, k, v], do, TOLERANCE[dtype],
+    )  # fmt: skip
+
+
+@each_dtype
+@each_head_layout
+@each_geometry
+def test_window(geometry, heads, dtype):
+    blocks = odd_blocks(**geometry)
+    q, k, v, _, do = random_heads(blocks, heads, dtype)
+    for size in (1, 6, 4096):
+        check(
+            lambda *x, size=size: window_attention(*x, blocks, size=size, scale=0.3),
+            lambda *x, size=size: window_reference(*x, blocks, size=size, scale=0.3),
+            [q, k, v], do, TOLERANCE[dtype],
+        )  # fmt: skip
+
+
+@each_dtype
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_combine(count, dtype):
+    outputs = [torch.randn(37, 7, 24).to(dtype) for _ in range(count)]
+    gates, do = torch.rand(37, 7, count).to(dtype), torch.randn(37, 7, 24).to(dtype)
+    check(
+        lambda *x: combine_branches(x[:-1], x[-1]),
+        lambda *x: combine_reference(list(x[:-1]), x[-1]),
+        [*outputs, gates], do, TOLERANCE[dtype],
+    )  # fmt: skip
+
+
+def test_nothing_at_all():
+    """No token, or no query: every op gives an empty output, and zero gradients."""
+    for cu_seqlens, query_index in (([0, 0], None), ([0, 9], [])):
+        index = None if query_index is None else torch.tensor(query_index, dtype=torch.int64)
+        cu = torch.tensor(cu_seqlens)
+        blocks = blocks_from_offsets(torch.tensor(sorted({0, *cu_seqlens})), cu, query_index=index)
+        q, k, v, gates, _ = (x.requires_grad_() for x in random_heads(blocks, (4, 2, 16), torch.float32))
+        pooled_k, pooled_v = pool_blocks(k, blocks), pool_blocks(v, blocks)
+        chosen = choose_blocks(q, pooled_k, blocks, block_count=2)
+        outputs = [
+            compression_attention(q, pooled_k, pooled_v, blocks)[0],
+            selection_attention(q, k, v, chosen, blocks),
+            window_attention(q, k, v, blocks, size=3),
+        ]
+        out = combine_branches(outputs, gates)
+        assert out.shape == (0, 4, 16) and chosen.shape == (0, 2, 2)
+        for x, grad in zip((q, k, v), torch.autograd.grad(out.sum(), (q, k, v)), strict=True):
+            assert grad.shape == x.shape and (grad == 0).all()
+
+
+def test_uniform_blocks_restart_with_each_sample():
+    blocks = uniform_blocks(torch.tensor([0, 1, 10, 10, 18]), 4)
+    assert blocks.offsets.tolist() == [0, 1, 5, 9, 10, 14, 18]
+    with pytest.raises(ValueError, match="crosses two samples"):
+        blocks_from_offsets(torch.tensor([0, 4, 8]), torch.tensor([0, 5, 8]))
+    with pytest.raises(ValueError, match="empty"):
+        blocks_from_offsets(torch.tensor([0, 4, 4, 8]), torch.tensor([0, 8]))
