@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nsa_lab.attention.query_tiles import QueryTiles
 from nsa_lab.partition import Context
 
 PIECE_BYTES = 128 * 2**20
@@ -58,14 +59,22 @@ def rows_that_fit(row_bytes: int) -> int:
     return max(MIN_ROWS, PIECE_BYTES // max(1, row_bytes))
 
 
-def cut_rows(context: Context, key_range: KeyRange, max_rows: int) -> list[Piece]:
-    """Pieces of at most `max_rows` queries, sample by sample, each with just the keys its queries may see."""
+def cut_rows(context: Context, key_range: KeyRange, max_rows: int, tiles: QueryTiles | None = None) -> list[Piece]:
+    """Pieces of at most `max_rows` queries, sample by sample, each with just the keys its queries may see.
+
+    No piece ends inside a tile of `tiles`; one that is longer than `max_rows` is a piece of its own.
+    """
     pieces = []
+    first_of_tile = None if tiles is None else tiles.first.tolist()
     for sample, (first, last, _, _) in enumerate(context.spans):
-        for row in range(first, last, max_rows):
+        row = first
+        while row < last:
             end = min(last, row + max_rows)
+            if tiles is not None and first_of_tile is not None and end < last:
+                end = first_of_tile[end] if first_of_tile[end] > row else int(tiles.last[row]) + 1
             place, last_place = context.host_query_index[row], context.host_query_index[end - 1]
             pieces.append(Piece(row, end, *key_range(sample, place, last_place)))
+            row = end
     return pieces
 
 

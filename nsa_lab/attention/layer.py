@@ -1,15 +1,26 @@
 """One layer's sparse attention of video queries: partition -> branches -> gate -> sum (VideoNSA, section 2)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
 from nsa_lab.attention.backends import BACKENDS, choose_backend
-from nsa_lab.attention.branches import BRANCHES, Branch, BranchInputs
-from nsa_lab.attention.compressor import COMPRESSORS
+from nsa_lab.attention.backends.triton_path import has_kernel
+from nsa_lab.attention.branches import (
+    BRANCHES,
+    Branch,
+    BranchInputs,
+    CompressionBranch,
+    SelectionBranch,
+    WindowBranch,
+)
+from nsa_lab.attention.compressor import COMPRESSORS, MeanCompressor
 from nsa_lab.attention.gate import GATES
+from nsa_lab.attention.select import BlockRule
 from nsa_lab.config.schema import AttentionConfig
+from nsa_lab.errors import NsaLabError
 from nsa_lab.partition import Context, Partition
 
 
@@ -42,6 +53,8 @@ class SparseAttention(nn.Module):
         )
         self.log_length_bias = config.branches.compression.log_length_bias
         self.backend = config.backend
+        _check_design(config, dims)
+        self.fusible = _fusible(branches)
         self.needs_pooling = any(branch.needs_pooling for branch in branches.values())
         self.scale = dims.head_dim**-0.5
         self.gate_means: Tensor | None = None
@@ -50,21 +63,58 @@ class SparseAttention(nn.Module):
 
     def forward(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, context: Context, partition: Partition) -> Tensor:
         """x [Tq, hidden] attention inputs of the queries, q [Tq, H, D], k and v [T, G, D]; [Tq, H, D]."""
-        inputs = self._inputs(q, k, v, context, partition)
+        ops = BACKENDS[choose_backend(self.backend, q.device)]
+        fused = self.fusible and hasattr(ops, "video_nsa")
+        inputs = self._inputs(q, k, v, context, partition, ops, mean_inside=fused)
         gates = self.gate(x).to(q.dtype)
-        out = torch.zeros_like(q)
-        for column, branch in enumerate(self.branches.values()):
-            out = out + gates[:, :, column, None] * branch(inputs)
+        out = self._fused(inputs, gates) if fused else self._branch_by_branch(inputs, gates)
         self.gate_means = gates.detach().float().mean((0, 1)) if len(gates) else None
         if self.recording:
             self.record = LayerRecord(gates.detach(), inputs.notes, self._keys_seen(inputs))
         return out
 
-    def _inputs(self, q: Tensor, k: Tensor, v: Tensor, context: Context, partition: Partition) -> BranchInputs:
-        pooled_k, pooled_v = self.compressor(k, v, partition) if self.needs_pooling else (None, None)
+    def _inputs(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        context: Context,
+        partition: Partition,
+        ops: ModuleType,
+        mean_inside: bool,
+    ) -> BranchInputs:
+        """mean_inside: the backend itself pools by the mean, so that the mean compressor does not run."""
+        pool = self.needs_pooling and not (mean_inside and isinstance(self.compressor, MeanCompressor))
+        pooled_k, pooled_v = self.compressor(k, v, partition) if pool else (None, None)
         bias = partition.lengths.to(torch.float32).log() if self.log_length_bias else None
-        ops = BACKENDS[choose_backend(self.backend, q.device)]
         return BranchInputs(q, k, v, pooled_k, pooled_v, bias, context, partition, ops, self.scale)
+
+    def _branch_by_branch(self, inputs: BranchInputs, gates: Tensor) -> Tensor:
+        out = torch.zeros_like(inputs.q)
+        for column, branch in enumerate(self.branches.values()):
+            out = out + gates[:, :, column, None] * branch(inputs)
+        return out
+
+    def _fused(self, inputs: BranchInputs, gates: Tensor) -> Tensor:
+        """All branches in one call of the backend."""
+        branches = dict(self.branches.items())
+        selection, window = branches.get("selection"), branches.get("window")
+        rule = selection.rule if isinstance(selection, SelectionBranch) else BlockRule(1)
+        pooled = None if inputs.pooled_k is None else (inputs.pooled_k, inputs.pooled_v)
+        out, blocks = inputs.ops.video_nsa(
+            inputs.q, inputs.k, inputs.v, gates, inputs.context, inputs.partition, branches=tuple(branches), rule=rule,
+            window_size=window.size if isinstance(window, WindowBranch) else 1, pooled=pooled,
+            block_bias=inputs.block_bias, scale=self.scale,
+        )  # fmt: skip
+        if blocks is not None:
+            inputs.notes["blocks"] = blocks
+        elif self.recording and isinstance(selection, SelectionBranch):
+            inputs.notes["blocks"] = selection.choose(self._pooled_for_record(inputs))
+        return out
+
+    def _pooled_for_record(self, inputs: BranchInputs) -> BranchInputs:
+        pooled_k, pooled_v = self.compressor(inputs.k, inputs.v, inputs.partition)
+        return replace(inputs, pooled_k=pooled_k, pooled_v=pooled_v)
 
     def _keys_seen(self, inputs: BranchInputs) -> dict[str, float]:
         """Keys read per query and group, the mean over both, by branch."""
@@ -74,6 +124,23 @@ class SparseAttention(nn.Module):
             counts = branch.keys_seen(inputs.context, inputs.partition, inputs.notes)
             seen[name] = float(counts.mean()) if len(counts) else 0.0
         return seen
+
+
+def _fusible(branches: dict[str, Branch]) -> bool:
+    """Whether a backend's `video_nsa` computes these branches: the three standard ones, blocks chosen by its kernel."""
+    standard = (CompressionBranch, SelectionBranch, WindowBranch)
+    selections = [branch for branch in branches.values() if isinstance(branch, SelectionBranch)]
+    return all(type(branch) in standard for branch in branches.values()) and all(
+        has_kernel(branch.scorer, branch.rule) for branch in selections
+    )
+
+
+def _check_design(config: AttentionConfig, dims: HeadDims) -> None:
+    """Raise NsaLabError where the named backend does not compute this design."""
+    why_not = getattr(BACKENDS.get(config.backend), "why_not_design", None)
+    reason = None if why_not is None else why_not(config, dims.head_dim)
+    if reason is not None:
+        raise NsaLabError(f"attention.backend={config.backend} does not run this design: {reason}")
 
 
 @dataclass(frozen=True)

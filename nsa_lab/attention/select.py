@@ -16,12 +16,17 @@ Scorer = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 
 @dataclass(frozen=True)
 class BlockRule:
-    """How scores become blocks: `kind` names the function in RULES, forced blocks count towards `block_count`."""
+    """How scores become blocks: `kind` names the function in RULES, forced blocks count towards `block_count`.
+
+    query_tile: how many neighbouring queries of a frame share one choice, made of their scores' sum. Above 1 a query's
+    blocks depend on later queries of its tile, so that the layer is causal frame by frame and not token by token.
+    """
 
     block_count: int
     initial_blocks: int = 0
     local_blocks: int = 1
     kind: str = "top_n"
+    query_tile: int = 1
 
 
 def compression_scores(q: Tensor, pooled_k: Tensor, visible: Tensor, block_bias: Tensor | None, scale: float) -> Tensor:

@@ -180,12 +180,23 @@ def _selection_rules(attention: AttentionConfig, path: str) -> Iterator[Problem]
     for field in ("initial_blocks", "local_blocks"):
         if getattr(selection, field) < 0:
             yield Problem(f"{path}.{field}", f"{getattr(selection, field)} is negative; use 0 or more")
+    if selection.query_tile < 1:
+        yield Problem(f"{path}.query_tile", f"{selection.query_tile} is not positive; 1 lets each query choose alone")
+        return
+    # A tile's local blocks reach from its first query to its last.
+    spanned = -(-(selection.query_tile - 1) // max(1, attention.partition.block_size)) if selection.local_blocks else 0
     if selection.block_count < 1:
         yield Problem(f"{path}.block_count", f"{selection.block_count} is not positive")
     elif selection.block_count < forced:
         yield Problem(
             f"{path}.block_count",
             f"{selection.block_count} is less than the {forced} forced blocks (initial_blocks + local_blocks)",
+        )
+    elif selection.block_count < forced + spanned:
+        yield Problem(
+            f"{path}.query_tile",
+            f"{selection.query_tile} queries can span {spanned} more blocks than one, {forced + spanned} forced blocks "
+            f"in all, more than block_count={selection.block_count}; lower query_tile or raise block_count",
         )
 
 

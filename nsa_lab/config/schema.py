@@ -33,7 +33,10 @@ class CompressionConfig:
 
 @dataclass
 class SelectionConfig:
-    """Attention over the tokens of the best blocks; forced blocks count towards `block_count`."""
+    """Attention over the tokens of the best blocks; forced blocks count towards `block_count`.
+
+    `query_tile` neighbouring queries of a frame share one choice of blocks; above 1 the layer is causal frame by frame.
+    """
 
     enabled: bool = True
     block_count: int = 32
@@ -41,6 +44,7 @@ class SelectionConfig:
     local_blocks: int = 1
     scorer: Literal["compression"] = "compression"
     rule: Literal["top_n"] = "top_n"
+    query_tile: int = 1
 
 
 @dataclass
@@ -74,7 +78,7 @@ class AttentionConfig:
     mode: Literal["sparse", "dense"] = "sparse"
     semantics: Literal["paper"] = "paper"
     context: Literal["video", "all"] = "video"
-    backend: Literal["auto", "reference", "torch"] = "auto"
+    backend: Literal["auto", "reference", "torch", "triton", "fla"] = "auto"
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     compressor: CompressorConfig = field(default_factory=CompressorConfig)
     branches: BranchesConfig = field(default_factory=BranchesConfig)

@@ -14,8 +14,10 @@ from typing import Any
 import lightning as L
 import torch
 
-from nsa_lab.config import ExperimentConfig, config_hash
+from nsa_lab.attention.backends import choose_backend
+from nsa_lab.config import ExperimentConfig, config_hash, layer_attention
 from nsa_lab.config.schema import TrainingConfig
+from nsa_lab.config.sizes import model_size
 from nsa_lab.data import VideoDataset, load_samples, load_tokenizer, pack
 from nsa_lab.errors import NsaLabError
 from nsa_lab.model import build_model
@@ -70,6 +72,7 @@ def run(
         home.reopen() if resume else home.clear()
         tracker = Tracker.open(config, home.path, tags=tags, parent=parent)
         with _finishing(tracker):
+            tracker.tags({"attention_backend": _backend(config)})
             reporter = _fit(config, home, module, data, tracker, on_progress, progress_bar)
             reporter.metrics |= reporter.clock.overall() | data.skipped()
             for line in data.skip_reasons():
@@ -105,6 +108,17 @@ def build(config: ExperimentConfig) -> tuple[VideoModule, VideoDataModule]:
         enable: Any = getattr(model, name, None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     return VideoModule(model, training, config.seed), data
+
+
+def _backend(config: ExperimentConfig) -> str:
+    """What runs the attention ops of this run, joined by + where layers name different ones.
+
+    Raises NsaLabError where a named one cannot run here.
+    """
+    on_gpu = config.training.accelerator != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    layers = range(model_size(config.model).num_layers)
+    return "+".join(sorted({choose_backend(layer_attention(config.attention, i).backend, device) for i in layers}))
 
 
 def _check_machine(training: TrainingConfig) -> None:

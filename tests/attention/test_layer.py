@@ -1,6 +1,9 @@
+import sys
+
 import pytest
 import torch
 
+from nsa_lab.attention import backends
 from nsa_lab.attention.backends import BACKENDS, choose_backend
 from nsa_lab.attention.budget import paper_ratio
 from nsa_lab.attention.gate import GATES
@@ -12,6 +15,8 @@ from nsa_lab.testing import assert_close, random_heads, token_layout
 
 DIMS = HeadDims(hidden_size=64, num_heads=4, num_kv_heads=2, head_dim=16)
 BRANCHES = ("compression", "selection", "window")
+EXACT = ("reference", "torch")
+"""The backends that take float64."""
 
 
 def attention_config(*overrides: str) -> AttentionConfig:
@@ -32,7 +37,7 @@ def run(layer, config, x, q, k, v, tokens):
     return layer(x, q, k, v, tokens, partition)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EXACT)
 @pytest.mark.parametrize("partition", PARTITIONERS)
 @pytest.mark.parametrize(
     "overrides",
@@ -95,7 +100,7 @@ def test_output_is_the_gated_sum_of_the_branches():
 def test_backends_agree_through_the_whole_layer():
     tokens = sparse_context(token_layout([(2, (5, 2, 3), 1), (1, (1, 1, 1), 0)]), "video")
     results = []
-    for backend in BACKENDS:
+    for backend in EXACT:
         torch.manual_seed(0)
         config = attention_config(
             f"attention.backend={backend}",
@@ -117,16 +122,27 @@ def test_backends_agree_through_the_whole_layer():
 
 def test_auto_says_what_it_chose(caplog):
     with caplog.at_level("INFO"):
-        import nsa_lab.attention.backends as backends
-
         backends._said.clear()
         assert choose_backend("auto", torch.device("cpu")) == "torch"
         choose_backend("auto", torch.device("cpu"))
-    assert [r.message for r in caplog.records] == ["attention backend on cpu: torch"]
+        assert choose_backend("auto", torch.device("cuda")) == "triton"
+    why = "triton not: it needs a CUDA device (named, and with TRITON_INTERPRET=1, it runs on a CPU for tests)"
+    said = [f"attention backend on cpu: torch; {why}", "attention backend on cuda: triton"]
+    assert [r.message for r in caplog.records] == said
+
+
+def test_auto_goes_on_without_triton(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with caplog.at_level("INFO"):
+        backends._said.clear()
+        assert choose_backend("auto", torch.device("cuda")) == "torch"
+    assert "triton is not installed" in caplog.text
+    with pytest.raises(NsaLabError, match="triton is not installed"):
+        choose_backend("triton", torch.device("cuda"))
 
 
 def test_a_named_backend_that_cannot_run_says_why(monkeypatch):
-    monkeypatch.setattr(BACKENDS["torch"], "why_not", lambda device: "no reason at all")
+    monkeypatch.setattr(BACKENDS["torch"], "why_not", lambda device, named: "no reason at all")
     with pytest.raises(NsaLabError, match="no reason at all"):
         choose_backend("torch", torch.device("cpu"))
 

@@ -20,6 +20,14 @@ from nsa_lab.training.pictures import read_series
 from nsa_lab.training.run import build
 from nsa_lab.training.score import MODEL_INPUTS, score_answers
 
+FLA = {
+    "attention.partition.block_size": 16,
+    "attention.branches.selection.block_count": 4,
+    "attention.branches.selection.initial_blocks": 1,
+    "attention.branches.selection.local_blocks": 2,
+}
+"""A design that fla runs."""
+
 
 def train(config, **options):
     return run(config, progress_bar=False, **options)
@@ -47,6 +55,13 @@ def test_run_leaves_config_checkpoints_metrics_summary_and_pictures(tiny):
     assert json.loads((result.directory / "summary.json").read_text())["metrics"] == result.metrics
     assert not list(result.directory.rglob("*.unfinished"))
     assert not result.stopped and result.tracking_id is None
+    assert json.loads((result.directory / "tags.json").read_text())["attention_backend"] == "torch"
+
+
+def test_a_backend_that_cannot_run_here_ends_the_run_before_training(tiny, one_line):
+    with pytest.raises(NsaLabError) as error:
+        train(tiny({"attention.backend": "fla", "training.accelerator": "cpu", **FLA}))
+    one_line(error, "attention.backend=fla cannot run on cpu", "it needs a CUDA device")
 
 
 def test_run_reports_the_contracted_metrics(tiny):

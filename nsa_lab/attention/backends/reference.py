@@ -7,11 +7,12 @@ Sources: VideoNSA (arXiv 2510.02295) section 2, NSA (arXiv 2502.11089) section 3
 import torch
 from torch import Tensor
 
+from nsa_lab.attention.query_tiles import query_tiles
 from nsa_lab.attention.select import BlockRule, Scorer
 from nsa_lab.partition import Context, Partition
 
 
-def why_not(device: torch.device) -> str | None:
+def why_not(device: torch.device, named: bool) -> str | None:
     """The reference runs everywhere."""
     return None
 
@@ -59,22 +60,31 @@ def select_blocks(
     """The blocks each (query, group) attends, [Tq, G, block_count] int64 ascending, -1 past the last one.
 
     A block's score is the compression probability summed over the group's heads. Forced are the sample's first
-    `initial_blocks` that have begun and the `local_blocks` that end with the query's own.
+    `initial_blocks` that have begun and the `local_blocks` that end with the query's own. A tile of `query_tile`
+    queries shares one choice: scores are summed over them (0 where the block has not ended at a query), candidates are
+    the blocks that have ended at the last query, and forced are the initial blocks that have begun there and the
+    local blocks from the first query's to the last one's.
     """
     groups = pooled_k.shape[1]
     chosen = torch.full((len(q), groups, rule.block_count), -1, device=q.device)
-    for row, place in enumerate(context.host_query_index):
-        closed = _closed_blocks(context, partition, place)
-        forced = _forced_blocks(context, partition, place, rule)
+    tiles, places = query_tiles(context, rule.query_tile), context.host_query_index
+    for first in sorted(set(tiles.first.tolist())):
+        last = int(tiles.last[first])
+        closed = _closed_blocks(context, partition, places[last])
+        forced = _forced_blocks(context, partition, places[first], places[last], rule)
         for g in range(groups):
-            heads = q[row].detach().view(groups, -1, q.shape[-1])[g]
-            logits = heads @ pooled_k[closed, g].detach().T * scale
-            if block_bias is not None:
-                logits = logits + block_bias[closed]
-            score = dict(zip(closed, logits.softmax(-1).sum(0).tolist(), strict=True))
+            score = dict.fromkeys(closed, 0.0)
+            for row in range(first, last + 1):
+                seen = _closed_blocks(context, partition, places[row])
+                heads = q[row].detach().view(groups, -1, q.shape[-1])[g]
+                logits = heads @ pooled_k[seen, g].detach().T * scale
+                if block_bias is not None:
+                    logits = logits + block_bias[seen]
+                for j, x in zip(seen, logits.softmax(-1).sum(0).tolist(), strict=True):
+                    score[j] += x
             by_score = sorted(set(closed) - forced, key=lambda j: (-score[j], j))
             blocks = sorted([*sorted(forced), *by_score][: rule.block_count])
-            chosen[row, g, : len(blocks)] = torch.tensor(blocks, dtype=torch.int64, device=q.device)
+            chosen[first : last + 1, g, : len(blocks)] = torch.tensor(blocks, dtype=torch.int64, device=q.device)
     return chosen
 
 
@@ -134,10 +144,11 @@ def _closed_blocks(context: Context, partition: Partition, place: int) -> list[i
     return [j for j in _blocks_of_sample(context, partition, place) if partition.block_end[j] <= place]
 
 
-def _forced_blocks(context: Context, partition: Partition, place: int, rule: BlockRule) -> set[int]:
-    blocks, own = _blocks_of_sample(context, partition, place), int(partition.block_id[place])
-    forced = [*blocks[: rule.initial_blocks], *(j for j in blocks if own - rule.local_blocks < j <= own)]
-    return {j for j in forced if partition.block_start[j] <= place}
+def _forced_blocks(context: Context, partition: Partition, first: int, last: int, rule: BlockRule) -> set[int]:
+    blocks = _blocks_of_sample(context, partition, last)
+    own_first, own_last = int(partition.block_id[first]), int(partition.block_id[last])
+    local = [j for j in blocks if rule.local_blocks and own_first - rule.local_blocks < j <= own_last]
+    return {j for j in [*blocks[: rule.initial_blocks], *local] if partition.block_start[j] <= last}
 
 
 def _stack(outputs: list[Tensor], q: Tensor) -> Tensor:

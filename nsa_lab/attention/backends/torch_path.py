@@ -10,6 +10,7 @@ from torch import Tensor
 from nsa_lab.attention.block_major import selection_by_block
 from nsa_lab.attention.groups import Group, cut_rows, group_pieces, rows_that_fit
 from nsa_lab.attention.piecewise import over_groups
+from nsa_lab.attention.query_tiles import QueryTiles, query_tiles
 from nsa_lab.attention.select import RULES, BlockRule, Scorer
 from nsa_lab.partition import Context, Partition
 
@@ -19,7 +20,7 @@ WALK_PER_MASK = 4
 """How many times more a (query, key, head) triple costs in the walk than under a mask; measured likewise."""
 
 
-def why_not(device: torch.device) -> str | None:
+def why_not(device: torch.device, named: bool) -> str | None:
     """The torch path runs everywhere."""
     return None
 
@@ -38,7 +39,8 @@ def compression(
 
     def piece(group: Group, q: Tensor, pooled_k: Tensor, pooled_v: Tensor) -> Tensor:
         bias = None if block_bias is None else group.take_keys(block_bias)
-        return _attend(q, pooled_k, pooled_v, _visible(group, context, partition)[:, None], scale, bias)
+        visible = _visible(group, group.take_rows(context.query_index), partition)
+        return _attend(q, pooled_k, pooled_v, visible[:, None], scale, bias)
 
     return over_groups(piece, _block_groups(q, context, partition), q, pooled_k, pooled_v)
 
@@ -57,13 +59,18 @@ def select_blocks(
     """See reference.select_blocks."""
     groups = pooled_k.shape[1]
     chosen = torch.full((len(q), groups, rule.block_count), -1, device=q.device)
+    tiles = query_tiles(context, rule.query_tile)
     with torch.no_grad():
-        for group in _block_groups(q, context, partition):
-            visible = _visible(group, context, partition)
-            forced = _forced(group, context, partition, rule)
+        for group in _block_groups(q, context, partition, tiles if rule.query_tile > 1 else None):
+            visible = _visible(group, group.take_rows(context.query_index), partition)
             rows = group.take_rows(q).unflatten(2, (groups, -1))
             bias = None if block_bias is None else group.take_keys(block_bias)
             scores = scorer(rows, group.take_keys(pooled_k), visible, bias, scale)
+            first, last = (context.query_index[group.take_rows(x)] for x in (tiles.first, tiles.last))
+            if rule.query_tile > 1:
+                scores = _sum_over_tiles(scores, group, tiles)
+                visible = _visible(group, last, partition)
+            forced = _forced(group, first, last, partition, rule)
             local = RULES[rule.kind](scores, visible, forced, rule)
             first_block = group.keys[:, :1, None, None]
             number = torch.where(local < 0, local, local + first_block)
@@ -150,29 +157,41 @@ def _longest(context: Context) -> int:
     return max((end - begin for _, _, begin, end in context.spans), default=0)
 
 
-def _block_groups(q: Tensor, context: Context, partition: Partition) -> list[Group]:
+def _block_groups(q: Tensor, context: Context, partition: Partition, tiles: QueryTiles | None = None) -> list[Group]:
     def block_range(sample: int, first: int, last: int) -> tuple[int, int]:
         return partition.host_cu_blocks[sample], partition.host_cu_blocks[sample + 1]
 
     spans = list(zip(partition.host_cu_blocks[:-1], partition.host_cu_blocks[1:], strict=True))
     row_bytes = 4 * q.shape[1]
     max_rows = rows_that_fit(row_bytes * max((end - begin for begin, end in spans), default=1))
-    return group_pieces(cut_rows(context, block_range, max_rows), lambda blocks: row_bytes * blocks, q.device)
+    return group_pieces(cut_rows(context, block_range, max_rows, tiles), lambda blocks: row_bytes * blocks, q.device)
 
 
-def _visible(group: Group, context: Context, partition: Partition) -> Tensor:
-    """[U, C, M] bool: the block has ended at or before the query."""
-    place = group.take_rows(context.query_index)[:, :, None]
-    return (group.keys >= 0)[:, None] & (group.take_keys(partition.block_end)[:, None] <= place)
+def _visible(group: Group, place: Tensor, partition: Partition) -> Tensor:
+    """[U, C, M] bool: the block has ended at or before the key at `place` [U, C]."""
+    return (group.keys >= 0)[:, None] & (group.take_keys(partition.block_end)[:, None] <= place[:, :, None])
 
 
-def _forced(group: Group, context: Context, partition: Partition, rule: BlockRule) -> Tensor:
-    """[U, C, M] bool: among the sample's first blocks, or among the last ones that end with the query's own."""
-    place = group.take_rows(context.query_index)[:, :, None]
-    number = torch.arange(group.keys.shape[1], device=place.device)
-    begun = (group.keys >= 0)[:, None] & (group.take_keys(partition.block_start)[:, None] <= place)
-    own = partition.block_id[place] - group.keys[:, :1, None]
-    local = (number <= own) & (number > own - rule.local_blocks)
+def _sum_over_tiles(scores: Tensor, group: Group, tiles: QueryTiles) -> Tensor:
+    """Each row's scores [U, C, G, M] replaced by the sum over its query tile, added up in the order of the queries."""
+    begin = group.rows[:, :1]
+    first, last = (group.take_rows(x) - begin for x in (tiles.first, tiles.last))
+    total = torch.zeros_like(scores)
+    for i in range(int((tiles.last - tiles.first).max()) + 1):
+        row = (first + i).clamp(0, scores.shape[1] - 1)[:, :, None, None].expand_as(scores)
+        total += scores.gather(1, row).masked_fill((first + i > last)[:, :, None, None], 0)
+    return total
+
+
+def _forced(group: Group, first: Tensor, last: Tensor, partition: Partition, rule: BlockRule) -> Tensor:
+    """[U, C, M] bool: among the sample's first blocks, or among the last ones that end with the query's own.
+
+    first, last [U, C]: the keys of the first and the last query of each query's tile.
+    """
+    number = torch.arange(group.keys.shape[1], device=last.device)
+    begun = (group.keys >= 0)[:, None] & (group.take_keys(partition.block_start)[:, None] <= last[:, :, None])
+    own_first, own_last = (partition.block_id[x][:, :, None] - group.keys[:, :1, None] for x in (first, last))
+    local = (number <= own_last) & (number > own_first - rule.local_blocks) & (rule.local_blocks > 0)
     return begun & (local | (number < rule.initial_blocks))
 
 

@@ -11,4 +11,4 @@ BRANCHES: dict[str, type[Branch]] = {
     "window": WindowBranch,
 }
 
-__all__ = ["BRANCHES", "Branch", "BranchInputs"]
+__all__ = ["BRANCHES", "Branch", "BranchInputs", "CompressionBranch", "SelectionBranch", "WindowBranch"]

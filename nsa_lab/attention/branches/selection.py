@@ -14,10 +14,13 @@ class SelectionBranch(Branch):
     def __init__(self, config: SelectionConfig):
         super().__init__()
         self.scorer = SCORERS[config.scorer]
-        self.rule = BlockRule(config.block_count, config.initial_blocks, config.local_blocks, config.rule)
+        self.rule = BlockRule(
+            config.block_count, config.initial_blocks, config.local_blocks, config.rule, config.query_tile
+        )
 
-    def forward(self, inputs: BranchInputs) -> Tensor:
-        blocks = inputs.ops.select_blocks(
+    def choose(self, inputs: BranchInputs) -> Tensor:
+        """[Tq, G, block_count] int64: the blocks each (query, group) reads, -1 past the last one."""
+        return inputs.ops.select_blocks(
             inputs.q,
             inputs.pooled_k,
             inputs.context,
@@ -27,7 +30,9 @@ class SelectionBranch(Branch):
             rule=self.rule,
             block_bias=inputs.block_bias,
         )
-        inputs.notes["blocks"] = blocks
+
+    def forward(self, inputs: BranchInputs) -> Tensor:
+        inputs.notes["blocks"] = blocks = self.choose(inputs)
         return inputs.ops.selection(
             inputs.q, inputs.k, inputs.v, blocks, inputs.context, inputs.partition, scale=inputs.scale
         )

@@ -1,0 +1,224 @@
+"""The Triton path against the reference, in Triton's interpreter: every op, and the whole layer fused."""
+
+import os
+import sys
+import types
+
+import pytest
+import torch
+
+from nsa_kernels import video_nsa
+from nsa_lab.attention import layer as layer_module
+from nsa_lab.attention.backends import BACKENDS, choose_backend, fla_path, reference, triton_path
+from nsa_lab.attention.compressor import mean_of_blocks
+from nsa_lab.attention.layer import HeadDims, SparseAttention
+from nsa_lab.attention.select import BlockRule, compression_scores
+from nsa_lab.config import load_config
+from nsa_lab.errors import NsaLabError
+from nsa_lab.partition import PARTITIONERS, full_context, partition_from_block_id, sparse_context, text_context
+from nsa_lab.testing import assert_close, random_heads, token_layout
+
+pytestmark = [
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+SHAPES = ((3, (3, 3, 2), 2), (0, (1, 1, 1), 2), (5, (0, 0, 0), 0), (2, (2, 1, 3), 1))
+DIMS = HeadDims(hidden_size=32, num_heads=4, num_kv_heads=2, head_dim=16)
+
+
+def interleaved(tokens):
+    """Permuted blocks: inside each sample the tokens are dealt out to blocks of about three."""
+    ids, begin = [], 0
+    for a, b in zip(tokens.cu_seqlens[:-1].tolist(), tokens.cu_seqlens[1:].tolist(), strict=True):
+        count = max(1, (b - a) // 3) if b > a else 0
+        ids += [begin + i % count for i in range(b - a)]
+        begin += count
+    return partition_from_block_id(torch.tensor(ids), tokens.cu_seqlens, "token")
+
+
+MAKERS = {name: (lambda tokens, f=f: f(tokens, 4)) for name, f in PARTITIONERS.items()} | {"interleaved": interleaved}
+
+
+def check(op, args, heads, **options):
+    expected, actual = (getattr(ops, op)(*args, **options) for ops in (reference, triton_path))
+    assert_close(actual, expected, 2e-6, op)
+    weight = torch.randn(expected.shape)
+    wanted, found = (
+        torch.autograd.grad((x * weight).sum(), heads, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for x in (expected, actual)
+    )
+    for name, grad, want in zip(("dq", "dk", "dv"), found, wanted, strict=True):
+        assert_close(grad, want, 2e-5, f"{op} {name}")
+
+
+@pytest.mark.parametrize("context", ["video", "all"])
+@pytest.mark.parametrize("maker", MAKERS)
+def test_ops_equal_the_reference(maker, context):
+    tokens = sparse_context(token_layout(SHAPES), context)
+    blocks = MAKERS[maker](tokens)
+    heads = random_heads(len(tokens.query_index), len(tokens.token_index), (4, 2, 16), torch.float32).all
+    q, k, v = heads
+    pooled = mean_of_blocks(k, blocks), mean_of_blocks(v, blocks)
+    bias = blocks.lengths.float().log()
+    for rule in (BlockRule(3, 1, 1), BlockRule(3, 0, 2, query_tile=4), BlockRule(2, 0, 0)):
+        options = {"scale": 0.25, "scorer": compression_scores, "rule": rule, "block_bias": bias}
+        chosen, found = (ops.select_blocks(q, pooled[0], tokens, blocks, **options) for ops in (reference, triton_path))
+        assert torch.equal(chosen, found)
+    check("compression", (q, *pooled, tokens, blocks), heads, scale=0.25, block_bias=bias)
+    check("selection", (q, k, v, chosen, tokens, blocks), heads, scale=0.25)
+    check("window", (q, k, v, tokens), heads, size=5, scale=0.25)
+    assert triton_path.kernel_blocks(tokens, blocks) is triton_path.kernel_blocks(tokens, blocks)
+
+
+@pytest.mark.parametrize("make_context", [full_context, text_context])
+def test_dense_rows_equal_the_reference(make_context):
+    tokens = make_context(token_layout(SHAPES))
+    heads = random_heads(len(tokens.query_index), len(tokens.token_index), (4, 2, 16), torch.float32).all
+    check("dense", (*heads, tokens), heads, scale=0.25)
+
+
+DESIGNS = {
+    "paper": [],
+    "mlp, log n": ["attention.compressor.kind=mlp", "attention.branches.compression.log_length_bias=true"],
+    "query tiles": ["attention.branches.selection.query_tile=3", "attention.branches.selection.block_count=3"],
+    "no compression": ["attention.branches.compression.enabled=false"],
+    "window alone": ["attention.branches.compression.enabled=false", "attention.branches.selection.enabled=false"],
+}
+
+
+def build(backend, *overrides):
+    base = ["tasks.needle.enabled=true", "attention.partition.block_size=4", "attention.branches.window.size=5"]
+    base += ["attention.branches.selection.block_count=2", f"attention.backend={backend}"]
+    config = load_config(None, [*base, *overrides]).attention
+    torch.manual_seed(0)
+    layer = SparseAttention(config, DIMS)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return layer
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "branch by branch"])
+@pytest.mark.parametrize("overrides", DESIGNS.values(), ids=DESIGNS)
+def test_the_whole_layer_equals_the_reference(overrides, fused, monkeypatch):
+    tokens = sparse_context(token_layout(SHAPES), "video")
+    blocks = PARTITIONERS["frame"](tokens, 4)
+    calls = []
+    fused_op = triton_path.video_nsa
+    if fused:
+        monkeypatch.setattr(triton_path, "video_nsa", lambda *a, **o: calls.append(1) or fused_op(*a, **o))
+    else:
+        monkeypatch.delattr(triton_path, "video_nsa")
+    results = []
+    for backend in ("reference", "triton"):
+        layer = build(backend, *overrides)
+        layer.recording = True
+        x = torch.randn(len(tokens.query_index), 32, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        heads = random_heads(len(x), len(x), (4, 2, 16), torch.float32).all
+        out = layer(x, *heads, tokens, blocks)
+        leaves = [x, *heads, *layer.parameters()]
+        grads = torch.autograd.grad(out.square().sum(), leaves, allow_unused=True, materialize_grads=True)
+        results.append((out, grads, layer.record))
+    (out, grads, record), (found, found_grads, found_record) = results
+    assert len(calls) == fused
+    assert_close(found, out, 2e-6)
+    for grad, want in zip(found_grads, grads, strict=True):
+        assert_close(grad, want, 2e-5)
+    assert found_record.keys_seen == record.keys_seen
+    if "blocks" in record.notes:
+        assert torch.equal(found_record.notes["blocks"], record.notes["blocks"])
+
+
+def test_a_scorer_without_a_kernel_runs_on_the_torch_path_and_says_so(caplog, monkeypatch):
+    def newest(q, pooled_k, visible, block_bias, scale):
+        scores = torch.arange(pooled_k.shape[1], dtype=torch.float32)
+        return scores.expand(*q.shape[:3], -1)
+
+    tokens = sparse_context(token_layout(SHAPES), "video")
+    blocks = PARTITIONERS["uniform"](tokens, 4)
+    q, k, _ = random_heads(len(tokens.query_index), len(tokens.token_index), (4, 2, 16), torch.float32).all
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            chosen = triton_path.select_blocks(
+                q, mean_of_blocks(k, blocks), tokens, blocks, scale=1.0, scorer=newest, rule=BlockRule(2, 0, 1)
+            )
+    assert chosen[17, 0].tolist() == [3, 4]
+    assert [r.message for r in caplog.records] == [
+        "no Triton kernel chooses blocks by scorer newest, rule top_n: this step runs on the torch path"
+    ]
+    layer = build("triton")
+    layer.branches["selection"].scorer = newest
+    assert not layer_module._fusible(dict(layer.branches.items()))
+
+
+def test_triton_runs_on_a_cpu_only_when_named():
+    cpu = torch.device("cpu")
+    assert choose_backend("auto", cpu) == "torch"
+    assert choose_backend("triton", cpu) == "triton"
+    assert BACKENDS["triton"].why_not(cpu, named=False)
+
+
+FLA = [
+    "attention.partition.block_size=64", "attention.branches.selection.block_count=32",
+    "attention.branches.selection.initial_blocks=1", "attention.branches.selection.local_blocks=2",
+]  # fmt: skip
+BROKEN = {
+    "attention.branches.compression.enabled=false": "it needs branches.compression and branches.selection",
+    "attention.partition.kind=frame": "partition.kind=uniform",
+    "attention.context=all": "context=video",
+    "attention.compressor.kind=mlp": "compressor.kind=mean",
+    "attention.branches.compression.log_length_bias=true": "no log_length_bias",
+    "attention.branches.selection.initial_blocks=0": "initial_blocks=1",
+    "attention.branches.selection.local_blocks=1": "local_blocks=2",
+    "attention.branches.selection.query_tile=8": "query_tile=1",
+    "attention.partition.block_size=48": "power of two",
+    "attention.branches.selection.block_count=33": "at least twice block_count",
+}
+
+
+@pytest.mark.parametrize("override", BROKEN)
+def test_fla_names_the_rule_that_a_design_breaks(override):
+    with pytest.raises(NsaLabError, match=f"attention.backend=fla does not run this design: .*{BROKEN[override]}"):
+        build("fla", *FLA, override)
+
+
+def test_fla_takes_its_design_and_only_by_name():
+    assert build("fla", *FLA).fusible
+    assert fla_path.why_not(torch.device("cuda"), named=False) == "it is for comparison, name it to use it"
+    with pytest.raises(NsaLabError, match="it needs a CUDA device"):
+        choose_backend("fla", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("heads", "window"), [((7, 1, 16), 5), ((4, 2, 16), 0)])
+def test_fla_is_called_with_padded_groups(heads, window, monkeypatch):
+    """A stand-in with parallel_nsa's signature and rules; the true one runs in tests/kernels/test_gpu.py."""
+
+    def parallel_nsa(q, k, v, g_cmp, g_slc, block_counts, block_size, window_size, scale, cu_seqlens):
+        width = q.shape[2] // k.shape[2]
+        assert q.shape[0] == 1 and width >= 16 and width & (width - 1) == 0 and window_size == 0
+        assert (
+            block_size >= 2 * block_counts
+            and q[0].unflatten(1, (k.shape[2], width))[:, :, heads[0] // heads[1] :].eq(0).all()
+        )
+        gates = torch.stack([g_cmp[0], g_slc[0]], -1)
+        return video_nsa(
+            q[0], k[0], v[0], gates, triton_path.kernel_blocks(tokens, blocks), branches=("compression", "selection"),
+            block_count=block_counts, initial_blocks=1, local_blocks=2, scale=scale,
+        )[None]  # fmt: skip
+
+    module = types.ModuleType("fla.ops.nsa")
+    module.parallel_nsa = parallel_nsa
+    monkeypatch.setitem(sys.modules, "fla.ops.nsa", module)
+    tokens = sparse_context(token_layout([(1, (4, 3, 3), 2), (0, (1, 1, 3), 1)]), "video")
+    blocks = PARTITIONERS["uniform"](tokens, 16)
+    q, k, v = random_heads(39, 39, heads, torch.float32).all
+    branches = ("compression", "selection", "window")[: 3 if window else 2]
+    gates = torch.rand(39, heads[0], len(branches))
+    options = {
+        "branches": branches, "rule": BlockRule(3, 1, 2), "window_size": window or 1, "pooled": None,
+        "block_bias": None, "scale": 0.25,
+    }  # fmt: skip
+    results = [m.video_nsa(q, k, v, gates, tokens, blocks, **options)[0] for m in (fla_path, triton_path)]
+    assert_close(*results, 2e-6)
+    with pytest.raises(NsaLabError, match="several videos"):
+        fla_path.video_nsa(q, k, v, gates, tokens, PARTITIONERS["frame"](tokens, 16), **options)
