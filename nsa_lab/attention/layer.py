@@ -9,8 +9,9 @@ from nsa_lab.attention.backends import BACKENDS, choose_backend
 from nsa_lab.attention.branches import BRANCHES, Branch, BranchInputs
 from nsa_lab.attention.compressor import COMPRESSORS
 from nsa_lab.attention.gate import GATES
+from nsa_lab.attention.smooth import smooth
 from nsa_lab.config.schema import AttentionConfig
-from nsa_lab.partition import Context, Partition
+from nsa_lab.partition import PARTITIONERS, Context, Partition
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class SparseAttention(nn.Module):
         branches = {name: BRANCHES[name](sub) for name, sub in configs.items() if sub.enabled}
         self.branches: nn.ModuleDict = nn.ModuleDict(branches)
         self.compressor = COMPRESSORS[config.compressor.kind](
-            dims.head_dim, config.partition.block_size, config.compressor.mlp_hidden
+            dims.head_dim,
+            PARTITIONERS[config.partition.kind].longest(config.partition),
+            config.compressor.mlp_hidden,
         )
         self.gate = GATES[config.gate.kind](
             dims.hidden_size, dims.num_heads, len(branches), config.gate.temperature, config.gate.value
@@ -57,11 +60,13 @@ class SparseAttention(nn.Module):
             out = out + gates[:, :, column, None] * branch(inputs)
         self.gate_means = gates.detach().float().mean((0, 1)) if len(gates) else None
         if self.recording:
-            self.record = LayerRecord(gates.detach(), inputs.notes, self._keys_seen(inputs))
+            self.record = LayerRecord(gates.detach(), inputs.notes, self._keys_seen(inputs), context, partition)
         return out
 
     def _inputs(self, q: Tensor, k: Tensor, v: Tensor, context: Context, partition: Partition) -> BranchInputs:
         pooled_k, pooled_v = self.compressor(k, v, partition) if self.needs_pooling else (None, None)
+        if partition.confidence is not None and self.needs_pooling:
+            pooled_k, pooled_v = smooth(pooled_k, pooled_v, partition.confidence)
         bias = partition.lengths.to(torch.float32).log() if self.log_length_bias else None
         ops = BACKENDS[choose_backend(self.backend, q.device)]
         return BranchInputs(q, k, v, pooled_k, pooled_v, bias, context, partition, ops, self.scale)
@@ -78,8 +83,10 @@ class SparseAttention(nn.Module):
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """What one forward of a layer did: gates [Tq, H, R], the branches' notes, and keys read per query by branch."""
+    """What one forward of a layer did: gates [Tq, H, R], the branches' notes, keys read per query by branch, blocks."""
 
     gates: Tensor
     notes: dict[str, Tensor]
     keys_seen: dict[str, float]
+    context: Context
+    partition: Partition

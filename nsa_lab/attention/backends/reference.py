@@ -59,7 +59,7 @@ def select_blocks(
     """The blocks each (query, group) attends, [Tq, G, block_count] int64 ascending, -1 past the last one.
 
     A block's score is the compression probability summed over the group's heads. Forced are the sample's first
-    `initial_blocks` that have begun and the `local_blocks` that end with the query's own.
+    `initial_blocks` that have begun and the `local_blocks` that end with the query's own. Rules: see select.RULES.
     """
     groups = pooled_k.shape[1]
     chosen = torch.full((len(q), groups, rule.block_count), -1, device=q.device)
@@ -72,8 +72,7 @@ def select_blocks(
             if block_bias is not None:
                 logits = logits + block_bias[closed]
             score = dict(zip(closed, logits.softmax(-1).sum(0).tolist(), strict=True))
-            by_score = sorted(set(closed) - forced, key=lambda j: (-score[j], j))
-            blocks = sorted([*sorted(forced), *by_score][: rule.block_count])
+            blocks = _chosen_blocks(forced, score, partition, rule)
             chosen[row, g, : len(blocks)] = torch.tensor(blocks, dtype=torch.int64, device=q.device)
     return chosen
 
@@ -138,6 +137,22 @@ def _forced_blocks(context: Context, partition: Partition, place: int, rule: Blo
     blocks, own = _blocks_of_sample(context, partition, place), int(partition.block_id[place])
     forced = [*blocks[: rule.initial_blocks], *(j for j in blocks if own - rule.local_blocks < j <= own)]
     return {j for j in forced if partition.block_start[j] <= place}
+
+
+def _chosen_blocks(forced: set[int], score: dict[int, float], partition: Partition, rule: BlockRule) -> list[int]:
+    """By score, or under `token_budget` by score per token until the next block would exceed the budget."""
+    worth = dict(score)
+    if rule.kind == "token_budget":
+        worth = {j: value / int(partition.lengths[j]) for j, value in score.items()}
+    ranked = [*sorted(forced), *sorted(set(score) - forced, key=lambda j: (-worth[j], j))][: rule.block_count]
+    chosen: list[int] = []
+    tokens = 0
+    for j in ranked:
+        tokens += int(partition.lengths[j])
+        if rule.token_budget is not None and rule.kind == "token_budget" and tokens > rule.token_budget:
+            break
+        chosen.append(j)
+    return sorted(chosen)
 
 
 def _stack(outputs: list[Tensor], q: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def select_blocks(
             rows = group.take_rows(q).unflatten(2, (groups, -1))
             bias = None if block_bias is None else group.take_keys(block_bias)
             scores = scorer(rows, group.take_keys(pooled_k), visible, bias, scale)
-            local = RULES[rule.kind](scores, visible, forced, rule)
+            local = RULES[rule.kind](scores, visible, forced, group.take_keys(partition.lengths), rule)
             first_block = group.keys[:, :1, None, None]
             number = torch.where(local < 0, local, local + first_block)
             real = group.rows >= 0

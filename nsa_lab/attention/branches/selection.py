@@ -14,7 +14,9 @@ class SelectionBranch(Branch):
     def __init__(self, config: SelectionConfig):
         super().__init__()
         self.scorer = SCORERS[config.scorer]
-        self.rule = BlockRule(config.block_count, config.initial_blocks, config.local_blocks, config.rule)
+        self.rule = BlockRule(
+            config.block_count, config.initial_blocks, config.local_blocks, config.rule, config.token_budget
+        )
 
     def forward(self, inputs: BranchInputs) -> Tensor:
         blocks = inputs.ops.select_blocks(
