@@ -154,8 +154,9 @@ def machine_facts(config: ExperimentConfig) -> dict[str, str]:
     from nsa_lab.tracking_origin import source_state
 
     source = source_state()
+    on_gpu = torch.cuda.is_available() and config.training.accelerator != "cpu"
     return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+        "device": torch.cuda.get_device_name() if on_gpu else cpu_name(),
         "cores": str(os.cpu_count()),
         "threads": str(config.training.threads or torch.get_num_threads()),
         "python": platform.python_version(),

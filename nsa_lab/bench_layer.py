@@ -10,7 +10,7 @@ from nsa_lab.bench import Measurement, Point, bench_device, memory_mib, now
 from nsa_lab.config import layer_attention, load_config
 from nsa_lab.config.sizes import model_size
 from nsa_lab.layout import layout_from_token_ids
-from nsa_lab.partition import PARTITIONERS, sparse_context
+from nsa_lab.partition import build_partitioner, sparse_context
 
 SIDE = 8
 
@@ -40,10 +40,10 @@ def measure_layer(tree: dict[str, Any], point: Point, repeats: int) -> Measureme
             return ops.dense(q, k, v, context, scale=dims.head_dim**-0.5)
     else:
         layer = SparseAttention(design, dims).to(device)
+        partitioner = build_partitioner(design.partition, dims.hidden_size).to(device)
 
         def forward() -> torch.Tensor:
-            partition = PARTITIONERS[design.partition.kind](context, design.partition.block_size)
-            return layer(x, q, k, v, context, partition)
+            return layer(x, q, k, v, context, partitioner(context, x))
 
     seconds = []
     for _ in range(repeats):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nsa_lab.cli_analyze import analyze_app
+from nsa_lab.cli_compare import compare, report
 from nsa_lab.cli_sweep import sweep_app
 from nsa_lab.errors import NsaLabError
 
@@ -52,6 +54,9 @@ app = typer.Typer(
 
 
 app.add_typer(sweep_app, name="sweep")
+app.command()(compare)
+app.command()(report)
+app.add_typer(analyze_app, name="analyze")
 
 
 @app.callback()

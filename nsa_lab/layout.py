@@ -20,6 +20,7 @@ class TokenLayout:
     is_video: [T] bool.
     frame: [T] int64, the temporal patch of a video token, counted over the batch; -1 for text.
     video: [T] int64, the video of a video token, counted over the batch; -1 for text.
+    grids: [V, 3] int64, frames, rows and columns of each video in tokens.
     """
 
     rows: Tensor
@@ -27,6 +28,7 @@ class TokenLayout:
     is_video: Tensor
     frame: Tensor
     video: Tensor
+    grids: Tensor
 
     @cached_property
     def video_index(self) -> Tensor:
@@ -146,8 +148,9 @@ def _layout(
     begins = (starts & real).flatten()[rows].nonzero().flatten()
     cu_seqlens = torch.cat([begins, begins.new_tensor([len(rows)])])
     packed_video = is_video.flatten()[rows]
-    frame, video = _frames(packed_video, grid_thw, spatial_merge)
-    return TokenLayout(rows, cu_seqlens, packed_video, frame, video)
+    grids = _token_grids(grid_thw, spatial_merge, packed_video)
+    frame, video = _frames(packed_video, grids)
+    return TokenLayout(rows, cu_seqlens, packed_video, frame, video, grids)
 
 
 def _real_tokens(attention_mask: Tensor | None, like: Tensor) -> Tensor:
@@ -158,18 +161,23 @@ def _tokens(grid: list[int], spatial_merge: int) -> int:
     return grid[0] * grid[1] * grid[2] // spatial_merge**2
 
 
-def _frames(is_video: Tensor, grid_thw: Tensor | None, spatial_merge: int) -> tuple[Tensor, Tensor]:
-    found = int(is_video.sum())
-    grids = is_video.new_zeros((0, 3), dtype=torch.int64) if grid_thw is None else grid_thw.to(is_video.device)
-    per_frame = grids[:, 1] * grids[:, 2] // spatial_merge**2
-    announced = int((grids[:, 0] * per_frame).sum())
+def _token_grids(grid_thw: Tensor | None, spatial_merge: int, is_video: Tensor) -> Tensor:
+    """[V, 3] grids in tokens. Raises ValueError where they do not announce the video tokens there are."""
+    patches = is_video.new_zeros((0, 3), dtype=torch.int64) if grid_thw is None else grid_thw.to(is_video.device)
+    grids = patches // patches.new_tensor([1, spatial_merge, spatial_merge])
+    found, announced = int(is_video.sum()), int(grids.prod(1).sum())
     if found != announced:
         raise ValueError(
-            f"{found} video tokens, but video_grid_thw announces {announced} ({grids.tolist()}); "
+            f"{found} video tokens, but video_grid_thw announces {announced} ({patches.tolist()}); "
             "each video needs t * h * w / merge^2 tokens"
         )
+    return grids
+
+
+def _frames(is_video: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
+    per_frame = grids[:, 1] * grids[:, 2]
     frame_lengths = per_frame.repeat_interleave(grids[:, 0])
     frames = torch.arange(len(frame_lengths), device=is_video.device).repeat_interleave(frame_lengths)
-    videos = torch.arange(len(grids), device=is_video.device).repeat_interleave(grids[:, 0] * per_frame)
+    videos = torch.arange(len(grids), device=is_video.device).repeat_interleave(grids.prod(1))
     nothing = torch.full(is_video.shape, -1, dtype=torch.int64, device=is_video.device)
     return nothing.masked_scatter(is_video, frames), nothing.masked_scatter(is_video, videos)

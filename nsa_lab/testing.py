@@ -37,6 +37,16 @@ def token_layout(shapes: Sequence[Shape]) -> TokenLayout:
     return layout_from_token_ids(torch.tensor([ids]), VIDEO, grid_thw, text_positions=torch.tensor([positions]))
 
 
+def make_partition(kind: str, context: Any, block_size: int, seed: int = 0, **settings: Any) -> Any:
+    """What the partitioner `kind` makes of `context` and random features of 16 dims."""
+    from nsa_lab.partition import PartitionConfig, build_partitioner
+
+    config = PartitionConfig(kind=kind, block_size=block_size, **settings)  # type: ignore[arg-type]
+    features = torch.randn(len(context.segment), 16, generator=torch.Generator().manual_seed(seed))
+    device = context.segment.device
+    return build_partitioner(config, 16).to(device)(context, features.to(device))
+
+
 @dataclass(frozen=True)
 class Heads:
     """Random q [Tq, H, D], k and v [T, G, D] that take gradients."""

@@ -59,7 +59,20 @@ def test_help_answers_at_once():
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "show", "sweep", "sweep run", "sweep show", "tasks", "ui", "push", "bench"]
+    "command",
+    [
+        "train",
+        "show",
+        "sweep",
+        "sweep run",
+        "sweep show",
+        "tasks",
+        "ui",
+        "push",
+        "bench",
+        "analyze",
+        "analyze partition",
+    ],
 )
 def test_help_of_each_command_gives_an_example(nsa_lab, command):
     code, out, _ = nsa_lab(*command.split(), "--help")

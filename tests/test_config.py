@@ -19,8 +19,11 @@ from nsa_lab.config import (
     to_yaml,
 )
 from nsa_lab.config.identity import INCIDENTAL
+from nsa_lab.config.partition_rules import longest_block
 from nsa_lab.config.rules import FRACTIONS, MAX_SEED, NOT_NEGATIVE, POSITIVE, notices
+from nsa_lab.config.schema import PartitionConfig
 from nsa_lab.errors import ConfigError, NsaLabError
+from nsa_lab.partition import PARTITIONERS
 
 NEEDLE = "tasks.needle.enabled=true"
 # Shapes that the numbers below are about.
@@ -258,6 +261,39 @@ RULES = [
     ("model.vision_hidden_size=60", "model.vision_hidden_size", "multiple of 8"),
     # Attention
     ("attention.partition.block_size=0", "attention.partition.block_size", "not positive"),
+    ("attention.partition.kind=scenes", "attention.partition.kind", "did you mean 'scene'? allowed: uniform, frame"),
+    ("attention.partition={kind: scene, max_size: 63}", "attention.partition.max_size", "less than block_size=64"),
+    ("attention.partition={kind: router, max_size: 63}", "attention.partition.max_size", "less than block_size=64"),
+    ("attention.partition={kind: scene, min_size: 0}", "attention.partition.min_size", "outside 1 to the mean length"),
+    ("attention.partition={kind: scene, min_size: 65}", "attention.partition.min_size", "outside 1 to the mean length"),
+    ("attention.partition={kind: shifted, phase: 64}", "attention.partition.phase", "outside 1 to 63"),
+    ("attention.partition={kind: shifted, phase: 0}", "attention.partition.phase", "null takes half a block"),
+    ("attention.partition={kind: shifted, block_size: 1}", "attention.partition.block_size", "cannot be shifted"),
+    ("attention.partition={kind: random_like, seed: -1}", "attention.partition.seed", "negative"),
+    ("attention.partition={kind: tile, tile: {cycle: ''}}", "attention.partition.tile.cycle", "names no shape"),
+    (
+        "attention.partition={kind: tile, tile: {cycle: time cub}}",
+        "attention.partition.tile.cycle",
+        "did you mean 'cube'",
+    ),
+    ("attention.partition={kind: tile, tile: {max_frames: 0}}", "attention.partition.tile.max_frames", "not positive"),
+    ("attention.partition={kind: cluster, cluster: {blocks: 3}}", "attention.partition.cluster.blocks", "power of two"),
+    ("attention.partition={kind: cluster, cluster: {blocks: 1}}", "attention.partition.cluster.blocks", "power of two"),
+    (
+        "attention.partition={kind: router, router: {loss_weight: -1}}",
+        "attention.partition.router.loss_weight",
+        "negative",
+    ),
+    (
+        "attention.partition={kind: router, router: {group_size: 0}}",
+        "attention.partition.router.group_size",
+        "null shares one router",
+    ),
+    (
+        "attention={partition: {kind: router}, branches: {compression: {enabled: false}}}",
+        "attention.partition.kind",
+        "learns only through the compression branch",
+    ),
     ("attention.compressor.mlp_hidden=0", "attention.compressor.mlp_hidden", "not positive"),
     ("attention.gate.temperature=0", "attention.gate.temperature", "not positive"),
     (f"{BRANCHES}.window.size=0", f"{BRANCHES}.window.size", "use 1 or more"),
@@ -277,6 +313,29 @@ RULES = [
         "attention.compressor.kind",
         "learns only through the compression branch",
     ),
+    (f"{BRANCHES}.selection.rule=token_budget", f"{BRANCHES}.selection.token_budget", "is not set"),
+    (
+        f"{BRANCHES}.selection.token_budget=64",
+        f"{BRANCHES}.selection.token_budget",
+        "set {path}.rule=token_budget".replace("{path}", f"{BRANCHES}.selection"),
+    ),
+    (
+        f"{BRANCHES}.selection={{rule: token_budget, token_budget: 63}}",
+        f"{BRANCHES}.selection.token_budget",
+        "63 tokens do not hold the 1 forced blocks of up to 64 tokens",
+    ),
+    (
+        "attention={partition: {kind: scene}, branches: {selection: {rule: token_budget, token_budget: 127}}}",
+        f"{BRANCHES}.selection.token_budget",
+        "127 tokens do not hold the 1 forced blocks of up to 128 tokens",
+    ),
+    (
+        f"{BRANCHES}.selection={{rule: token_budget, token_budget: 0, local_blocks: 0}}",
+        f"{BRANCHES}.selection.token_budget",
+        "0 tokens do not hold",
+    ),
+    ("attention.text_window=0", "attention.text_window", "holds no token"),
+    ("attention={mode: dense, text_window: 0}", "attention.text_window", "holds no token"),
     ("attention.layers={1-2: {mode: dense}}", "attention.layers.1-2", "layers 0 to 1"),
     ("attention.layers={0: {partition: {block_size: 0}}}", "attention.layers.0.partition.block_size", "not positive"),
     # Data
@@ -299,6 +358,13 @@ RULES = [
         "tasks.order.event_frames",
         "4 events of 15 frames do not fit into 62 frames",
     ),
+    ("tasks.recall={enabled: true, scenes: 9}", "tasks.recall.scenes", "use 2 to 8"),
+    ("tasks.recall={enabled: true, frames: 14}", "tasks.recall.frames", "fewer than the 16"),
+    ("tasks.recall={enabled: true, closing_frames: 3}", "tasks.recall.closing_frames", "not a positive multiple of 2"),
+    ("tasks.recall={enabled: true, event_frames: 4}", "tasks.recall.event_frames", "more than shortest_frames=2"),
+    ("tasks.recall={enabled: true, event_frames: 1}", "tasks.recall.event_frames", "not a positive multiple of 2"),
+    ("tasks.duration={enabled: true, frames: 18}", "tasks.duration.frames", "fewer than the 20"),
+    ("tasks.duration={enabled: true, lead_frames: 0}", "tasks.duration.lead_frames", "not a positive multiple of 2"),
 ]
 
 
@@ -306,6 +372,12 @@ RULES = [
 def test_broken_rules_are_named(override, path, said):
     found = problems(override)
     assert path in found and said in found[path], found
+
+
+def test_rules_of_a_partition_that_is_not_chosen_do_not_hold():
+    settings = "max_size: 1, phase: 99, tile: {cycle: x}, router: {group_size: 0}, cluster: {blocks: 3}"
+    assert config(f"attention.partition={{{settings}}}").attention.partition.kind == "uniform"
+    assert config("attention={mode: dense, partition: {kind: tile, tile: {cycle: x}}}")
 
 
 def test_rules_of_a_branch_or_task_that_is_off_do_not_hold():
@@ -326,6 +398,20 @@ def test_more_selected_blocks_than_a_clip_has_is_said_not_refused():
     assert notices(config(f"{BRANCHES}.selection.block_count=2")) == []
     assert notices(config("attention.mode=dense")) == []
     assert notices(config(f"{BRANCHES}.selection.enabled=false")) == []
+
+
+def test_a_token_budget_that_holds_the_clip_is_said():
+    budget = f"{BRANCHES}.selection={{rule: token_budget, block_count: 9, token_budget: TOKENS}}"
+    (said,) = notices(config(budget.replace("TOKENS", "128")))
+    assert "token_budget=128 holds all 128 tokens of a needle clip" in said
+    assert notices(config(budget.replace("TOKENS", "127"))) == []
+
+
+@pytest.mark.parametrize("kind", PARTITIONERS)
+@pytest.mark.parametrize("max_size", [None, 24])
+def test_no_partitioner_makes_longer_blocks_than_the_rules_allow_for(kind, max_size):
+    partition = PartitionConfig(kind=kind, block_size=16, max_size=max_size)
+    assert PARTITIONERS[kind].longest(partition) <= longest_block(partition)
 
 
 # What makes a run another run

@@ -40,7 +40,9 @@ FORBIDDEN = {
     "nsa_lab/model/": (("nsa_lab.training", "nsa_lab.search", "nsa_lab.tracking"), ()),
     "nsa_lab/data/": (("nsa_lab.model", "nsa_lab.training", "nsa_lab.search"), ()),
     "nsa_lab/tasks/": (("nsa_lab.model", "nsa_lab.training", "nsa_lab.search"), ()),
-    "nsa_lab/training/": ("nsa_lab.search", ()),
+    "nsa_lab/analysis/": (("nsa_lab.training", "nsa_lab.search", "nsa_lab.tracking"), ()),
+    "nsa_lab/training/": (("nsa_lab.search", "nsa_lab.comparison"), ()),
+    "nsa_lab/comparison/": ("nsa_lab.search", ()),
     "nsa_lab/": ("nsa_lab.testing", ()),
     "kernels/": ("nsa_lab", ()),
 }

@@ -19,9 +19,10 @@ from nsa_lab.attention.branches import (
 from nsa_lab.attention.compressor import COMPRESSORS, MeanCompressor
 from nsa_lab.attention.gate import GATES
 from nsa_lab.attention.select import BlockRule
+from nsa_lab.attention.smooth import smooth
 from nsa_lab.config.schema import AttentionConfig
 from nsa_lab.errors import NsaLabError
-from nsa_lab.partition import Context, Partition
+from nsa_lab.partition import PARTITIONERS, Context, Partition
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class SparseAttention(nn.Module):
         branches = {name: BRANCHES[name](sub) for name, sub in configs.items() if sub.enabled}
         self.branches: nn.ModuleDict = nn.ModuleDict(branches)
         self.compressor = COMPRESSORS[config.compressor.kind](
-            dims.head_dim, config.partition.block_size, config.compressor.mlp_hidden
+            dims.head_dim,
+            PARTITIONERS[config.partition.kind].longest(config.partition),
+            config.compressor.mlp_hidden,
         )
         self.gate = GATES[config.gate.kind](
             dims.hidden_size, dims.num_heads, len(branches), config.gate.temperature, config.gate.value
@@ -70,7 +73,7 @@ class SparseAttention(nn.Module):
         out = self._fused(inputs, gates) if fused else self._branch_by_branch(inputs, gates)
         self.gate_means = gates.detach().float().mean((0, 1)) if len(gates) else None
         if self.recording:
-            self.record = LayerRecord(gates.detach(), inputs.notes, self._keys_seen(inputs))
+            self.record = LayerRecord(gates.detach(), inputs.notes, self._keys_seen(inputs), context, partition)
         return out
 
     def _inputs(
@@ -84,10 +87,17 @@ class SparseAttention(nn.Module):
         mean_inside: bool,
     ) -> BranchInputs:
         """mean_inside: the backend itself pools by the mean, so that the mean compressor does not run."""
-        pool = self.needs_pooling and not (mean_inside and isinstance(self.compressor, MeanCompressor))
-        pooled_k, pooled_v = self.compressor(k, v, partition) if pool else (None, None)
+        plain = isinstance(self.compressor, MeanCompressor) and partition.confidence is None
+        pool = self.needs_pooling and not (mean_inside and plain)
+        pooled_k, pooled_v = self._pooled(k, v, partition) if pool else (None, None)
         bias = partition.lengths.to(torch.float32).log() if self.log_length_bias else None
         return BranchInputs(q, k, v, pooled_k, pooled_v, bias, context, partition, ops, self.scale)
+
+    def _pooled(self, k: Tensor, v: Tensor, partition: Partition) -> tuple[Tensor, Tensor]:
+        pooled_k, pooled_v = self.compressor(k, v, partition)
+        if partition.confidence is None:
+            return pooled_k, pooled_v
+        return smooth(pooled_k, pooled_v, partition.confidence)
 
     def _branch_by_branch(self, inputs: BranchInputs, gates: Tensor) -> Tensor:
         out = torch.zeros_like(inputs.q)
@@ -113,7 +123,7 @@ class SparseAttention(nn.Module):
         return out
 
     def _pooled_for_record(self, inputs: BranchInputs) -> BranchInputs:
-        pooled_k, pooled_v = self.compressor(inputs.k, inputs.v, inputs.partition)
+        pooled_k, pooled_v = self._pooled(inputs.k, inputs.v, inputs.partition)
         return replace(inputs, pooled_k=pooled_k, pooled_v=pooled_v)
 
     def _keys_seen(self, inputs: BranchInputs) -> dict[str, float]:
@@ -145,8 +155,10 @@ def _check_design(config: AttentionConfig, dims: HeadDims) -> None:
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """What one forward of a layer did: gates [Tq, H, R], the branches' notes, and keys read per query by branch."""
+    """What one forward of a layer did: gates [Tq, H, R], the branches' notes, keys read per query by branch, blocks."""
 
     gates: Tensor
     notes: dict[str, Tensor]
     keys_seen: dict[str, float]
+    context: Context
+    partition: Partition

@@ -4,12 +4,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from nsa_lab.config.schema import AttentionConfig, ExperimentConfig, NeedleConfig, OrderConfig
-from nsa_lab.config.sizes import FRAMES_PER_PATCH, MERGE, PATCH, TOKEN_PIXELS, model_size
+from nsa_lab.config.partition_rules import longest_block, partition_rules
+from nsa_lab.config.schema import AttentionConfig, ExperimentConfig, TaskConfig
+from nsa_lab.config.sizes import FRAMES_PER_PATCH, TOKEN_PIXELS, model_size
+from nsa_lab.config.task_rules import task_rules
 from nsa_lab.errors import Problem
-
-COLOURS = 8
-NEEDLE_QUESTIONS = 2
 
 POSITIVE = (
     "tasks.fps",
@@ -48,7 +47,7 @@ def broken_rules(config: ExperimentConfig) -> list[Problem]:
         *_model_rules(config),
         *_attention_rules(config),
         *_data_rules(config),
-        *_task_rules(config),
+        *(problem for name, task in enabled_tasks(config).items() for problem in task_rules(task, f"tasks.{name}")),
     ]
 
 
@@ -59,7 +58,15 @@ def notices(config: ExperimentConfig) -> list[str]:
         tokens = video_tokens(task)
         blocks = -(-tokens // config.attention.partition.block_size)
         count = config.attention.branches.selection.block_count
-        if config.attention.mode == "sparse" and config.attention.branches.selection.enabled and count > blocks:
+        selection = config.attention.branches.selection
+        if config.attention.mode == "dense" or not selection.enabled:
+            continue
+        if selection.token_budget is not None and selection.token_budget >= tokens:
+            said.append(
+                f"attention.branches.selection.token_budget={selection.token_budget} holds all {tokens} tokens of a"
+                f" {name} clip: selection reads every past token there"
+            )
+        elif selection.token_budget is None and count > blocks:
             said.append(
                 f"attention.branches.selection.block_count={count} is more than the {blocks} blocks of a {name} clip"
                 f" ({tokens} tokens): selection reads every past token there"
@@ -67,13 +74,18 @@ def notices(config: ExperimentConfig) -> list[str]:
     return said
 
 
-def enabled_tasks(config: ExperimentConfig) -> dict[str, NeedleConfig | OrderConfig]:
+def enabled_tasks(config: ExperimentConfig) -> dict[str, TaskConfig]:
     """The tasks switched on, by name."""
-    tasks: dict[str, NeedleConfig | OrderConfig] = {"needle": config.tasks.needle, "order": config.tasks.order}
+    tasks: dict[str, TaskConfig] = {
+        "needle": config.tasks.needle,
+        "order": config.tasks.order,
+        "recall": config.tasks.recall,
+        "duration": config.tasks.duration,
+    }
     return {name: task for name, task in tasks.items() if task.enabled}
 
 
-def video_tokens(task: NeedleConfig | OrderConfig) -> int:
+def video_tokens(task: TaskConfig) -> int:
     """Video tokens of one clip of a task."""
     return (task.frames // FRAMES_PER_PATCH) * (task.height // TOKEN_PIXELS) * (task.width // TOKEN_PIXELS)
 
@@ -150,12 +162,15 @@ def _attention_rules(config: ExperimentConfig) -> Iterator[Problem]:
 
 def _layer_rules(attention: AttentionConfig, path: str) -> Iterator[Problem]:
     branches = attention.branches
-    if attention.partition.block_size < 1:
-        yield Problem(f"{path}.partition.block_size", f"{attention.partition.block_size} is not positive")
+    yield from partition_rules(attention, f"{path}.partition")
     if attention.compressor.mlp_hidden < 1:
         yield Problem(f"{path}.compressor.mlp_hidden", f"{attention.compressor.mlp_hidden} is not positive")
     if attention.gate.temperature <= 0:
         yield Problem(f"{path}.gate.temperature", f"{attention.gate.temperature} is not positive")
+    if attention.text_window is not None and attention.text_window < 1:
+        yield Problem(
+            f"{path}.text_window", f"{attention.text_window} holds no token; use 1 or more, or null for all tokens"
+        )
     if attention.mode == "dense":
         return
     if not (branches.compression.enabled or branches.selection.enabled or branches.window.enabled):
@@ -198,6 +213,21 @@ def _selection_rules(attention: AttentionConfig, path: str) -> Iterator[Problem]
             f"{selection.query_tile} queries can span {spanned} more blocks than one, {forced + spanned} forced blocks "
             f"in all, more than block_count={selection.block_count}; lower query_tile or raise block_count",
         )
+    yield from _token_budget_rules(attention, forced + spanned, path)
+
+
+def _token_budget_rules(attention: AttentionConfig, forced: int, path: str) -> Iterator[Problem]:
+    selection, longest = attention.branches.selection, longest_block(attention.partition)
+    if selection.rule != "token_budget":
+        if selection.token_budget is not None:
+            yield Problem(f"{path}.token_budget", f"stands beside rule={selection.rule}; set {path}.rule=token_budget")
+    elif selection.token_budget is None:
+        yield Problem(f"{path}.token_budget", "is not set, but rule=token_budget needs it: tokens per query and group")
+    elif selection.token_budget < max(1, forced * longest):
+        yield Problem(
+            f"{path}.token_budget",
+            f"{selection.token_budget} tokens do not hold the {forced} forced blocks of up to {longest} tokens each",
+        )
 
 
 def _data_rules(config: ExperimentConfig) -> Iterator[Problem]:
@@ -212,48 +242,6 @@ def _data_rules(config: ExperimentConfig) -> Iterator[Problem]:
         yield Problem(f"data.{missing}", f"is not set, but data.{lonely} is; give both")
     if data.min_pixels > data.max_pixels:
         yield Problem("data.min_pixels", f"{data.min_pixels} is more than data.max_pixels={data.max_pixels}")
-
-
-def _task_rules(config: ExperimentConfig) -> Iterator[Problem]:
-    for name, task in enabled_tasks(config).items():
-        path = f"tasks.{name}"
-        for field in ("width", "height"):
-            if getattr(task, field) < TOKEN_PIXELS or getattr(task, field) % TOKEN_PIXELS:
-                yield Problem(
-                    f"{path}.{field}",
-                    f"{getattr(task, field)} is not a multiple of {TOKEN_PIXELS} pixels ({PATCH} x {MERGE})",
-                )
-        if task.frames < FRAMES_PER_PATCH or task.frames % FRAMES_PER_PATCH:
-            yield Problem(f"{path}.frames", f"{task.frames} is not a positive multiple of {FRAMES_PER_PATCH}")
-        for field in ("event_frames", "questions", "train_clips", "val_clips"):
-            if getattr(task, field) < 1:
-                yield Problem(f"{path}.{field}", f"{getattr(task, field)} is not positive")
-        if task.distractors < 0:
-            yield Problem(f"{path}.distractors", f"{task.distractors} is negative; use 0 or more")
-        if not 0 <= task.noise <= 1:
-            yield Problem(f"{path}.noise", f"{task.noise} is outside 0 to 1")
-        if isinstance(task, OrderConfig):
-            yield from _order_rules(task, path)
-        elif task.event_frames > task.frames:
-            yield Problem(f"{path}.event_frames", f"{task.event_frames} is more than the clip's {task.frames} frames")
-        elif task.questions > NEEDLE_QUESTIONS:
-            yield Problem(f"{path}.questions", f"{task.questions} is more than {NEEDLE_QUESTIONS}: colour and place")
-
-
-def _order_rules(task: OrderConfig, path: str) -> Iterator[Problem]:
-    if not 2 <= task.events <= COLOURS:
-        yield Problem(f"{path}.events", f"{task.events} events; use 2 to {COLOURS}, one colour each")
-    elif 2 * task.questions > task.events:
-        yield Problem(
-            f"{path}.questions",
-            f"{task.questions} questions need {2 * task.questions} events, of which there are {task.events}",
-        )
-    # An event begins on an even frame, so one of odd length takes a frame more.
-    if task.events * (task.event_frames + task.event_frames % 2) > task.frames:
-        yield Problem(
-            f"{path}.event_frames",
-            f"{task.events} events of {task.event_frames} frames do not fit into {task.frames} frames",
-        )
 
 
 def _get(config: Any, path: str) -> Any:

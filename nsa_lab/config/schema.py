@@ -6,13 +6,51 @@ The defaults of `attention` are the paper's (arXiv 2510.02295, section 4: blocks
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from nsa_lab.config.plugins import plugin_names
+
+
+@dataclass
+class TileConfig:
+    """Space-time tiles: the shapes that layers take in turn, and how many frames a tile may span at most."""
+
+    cycle: str = "time row cube"
+    max_frames: int = 8
+
+
+@dataclass
+class RouterConfig:
+    """The learned router: weight of its ratio loss, and how many layers share one (null: all)."""
+
+    loss_weight: float = 0.03
+    group_size: int | None = None
+
+
+@dataclass
+class ClusterConfig:
+    """Content clusters: how many share one closed segment of `blocks` x `block_size` tokens; a power of two."""
+
+    blocks: int = 4
+
 
 @dataclass
 class PartitionConfig:
-    """How video tokens are cut into blocks; `block_size` is the length (uniform) or the cap (frame), in tokens."""
+    """How video tokens are cut into blocks, in tokens. Kinds are the lines of `nsa_lab.partition.PARTITIONERS`.
 
-    kind: Literal["uniform", "frame"] = "uniform"
+    `block_size` is the length (uniform, shifted), the cap (frame, tile, cluster) or the mean length to aim for
+    (scene, router and the controls made from scene), which then lies between `min_size` (scene and its controls) and
+    `max_size` (null: twice the block size). `phase` shortens the first block of `shifted` (null: by half); `seed`
+    shuffles `random_like`.
+    """
+
+    kind: Literal[plugin_names("partition", "PARTITIONERS")] = "uniform"  # type: ignore[valid-type]
     block_size: int = 64
+    max_size: int | None = None
+    min_size: int = 1
+    phase: int | None = None
+    seed: int = 0
+    tile: TileConfig = field(default_factory=TileConfig)
+    router: RouterConfig = field(default_factory=RouterConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
 @dataclass
@@ -33,9 +71,11 @@ class CompressionConfig:
 
 @dataclass
 class SelectionConfig:
-    """Attention over the tokens of the best blocks; forced blocks count towards `block_count`.
+    """Attention over the tokens of the best blocks; forced blocks count towards `block_count` and `token_budget`.
 
-    `query_tile` neighbouring queries of a frame share one choice of blocks; above 1 the layer is causal frame by frame.
+    `top_n` takes `block_count` blocks by score. `token_budget` takes blocks by score per token while their lengths sum
+    to at most `token_budget`, never more than `block_count`: for blocks of unequal length. `query_tile` neighbouring
+    queries of a frame share one choice of blocks; above 1 the layer is causal frame by frame.
     """
 
     enabled: bool = True
@@ -43,7 +83,8 @@ class SelectionConfig:
     initial_blocks: int = 0
     local_blocks: int = 1
     scorer: Literal["compression"] = "compression"
-    rule: Literal["top_n"] = "top_n"
+    rule: Literal["top_n", "token_budget"] = "top_n"
+    token_budget: int | None = None
     query_tile: int = 1
 
 
@@ -73,11 +114,16 @@ class GateConfig:
 
 @dataclass
 class AttentionConfig:
-    """One decoder layer's attention. `layers` overrides any of these by layer range ("0-3", "7")."""
+    """One decoder layer's attention. `layers` overrides any of these by layer range ("0-3", "7").
+
+    `text_window` lets text rows see only the last tokens of their sample: a probe, under which what happened long ago
+    reaches an answer only through the video rows' own attention.
+    """
 
     mode: Literal["sparse", "dense"] = "sparse"
     semantics: Literal["paper"] = "paper"
     context: Literal["video", "all"] = "video"
+    text_window: int | None = None
     backend: Literal["auto", "reference", "torch", "triton", "fla"] = "auto"
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     compressor: CompressorConfig = field(default_factory=CompressorConfig)
@@ -137,6 +183,49 @@ class OrderConfig:
 
 
 @dataclass
+class RecallConfig:
+    """Scenes of very different length, hard cuts, one white flash of any length: which scene was it in?
+
+    Lengths are in frames. A scene lasts at least `shortest_frames`, the flash `event_frames` up to its whole scene; the
+    last `closing_frames` show no scene.
+    """
+
+    enabled: bool = False
+    frames: int = 40
+    width: int = 56
+    height: int = 56
+    noise: float = 0.02
+    distractors: int = 0
+    scenes: int = 4
+    shortest_frames: int = 2
+    event_frames: int = 2
+    closing_frames: int = 8
+    train_clips: int = 1024
+    val_clips: int = 256
+
+
+@dataclass
+class DurationConfig:
+    """Which scene lasted longest, by at least `lead_frames`? The last `closing_frames` show none of them."""
+
+    enabled: bool = False
+    frames: int = 40
+    width: int = 56
+    height: int = 56
+    noise: float = 0.02
+    distractors: int = 0
+    scenes: int = 4
+    shortest_frames: int = 2
+    lead_frames: int = 4
+    closing_frames: int = 8
+    train_clips: int = 1024
+    val_clips: int = 256
+
+
+TaskConfig = NeedleConfig | OrderConfig | RecallConfig | DurationConfig
+
+
+@dataclass
 class TasksConfig:
     """The procedural tasks to train on. `seed` draws the clips, apart from the training seed; `fps` is their rate."""
 
@@ -144,6 +233,8 @@ class TasksConfig:
     fps: float = 2.0
     needle: NeedleConfig = field(default_factory=NeedleConfig)
     order: OrderConfig = field(default_factory=OrderConfig)
+    recall: RecallConfig = field(default_factory=RecallConfig)
+    duration: DurationConfig = field(default_factory=DurationConfig)
 
 
 @dataclass

@@ -30,7 +30,7 @@ def fault(value: Any, expected: Any) -> str | None:
         choices = [str(choice) for choice in typing.get_args(expected)]
         if value in choices:
             return None
-        return f"{value!r} is not a choice; {_nearest(value, choices)}allowed: {', '.join(choices)}"
+        return f"{value!r} is not a choice; {nearest(value, choices)}allowed: {', '.join(choices)}"
     if type(value) in _kinds(expected):
         return None
     return f"{value!r} is not {' or '.join(NAMES[kind] for kind in _kinds(expected))}"
@@ -38,7 +38,7 @@ def fault(value: Any, expected: Any) -> str | None:
 
 def unknown_key(key: Any, known: list[str]) -> str:
     """What is said of a key that no config has."""
-    return f"unknown key {key!r}; {_nearest(key, known)}known: {', '.join(known)}"
+    return f"unknown key {key!r}; {nearest(key, known)}known: {', '.join(known)}"
 
 
 def _kinds(expected: Any) -> tuple[Any, ...]:
@@ -46,6 +46,7 @@ def _kinds(expected: Any) -> tuple[Any, ...]:
     return typing.get_args(expected) or (expected,)
 
 
-def _nearest(value: Any, known: list[str]) -> str:
+def nearest(value: Any, known: list[str]) -> str:
+    """`did you mean ...? ` where one of `known` is like `value`, else nothing."""
     near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}? " if near else ""

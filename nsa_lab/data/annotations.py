@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,17 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """One video with its turns. `task` groups accuracies; `system` replaces data.system_prompt where it is given."""
+    """One video with its turns. `task` groups accuracies; `system` replaces data.system_prompt where it is given.
+
+    `meta` is what the row says about the video for those who study it: `events` or `cuts` (see nsa_lab.analysis).
+    """
 
     id: str
     video: Path
     turns: tuple[Turn, ...]
     task: str
     system: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 class _RowError(Exception):
@@ -113,6 +117,7 @@ def _parse_row(row: Any, videos: Path, default_id: str) -> Sample:
         turns=_turns(messages),
         task=str(row.get("task") or row.get("data_source") or "video"),
         system=system,
+        meta=row["meta"] if isinstance(row.get("meta"), Mapping) else {},
     )
 
 

@@ -71,7 +71,7 @@ class VideoDataset(Dataset):
             if self._marks[at]:
                 continue
             try:
-                return self._example(self.samples[at])
+                return self.example(self.samples[at])
             except BadSampleError as error:
                 named = BadSampleError(f"sample {self.samples[at].id}: {error}", error.kind)
                 if self.config.on_bad_sample == "error":
@@ -83,6 +83,10 @@ class VideoDataset(Dataset):
         """How many samples were skipped so far, by reason, over all worker processes."""
         counts = {kind: int((self._marks == code).sum()) for code, kind in enumerate(KINDS, start=1)}
         return {kind: count for kind, count in counts.items() if count}
+
+    def good(self) -> list[int]:
+        """The numbers of the samples that were not skipped so far."""
+        return (self._marks == 0).nonzero().flatten().tolist()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cache": {}, "_cached_bytes": 0}
@@ -99,8 +103,9 @@ class VideoDataset(Dataset):
                 f" or raise the limit it meets; the last: {error}"
             ) from error
 
-    def _example(self, sample: Sample) -> Example:
-        clip = self._clip(sample)
+    def example(self, sample: Sample) -> Example:
+        """`sample` as tensors. Raises BadSampleError where it cannot be used."""
+        clip = self.clip(sample)
         frames = torch.full_like(clip.frames, GREY) if self.config.blind else clip.frames
         t, h, w = -(-len(frames) // FRAMES_PER_PATCH), frames.shape[-2] // PATCH, frames.shape[-1] // PATCH
         system = self.config.system_prompt if sample.system is None else sample.system
@@ -129,7 +134,7 @@ class VideoDataset(Dataset):
                 TOO_LONG,
             )
 
-    def _clip(self, sample: Sample) -> Clip:
+    def clip(self, sample: Sample) -> Clip:
         """The sample's clip, resized; kept while the budget lasts, since all are used once per epoch."""
         key = str(sample.video)
         if key in self._cache:

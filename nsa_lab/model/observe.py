@@ -85,7 +85,8 @@ def _layer_budget(
     else:
         tokens = sum(count for name, count in record.keys_seen.items() if name != "compression")
         with_compressed = sum(record.keys_seen.values())
-        scored = length / design.partition.block_size / 2 if "selection" in record.keys_seen else 0.0
+        blocks = record.partition.num_blocks / (len(record.partition.cu_blocks) - 1)
+        scored = blocks / 2 if "selection" in record.keys_seen else 0.0
     head_dim = text_config.hidden_size // text_config.num_attention_heads
     return {
         "budget/paper_ratio": paper_ratio(design, round(length)),

@@ -6,19 +6,30 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nsa_lab.config import AttentionConfig
 from nsa_lab.layout import TokenLayout
-from nsa_lab.partition import PARTITIONERS, Context, Partition, full_context, sparse_context, text_context
+from nsa_lab.model.partitions import LayerPartitions
+from nsa_lab.partition import Context, Partition, full_context, sparse_context, text_context
 
 
 class AttentionPlan:
-    """The layout of a prefill; contexts and partitions are made when a layer first asks, once per forward."""
+    """The layout of a prefill; contexts are made when a layer first asks, once per forward, and so are partitions.
+
+    `start` comes before the first layer.
+    """
 
     def __init__(self, layout: TokenLayout, batch_shape: tuple[int, int]):
         self.layout = layout
         self.batch_shape = batch_shape
+        self.partitions: dict[int, Partition] = {}
         self._contexts: dict[str, Context] = {}
-        self._partitions: dict[tuple[str, str, int], Partition] = {}
+
+    def start(self, partitioners: LayerPartitions, embeddings: Tensor) -> None:
+        """Make the partitions that rest on embeddings [B, L, hidden] alone; those of scope `layer` come later."""
+        self.partitioners = partitioners
+        with partitioners.timed(embeddings.device):
+            for number, slot in enumerate(partitioners.slots):
+                if partitioners.partitioner(number).scope == "model":
+                    self.partitions[number] = self._make(number, slot.context, embeddings, slot.first_layer)
 
     @cached_property
     def text(self) -> Context:
@@ -38,12 +49,22 @@ class AttentionPlan:
             self._contexts[kind] = sparse_context(self.layout, kind)
         return self._contexts[kind]
 
-    def partition(self, design: AttentionConfig) -> Partition:
-        key = (design.context, design.partition.kind, design.partition.block_size)
-        if key not in self._partitions:
-            partitioner = PARTITIONERS[design.partition.kind]
-            self._partitions[key] = partitioner(self.sparse(design.context), design.partition.block_size)
-        return self._partitions[key]
+    def partition(self, layer: int, hidden_states: Tensor) -> Partition:
+        """The partition of a sparse layer, whose attention inputs are hidden_states [B, L, hidden].
+
+        The first layer of a group always makes it: activation checkpointing repeats what it saw.
+        """
+        number = self.partitioners.slot_of_layer[layer]
+        slot = self.partitioners.slots[number]
+        if self.partitioners.partitioner(number).scope == "layer" and slot.first_layer == layer:
+            with self.partitioners.timed(hidden_states.device):
+                self.partitions[number] = self._make(number, slot.context, hidden_states, layer)
+        return self.partitions[number]
+
+    def _make(self, number: int, kind: Literal["video", "all"], x: Tensor, layer: int) -> Partition:
+        context, partitioner = self.sparse(kind), self.partitioners.partitioner(number)
+        features = self.pack(x)[context.token_index] if partitioner.needs_features else None
+        return partitioner(context, features, layer)
 
     def pack(self, x: Tensor) -> Tensor:
         """[B, L, ...] to [T, ...]."""

@@ -1,5 +1,6 @@
 """Qwen2.5-VL whose decoder layers attend to video sparsely: the same weights' names, plus gates and compressors."""
 
+import functools
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from nsa_lab.config import layer_attention
 from nsa_lab.data.positions import mrope_positions
 from nsa_lab.layout import TokenLayout, layout_from_mrope, layout_from_token_ids
 from nsa_lab.model.config import VideoNSAConfig, get_design
+from nsa_lab.model.partitions import LayerPartitions
 from nsa_lab.model.plan import AttentionPlan
 from nsa_lab.model.vision import batch_windows
+from nsa_lab.partition import Partitioner
 
 
 class VideoNSAAttention(qwen.Qwen2_5_VLAttention):
@@ -53,7 +56,7 @@ class VideoNSAAttention(qwen.Qwen2_5_VLAttention):
         q, k = qwen.apply_rotary_pos_emb(q, k, *position_embeddings)
         cached_k, cached_v = (k, v) if past_key_values is None else past_key_values.update(k, v, self.layer_idx)
         if attention_plan is None:
-            out = _decode(q, cached_k, cached_v, attention_mask, past_length, self.scaling)
+            out = _decode(q, cached_k, cached_v, attention_mask, past_length, self.scaling, self.design.text_window)
         else:
             q, k, v = (attention_plan.pack(x.transpose(1, 2)) for x in (q, k, v))
             out = attention_plan.unpack(self._prefill(hidden_states, q, k, v, attention_plan))
@@ -62,25 +65,36 @@ class VideoNSAAttention(qwen.Qwen2_5_VLAttention):
     def _prefill(self, hidden_states: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
         """q [T, H, D], k and v [T, G, D] in packed order to [T, H, D]."""
         ops = BACKENDS[choose_backend(self.design.backend, q.device)]
-        if self.sparse is None:
+        layout, text_window = plan.layout, self.design.text_window
+        if self.sparse is None and text_window is None:
             return ops.dense(q, k, v, plan.full, scale=self.scaling)
-        layout, context = plan.layout, plan.sparse(self.design.context)
-        text = ops.dense(q[layout.text_index], k, v, plan.text, scale=self.scaling)
+        size = len(k) if text_window is None else text_window
+        text = ops.window(q[layout.text_index], k, v, plan.text, size=size, scale=self.scaling)
+        if self.sparse is None:
+            video = ops.dense(q[layout.video_index], k, v, plan.sparse("all"), scale=self.scaling)
+            return torch.cat([text, video])[plan.time_order]
+        context = plan.sparse(self.design.context)
         video = self.sparse(
             plan.pack(hidden_states)[layout.video_index],
             q[layout.video_index],
             k[context.token_index],
             v[context.token_index],
             context,
-            plan.partition(self.design),
+            plan.partition(self.layer_idx, hidden_states),
         )
         return torch.cat([text, video])[plan.time_order]
 
 
-def _decode(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, past: int, scale: float) -> Tensor:
-    """Dense causal attention of new tokens q [B, H, n, D] to the cache k, v [B, G, Lk, D]; [B, n, H, D]."""
+def _decode(
+    q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, past: int, scale: float, window: int | None
+) -> Tensor:
+    """Causal attention of new tokens q [B, H, n, D] to the last `window` (None: all) of the cache k, v [B, G, Lk, D];
+    [B, n, H, D]."""
     place = torch.arange(k.shape[2], device=q.device)
-    seen = place <= past + torch.arange(q.shape[2], device=q.device)[:, None]
+    own = past + torch.arange(q.shape[2], device=q.device)[:, None]
+    seen = place <= own
+    if window is not None:
+        seen = seen & (place > own - window)
     if padding is not None:
         real = F.pad(padding.bool(), (0, k.shape[2] - padding.shape[1]), value=True)
         seen = seen & real[:, None, None]
@@ -95,18 +109,39 @@ class VideoNSATextModel(qwen.Qwen2_5_VLTextModel):
         super().__init__(config)
         for index, layer in enumerate(self.layers):
             layer.self_attn = VideoNSAAttention(config, index)
+        designs = [layer.self_attn.design for layer in self.layers]
+        self.partitions = LayerPartitions(designs, config.hidden_size)
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: torch.nn.Module) -> None:
-        if isinstance(module, GateLinear | ConstantGate | TokenMLP):
+        if isinstance(module, GateLinear | ConstantGate | TokenMLP | Partitioner):
             module.reset_parameters()
         else:
             super()._init_weights(module)
 
-    def forward(self, *args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+    def forward(
+        self,
+        *args: Any,
+        attention_mask: Any = None,
+        inputs_embeds: Tensor | None = None,
+        attention_plan: AttentionPlan | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """As Qwen2.5-VL's. No L x L mask is made: the plan says who sees whom, and padding [B, L] is passed on."""
-        return super().forward(*args, attention_mask={"full_attention": attention_mask}, **kwargs)
+        if attention_plan is not None:
+            assert inputs_embeds is not None
+            attention_plan.start(self.partitions, inputs_embeds)
+        output = super().forward(
+            *args,
+            attention_mask={"full_attention": attention_mask},
+            inputs_embeds=inputs_embeds,
+            attention_plan=attention_plan,
+            **kwargs,
+        )
+        if attention_plan is not None:
+            self.partitions.last = dict(attention_plan.partitions)
+        return output
 
 
 class VideoNSAModel(qwen.Qwen2_5_VLModel):
@@ -242,12 +277,27 @@ class VideoNSAForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         self.lm_head = torch.nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
+    # generate() reads off the signature which inputs are the model's.
+    @functools.wraps(Qwen2_5_VLForConditionalGeneration.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As Qwen2.5-VL's; a loss (given labels) includes the auxiliary losses of the partitioners."""
+        output = super().forward(*args, **kwargs)
+        extra = self.partitions.auxiliary_loss()
+        if output.loss is not None and extra is not None:
+            output.loss = output.loss + extra
+        return output
+
     @staticmethod
     def create_masks_for_generate(
         config: Any, inputs_embeds: Tensor, attention_mask: Tensor | None, **_: Any
     ) -> Tensor | None:
         """Padding [B, L] as it is: no mask is made from it (transformers asks this for a static cache)."""
         return attention_mask
+
+    @property
+    def partitions(self) -> LayerPartitions:
+        """The partitioners of the layers, and what they made in the last forward."""
+        return self.model.language_model.partitions
 
     def sparse_layers(self) -> dict[int, SparseAttention]:
         """The sparse attention of each layer that has one, by layer number."""

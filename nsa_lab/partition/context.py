@@ -29,6 +29,7 @@ def sparse_context(layout: TokenLayout, kind: Literal["video", "all"]) -> Contex
         query_cu_seqlens=_cumulative(layout.sample[layout.video_index], layout),
         segment=new_run.cumsum(0) - 1,
         frame=new_frame.cumsum(0) - 1,
+        frame_grid=_frame_grids(layout)[video],
     )
 
 
@@ -51,7 +52,13 @@ def _dense_context(layout: TokenLayout, query_index: Tensor) -> Context:
         query_cu_seqlens=_cumulative(layout.sample[query_index], layout),
         segment=layout.sample,
         frame=layout.sample,
+        frame_grid=layout.grids.new_zeros((len(index), 2)),
     )
+
+
+def _frame_grids(layout: TokenLayout) -> Tensor:
+    """[V + 1, 2]: rows and columns of a frame of each video; the last row (video -1, text) is zero."""
+    return torch.cat([layout.grids[:, 1:], layout.grids.new_zeros((1, 2))])
 
 
 def _cumulative(sample: Tensor, layout: TokenLayout) -> Tensor:

@@ -1,9 +1,7 @@
 """A sweep file: which experiment, which objectives, which designs."""
 
 import difflib
-import importlib.util
 import json
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 from nsa_lab.config import ExperimentConfig, flatten, load_config, to_dict
 from nsa_lab.errors import NsaLabError
+from nsa_lab.python_file import execute, experiment_file, kind_of, place_of
 
 DIRECTIONS = ("maximize", "minimize")
 DEFAULT_TRIALS = 20
@@ -34,15 +33,13 @@ class Sweep:
 def load_sweep(path: str | Path) -> Sweep:
     """Read a sweep file. Raises NsaLabError that names the file and what it lacks."""
     file = Path(path)
-    if not file.is_file():
-        raise NsaLabError(f"sweep file {file} does not exist{_near_file(file)}")
-    module = _execute(file)
+    module = execute(file, "sweep")
     for name in ("BASE", "OBJECTIVES", "suggest"):
         if not hasattr(module, name):
             raise NsaLabError(f"{file} defines no {name}; a sweep needs BASE, OBJECTIVES and suggest(trial)")
     return Sweep(
         path=file,
-        base=_base_file(file, module.BASE),
+        base=experiment_file(file, module.BASE),
         objectives=_objectives(file, module.OBJECTIVES),
         suggest=_function(file, module, "suggest"),
         constraints=_function(file, module, "constraints") if hasattr(module, "constraints") else None,
@@ -64,7 +61,7 @@ def suggested(sweep: Sweep, trial: Any) -> dict[str, Any]:
     except Exception as error:
         if "dynamic value space" in str(error):
             raise space_changed(str(error)) from error
-        raise NsaLabError(f"{_place(sweep.path, error)}: suggest failed: {_kind(error)}; correct it") from error
+        raise NsaLabError(f"{place_of(sweep.path, error)}: suggest failed: {kind_of(error)}; correct it") from error
     if not isinstance(values, dict):
         raise NsaLabError(f"{sweep.path}: suggest returned {values!r}; return a dict of dotted config keys")
     return values
@@ -89,8 +86,8 @@ def constraint_values(sweep: Sweep, config: ExperimentConfig) -> dict[str, float
     try:
         return {name: float(value) for name, value in sweep.constraints(config).items()}
     except Exception as error:
-        place = _place(sweep.path, error)
-        raise NsaLabError(f"{place}: constraints failed: {_kind(error)}; correct it") from error
+        place = place_of(sweep.path, error)
+        raise NsaLabError(f"{place}: constraints failed: {kind_of(error)}; correct it") from error
 
 
 def design(base: Mapping[str, Any], values: Mapping[str, Any], name: str) -> ExperimentConfig:
@@ -101,26 +98,6 @@ def design(base: Mapping[str, Any], values: Mapping[str, Any], name: str) -> Exp
 def space_changed(reason: str) -> NsaLabError:
     """The error for a study whose search space no longer fits the sweep file."""
     return NsaLabError(f"the search space of this study changed ({reason}); start another with --study NEWNAME")
-
-
-def _execute(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"nsa_lab_sweep_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise NsaLabError(f"{file} is not a Python file; a sweep is a .py file with suggest(trial)")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise NsaLabError(f"{_place(file, error)}: {_kind(error)}; correct the sweep file") from error
-    return module
-
-
-def _base_file(file: Path, base: Any) -> Path:
-    places = [Path(base), file.parent / base, file.parent.parent / base]
-    for place in places:
-        if place.is_file():
-            return place
-    raise NsaLabError(f"{file}: BASE {base} does not exist here, beside the sweep file, or above it; correct BASE")
 
 
 def _objectives(file: Path, objectives: Any) -> dict[str, str]:
@@ -137,23 +114,3 @@ def _function(file: Path, module: ModuleType, name: str) -> Any:
     if not callable(function):
         raise NsaLabError(f"{file}: {name} is not a function")
     return function
-
-
-def _near_file(file: Path) -> str:
-    known = {path.name: path for folder in (file.parent, Path("sweeps")) for path in folder.glob("*.py")}
-    near = difflib.get_close_matches(f"{file.stem}.py", known, n=1)
-    return f"; did you mean {known[near[0]]}?" if near else "; check the path"
-
-
-def _place(file: Path, error: Exception) -> str:
-    """`file:line` where the error left the sweep file."""
-    if isinstance(error, SyntaxError):
-        return f"{file}:{error.lineno}"
-    lines = [
-        f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == file.resolve()
-    ]
-    return f"{file}:{lines[-1]}" if lines else str(file)
-
-
-def _kind(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"

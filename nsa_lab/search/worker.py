@@ -1,11 +1,7 @@
 """A worker process: takes trials from its sweep one by one until told to end, or until the sweep is gone."""
 
-import glob
 import importlib
-import multiprocessing
-import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -13,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nsa_lab.errors import NsaLabError
+from nsa_lab.worker_process import end_with_parent, redirect_output, share_machine
 
 DEFAULT_RUNNER = "nsa_lab.training.run:run"
 
@@ -20,9 +17,9 @@ DEFAULT_RUNNER = "nsa_lab.training.run:run"
 def main(job: Any, index: int, workers: int, connection: Connection) -> None:
     """The body of worker `index`. Output goes to `logs/worker-N.log` of the study's directory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_sweep, daemon=True).start()
-    _redirect_output(Path(job.directory) / "logs" / f"worker-{index}.log")
-    _share_machine(index, workers)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    redirect_output(Path(job.directory) / "logs" / f"worker-{index}.log")
+    share_machine(index, workers)
 
     # After the environment above is set: these import torch.
     from nsa_lab.search.trial import Fatal, Report
@@ -76,31 +73,3 @@ def _prepare(job: Any, send: Callable[[Any], None]) -> Callable[[int], Any]:
         return Report("done", trial.number, exhausted=getattr(sampler, "exhausted", False))
 
     return serve
-
-
-def _end_with_sweep() -> None:
-    """A sweep that was killed takes its workers along: nobody would collect what they train."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _redirect_output(log: Path) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.close(file)
-
-
-def _share_machine(index: int, workers: int) -> None:
-    """An even share of the cores, and one GPU each in turn, unless the environment says otherwise."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = len(glob.glob("/dev/nvidia[0-9]*"))
-    devices = visible.split(",") if visible else [str(i) for i in range(count)]
-    if workers > 1 and len(devices) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]

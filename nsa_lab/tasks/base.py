@@ -21,11 +21,21 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Scene:
+    """A background of one colour from frame `start` (even) for `frames` frames; a cut is where one follows another."""
+
+    colour: str
+    start: int
+    frames: int
+
+
+@dataclass(frozen=True)
 class Script:
-    """What happens in one clip, and the (question, answer) pairs about it."""
+    """What happens in one clip, and the (question, answer) pairs about it. Outside of scenes the background is grey."""
 
     events: tuple[Event, ...]
     turns: tuple[tuple[str, str], ...]
+    scenes: tuple[Scene, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,16 @@ def free_starts(frames: int, event_frames: int, events: int, rng: np.random.Gene
     spare = frames // 2 - events * pairs
     slots = np.sort(rng.choice(spare + events, size=events, replace=False)) - np.arange(events)
     return [2 * int(slot + number * pairs) for number, slot in enumerate(slots)]
+
+
+def uneven_lengths(frames: int, scenes: int, shortest: int, rng: np.random.Generator) -> list[int]:
+    """Even lengths of `scenes` scenes that fill `frames` frames, `shortest` or more each: a few long, many short.
+
+    Shares of what is left come from a Dirichlet distribution of concentration 1/2.
+    """
+    pairs = frames // 2 - scenes * (shortest // 2)
+    shares = rng.multinomial(pairs, rng.dirichlet([0.5] * scenes))
+    return [shortest + 2 * int(share) for share in shares]
 
 
 @functools.cache

@@ -18,12 +18,19 @@ import numpy as np
 from nsa_lab.config.schema import TasksConfig
 from nsa_lab.errors import NsaLabError
 from nsa_lab.tasks.base import Script, Task
+from nsa_lab.tasks.duration import DurationTask
 from nsa_lab.tasks.needle import NeedleTask
 from nsa_lab.tasks.order import OrderTask
+from nsa_lab.tasks.recall import RecallTask
 
 logger = logging.getLogger(__name__)
 
-TASKS: dict[str, type[Task]] = {"needle": NeedleTask, "order": OrderTask}
+TASKS: dict[str, type[Task]] = {
+    "needle": NeedleTask,
+    "order": OrderTask,
+    "recall": RecallTask,
+    "duration": DurationTask,
+}
 
 # Part of the folder's name: raise it whenever the same config gives other clips.
 GENERATOR_VERSION = 1
@@ -117,12 +124,13 @@ def _write_clip(name: str, tasks: TasksConfig, split: str, index: int, folder: P
     from nsa_lab.tasks.encode import write_video
     from nsa_lab.tasks.scene import render
 
-    config = getattr(tasks, name)
+    config, script = getattr(tasks, name), _script(name, tasks, split, index)
     frames = render(
         config.frames,
         config.height,
         config.width,
-        events=_script(name, tasks, split, index).events,
+        events=script.events,
+        scenes=script.scenes,
         distractors=config.distractors,
         noise=config.noise,
         rng=_rng("scene", name, tasks, split, index),
@@ -147,13 +155,14 @@ def _row(name: str, tasks: TasksConfig, split: str, index: int) -> dict[str, Any
         conversation.append({"from": "human", "value": placeholder + question})
         conversation.append({"from": "gpt", "value": answer})
     events = [dataclasses.asdict(event) | {"seconds": event.start / tasks.fps} for event in script.events]
+    scenes = [dataclasses.asdict(scene) | {"seconds": scene.start / tasks.fps} for scene in script.scenes]
     return {
         "id": f"{name}-{split}-{index:06d}",
         "video": _clip_name(index),
         "conversations": conversation,
         "data_source": "nsa-lab",
         "task": name,
-        "meta": {"events": events},
+        "meta": {"events": events} | ({"scenes": scenes} if scenes else {}),
     }
 
 

@@ -1,10 +1,10 @@
-"""The pixels of a clip: a drifting background, moving grey distractors, the events' discs, and noise."""
+"""The pixels of a clip: a drifting background tinted by scenes, grey distractors, the events' discs, and noise."""
 
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from nsa_lab.tasks.base import Event
+from nsa_lab.tasks.base import Event, Scene
 
 RGB = {
     "red": (230, 20, 20),
@@ -15,6 +15,7 @@ RGB = {
     "blue": (30, 50, 240),
     "purple": (130, 20, 200),
     "pink": (255, 90, 205),
+    "white": (255, 255, 255),
 }
 CENTRES = {
     "northwest": (0.25, 0.25),
@@ -24,6 +25,7 @@ CENTRES = {
 }
 EVENT_RADIUS = 0.22
 WAVES = 3
+TINT = 0.6
 
 Draw = Callable[[np.ndarray, int], None]
 
@@ -37,11 +39,13 @@ def render(
     distractors: int,
     noise: float,
     rng: np.random.Generator,
+    scenes: Sequence[Scene] = (),
 ) -> Iterator[np.ndarray]:
-    """RGB frames [H, W, 3] uint8, one after the other. An event's disc has a diameter of 0.44 of the shorter side;
-    `noise` is a pixel standard deviation, white being 1."""
+    """RGB frames [H, W, 3] uint8, one after the other. An event's disc has a diameter of 0.44 of the shorter side; a
+    scene mixes TINT of its colour into the background; `noise` is a pixel standard deviation, white being 1."""
     background = _background(frames, height, width, rng)
-    shapes = [_distractor(frames, height, width, rng) for _ in range(distractors)]
+    shapes = [_tint(scene) for scene in scenes]
+    shapes += [_distractor(frames, height, width, rng) for _ in range(distractors)]
     shapes += [_disc(event, height, width, rng) for event in events]
     grain: np.ndarray = np.empty((height, width, 3), np.float32)
     for number in range(frames):
@@ -69,6 +73,18 @@ def _background(frames: int, height: int, width: int, rng: np.random.Generator) 
     weights = np.stack(drifts, axis=1).astype(np.float32)
     waves = np.stack(fields).astype(np.float32).reshape(len(fields), -1)
     return lambda number: (weights[number] @ waves).reshape(height, width, 3)
+
+
+def _tint(scene: Scene) -> Draw:
+    """A scene's colour over the background, on its frames only."""
+    colour = TINT * np.array(RGB[scene.colour], np.float32) / 255
+
+    def draw(image: np.ndarray, number: int) -> None:
+        if scene.start <= number < scene.start + scene.frames:
+            image *= 1 - TINT
+            image += colour
+
+    return draw
 
 
 def _distractor(frames: int, height: int, width: int, rng: np.random.Generator) -> Draw:

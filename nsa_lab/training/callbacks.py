@@ -96,7 +96,7 @@ class Reporter(L.Callback):
         module.log("loss", metrics["train/loss"], prog_bar=True, logger=False, batch_size=1)
         module.log("accuracy", metrics["train/accuracy"], prog_bar=True, logger=False, batch_size=1)
         if step % self.config.log_every == 0 or step == self.config.steps:
-            self._log(trainer, metrics | self.clock.lap())
+            self._log(trainer, metrics | self._partitions(module) | self.clock.lap())
             self._tell(trainer, validated=False)
 
     def on_validation_end(self, trainer: L.Trainer, module: VideoModule) -> None:  # type: ignore[override]
@@ -104,6 +104,12 @@ class Reporter(L.Callback):
         self._log(trainer, module.val_metrics() | gate_means(module.model))
         self._tell(trainer, validated=True)
         self.clock.start()
+
+    def _partitions(self, module: VideoModule) -> dict[str, float]:
+        """The blocks of the last batch, and as `partition/share_of_step` their share of the time since the last lap."""
+        partitions = module.model.partitions
+        share = partitions.clock.lap() / self.clock.current[0]
+        return partitions.statistics() | ({"partition/share_of_step": share} if partitions.last else {})
 
     def _log(self, trainer: L.Trainer, values: dict[str, float]) -> None:
         self.metrics |= values

@@ -5,11 +5,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from nsa_lab.config.schema import TrainingConfig
+from nsa_lab.model import VideoNSAForConditionalGeneration
 from nsa_lab.training.schedule import build_optimizer
 from nsa_lab.training.score import Meter, score_answers
 
@@ -26,11 +27,12 @@ class Divergence(Exception):
 class VideoModule(L.LightningModule):
     """Trains `model` on the answers of packed video batches (see `nsa_lab.data.collate`)."""
 
-    def __init__(self, model: nn.Module, config: TrainingConfig, seed: int):
+    def __init__(self, model: VideoNSAForConditionalGeneration, config: TrainingConfig, seed: int):
         super().__init__()
         self.model, self.config, self.seed = model, config, seed
         self.train_meter, self.val_meter = Meter(), Meter()
         self.gradient_norm = self.learning_rate = 0.0
+        self.router_loss: Tensor | None = None
         self.batch_number = 0
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -43,9 +45,11 @@ class VideoModule(L.LightningModule):
         self.batch_number = batch_idx
         self.learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         score = score_answers(self.model, batch)
-        self._check_finite("the loss", score.loss.item(), batch_idx)
         self.train_meter.add(score)
-        return score.loss
+        self.router_loss = self.model.partitions.auxiliary_loss()
+        loss = score.loss if self.router_loss is None else score.loss + self.router_loss
+        self._check_finite("the loss", loss.item(), batch_idx)
+        return loss
 
     def configure_gradient_clipping(
         self,
@@ -73,10 +77,15 @@ class VideoModule(L.LightningModule):
         return metrics
 
     def train_metrics(self) -> dict[str, float]:
-        """Metrics of the optimiser step just taken; the learning rate is the one it used."""
+        """Metrics of the optimiser step just taken; the learning rate is the one it used.
+
+        `train/router_loss` is what the partitioners add to the loss (of the step's last batch), weighted.
+        """
+        router = {} if self.router_loss is None else {"train/router_loss": self.router_loss.item()}
         return self.train_meter.metrics("train", by_task=False) | {
             "gradient_norm": self.gradient_norm,
             "learning_rate": self.learning_rate,
+            **router,
         }
 
     def configure_optimizers(self) -> dict[str, Any]:

@@ -1,11 +1,17 @@
-"""A run's pictures: loss, accuracy and gates over steps, and the last gates by layer and branch."""
+"""A run's pictures: loss, accuracy and gates over steps, the last gates by layer and branch, and the partition."""
 
 import json
 import re
 from pathlib import Path
 
+import lightning as L
 import matplotlib
 from matplotlib.figure import Figure
+
+from nsa_lab.analysis.partition import draw_partition, is_adaptive, typical_layers, watch
+from nsa_lab.config import ExperimentConfig
+from nsa_lab.training.data import VideoDataModule
+from nsa_lab.training.module import VideoModule
 
 GATE = re.compile(r"gate/layer(\d+)/(\w+)")
 Series = dict[str, dict[int, float]]
@@ -22,6 +28,21 @@ def draw_pictures(metrics: Path, folder: Path) -> list[Path]:
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=120)
     return [folder / name for name in figures]
+
+
+def draw_partitions(
+    config: ExperimentConfig, trainer: L.Trainer, module: VideoModule, data: VideoDataModule, folder: Path
+) -> list[Path]:
+    """Write the partition of the first good validation sample into `folder`; nothing where all layers are `uniform`."""
+    if not is_adaptive(config, module.model.config.text_config.num_hidden_layers):
+        return []
+    # After the training Lightning leaves the model on the CPU.
+    module.to(trainer.strategy.root_device)
+    sample = data.val.good()[0]
+    with trainer.precision_plugin.forward_context():
+        video, seen = watch(module.model, config, data.val, sample, None)
+    layers = typical_layers(seen)
+    return [file for layer in layers for file in draw_partition(config, sample, video, seen, layer, folder)]
 
 
 def read_series(metrics: Path) -> Series:

@@ -28,7 +28,7 @@ from nsa_lab.training.data import VideoDataModule
 from nsa_lab.training.directory import RunDirectory, write_whole
 from nsa_lab.training.logger import TrackerLogger
 from nsa_lab.training.module import Divergence, VideoModule
-from nsa_lab.training.pictures import draw_pictures
+from nsa_lab.training.pictures import draw_partitions, draw_pictures
 from nsa_lab.training.progress import ProgressBar
 from nsa_lab.training.quiet import quiet_lightning
 
@@ -73,13 +73,15 @@ def run(
         tracker = Tracker.open(config, home.path, tags=tags, parent=parent)
         with _finishing(tracker):
             tracker.tags({"attention_backend": _backend(config)})
-            reporter = _fit(config, home, module, data, tracker, on_progress, progress_bar)
+            reporter, trainer = _fit(config, home, module, data, tracker, on_progress, progress_bar)
             reporter.metrics |= reporter.clock.overall() | data.skipped()
             for line in data.skip_reasons():
                 logger.warning(line)
             summary = _summarise(config, home, reporter, tracker.run_id)
             for picture in draw_pictures(home.metrics, home.pictures):
                 tracker.artifact(picture, "pictures")
+            for picture in draw_partitions(config, trainer, module, data, home.pictures / "partition"):
+                tracker.artifact(picture, "pictures/partition")
     return RunResult(home.path, summary["metrics"], tracker.run_id, reporter.stopped)
 
 
@@ -141,7 +143,7 @@ def _fit(
     tracker: Tracker,
     on_progress: Callable[[Progress], bool] | None,
     progress_bar: bool,
-) -> Reporter:
+) -> tuple[Reporter, L.Trainer]:
     training = config.training
     checkpoint = find_checkpoint(home.checkpoints)
     if checkpoint:
@@ -175,7 +177,7 @@ def _fit(
                 trainer.validate(module, datamodule=data, verbose=False)
     except Divergence as error:
         raise NsaLabError(_divergence(error, data, home)) from error
-    return reporter
+    return reporter, trainer
 
 
 @contextmanager

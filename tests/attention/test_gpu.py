@@ -7,7 +7,7 @@ from nsa_lab.attention.backends import reference, torch_path
 from nsa_lab.attention.compressor import mean_of_blocks
 from nsa_lab.attention.select import BlockRule, compression_scores
 from nsa_lab.partition import PARTITIONERS, sparse_context
-from nsa_lab.testing import ODD_SHAPES, assert_close, random_heads, requires_gpu, token_layout
+from nsa_lab.testing import ODD_SHAPES, assert_close, make_partition, random_heads, requires_gpu, token_layout
 
 pytestmark = [pytest.mark.gpu, requires_gpu]
 
@@ -20,7 +20,7 @@ def test_torch_path_on_the_gpu(dtype, tolerance, heads, partition):
     shapes = [*ODD_SHAPES, (2, (30, 2, 3), 1)]
     host = sparse_context(token_layout(shapes), "video")
     device = sparse_context(_to_gpu(token_layout(shapes)), "video")
-    blocks, gpu_blocks = (PARTITIONERS[partition](c, 4) for c in (host, device))
+    blocks, gpu_blocks = (make_partition(partition, c, 4) for c in (host, device))
     exact = random_heads(len(host.query_index), len(host.token_index), heads, torch.float64)
     low = [x.detach().to(dtype) for x in exact.all]
     wide = [x.double().requires_grad_() for x in low]

@@ -11,7 +11,7 @@ from nsa_lab.attention.layer import HeadDims, SparseAttention
 from nsa_lab.config import AttentionConfig, load_config
 from nsa_lab.errors import NsaLabError
 from nsa_lab.partition import PARTITIONERS, sparse_context
-from nsa_lab.testing import assert_close, random_heads, token_layout
+from nsa_lab.testing import assert_close, make_partition, random_heads, token_layout
 
 DIMS = HeadDims(hidden_size=64, num_heads=4, num_kv_heads=2, head_dim=16)
 BRANCHES = ("compression", "selection", "window")
@@ -33,7 +33,7 @@ def only(branch: str) -> list[str]:
 
 
 def run(layer, config, x, q, k, v, tokens):
-    partition = PARTITIONERS[config.partition.kind](tokens, config.partition.block_size)
+    partition = make_partition(config.partition.kind, tokens, config.partition.block_size)
     return layer(x, q, k, v, tokens, partition)
 
 
@@ -45,7 +45,8 @@ def run(layer, config, x, q, k, v, tokens):
     ids=[*BRANCHES, "all, mlp"],
 )
 def test_no_output_depends_on_a_later_token(overrides, partition, backend):
-    config = attention_config(*overrides, f"attention.partition.kind={partition}", f"attention.backend={backend}")
+    config = attention_config(*overrides, f"attention.backend={backend}")
+    config.partition.kind = partition
     tokens = sparse_context(token_layout([(2, (5, 2, 3), 1), (1, (2, 2, 2), 0)]), "video")
     torch.manual_seed(0)
     layer = SparseAttention(config, DIMS).double()

@@ -8,10 +8,12 @@ from nsa_lab.attention.backends import reference, torch_path
 from nsa_lab.attention.block_major import selection_by_block
 from nsa_lab.attention.compressor import COMPRESSORS, mean_of_blocks
 from nsa_lab.attention.select import BlockRule, compression_scores
-from nsa_lab.partition import PARTITIONERS, full_context, sparse_context, text_context
-from nsa_lab.testing import ODD_SHAPES, assert_close, random_heads, token_layout
+from nsa_lab.partition import PARTITIONERS, PartitionConfig, full_context, sparse_context, text_context
+from nsa_lab.testing import ODD_SHAPES, assert_close, make_partition, random_heads, token_layout
 
 HEADS = {"group of 1": (4, 4, 16), "group of 2": (4, 2, 16), "group of 7": (7, 1, 16)}
+PAIRS = {name: (torch.float64, heads) for name, heads in HEADS.items()}
+PAIRS["float32"] = (torch.float32, HEADS["group of 7"])
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
 RULE = BlockRule(block_count=3, initial_blocks=1, local_blocks=1)
 
@@ -33,14 +35,21 @@ def check(actual, expected, heads, tolerance):
         assert_close(grad, reference_grad, 10 * tolerance, name)
 
 
+def masked_attention(q, k, v, seen, scale):
+    """q [Tq, H, D] against the keys that seen [Tq, T] lets each query read; zero where there are none."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    logits = torch.einsum("qhd,khd->hqk", q, k) * scale
+    weights = logits.masked_fill(~seen, torch.finfo(q.dtype).min).softmax(-1) * seen.any(1)[:, None]
+    return torch.einsum("hqk,khd->qhd", weights, v)
+
+
 @pytest.mark.usefixtures("pieces")
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize(("dtype", "heads"), PAIRS.values(), ids=PAIRS)
 @pytest.mark.parametrize(("context", "block_size"), [("video", 4), ("all", 7), ("all", 64), ("video", 1)])
 @pytest.mark.parametrize("partition", PARTITIONERS)
 def test_ops_equal_the_reference(dtype, heads, context, partition, block_size):
     tokens = sparse_context(token_layout(ODD_SHAPES), context)
-    blocks = PARTITIONERS[partition](tokens, block_size)
+    blocks = make_partition(partition, tokens, block_size)
     random = random_heads(len(tokens.query_index), len(tokens.token_index), heads, dtype)
     q, k, v = random.all
     pooled = mean_of_blocks(k, blocks), mean_of_blocks(v, blocks)
@@ -85,7 +94,7 @@ def test_dense_rows_equal_the_reference(make_context):
 )
 def test_forced_blocks_and_counts(rule):
     tokens = sparse_context(token_layout([(2, (6, 2, 4), 1), (0, (3, 2, 2), 1)]), "video")
-    blocks = PARTITIONERS["uniform"](tokens, 8)
+    blocks = make_partition("uniform", tokens, 8)
     q, k, _ = random_heads(len(tokens.query_index), len(tokens.token_index), (4, 2, 16), torch.float64).all
     pooled = mean_of_blocks(k, blocks)
     chosen = [
@@ -105,7 +114,7 @@ def test_forced_blocks_and_counts(rule):
 def test_nothing_to_see_is_zero_and_takes_no_gradient():
     """Early queries have no closed block; without forced blocks they have nothing to select either."""
     tokens = sparse_context(token_layout([(1, (4, 2, 2), 1)]), "video")
-    blocks = PARTITIONERS["uniform"](tokens, 8)
+    blocks = make_partition("uniform", tokens, 8)
     random = random_heads(16, 16, (4, 2, 16), torch.float64)
     q, k, v = random.all
     pooled = mean_of_blocks(k, blocks), mean_of_blocks(v, blocks)
@@ -127,9 +136,10 @@ def test_nothing_to_see_is_zero_and_takes_no_gradient():
 
 @pytest.mark.parametrize("ops", [reference, torch_path])
 @pytest.mark.parametrize("partition", PARTITIONERS)
-def test_a_budget_that_covers_everything_is_dense(ops, partition):
+def test_a_budget_that_covers_everything_reads_every_block_that_may_be_read(ops, partition):
+    """Closed blocks and the query's own: all there is, and so dense attention, where blocks follow packed order."""
     tokens = sparse_context(token_layout(ODD_SHAPES), "video")
-    blocks = PARTITIONERS[partition](tokens, 4)
+    blocks = make_partition(partition, tokens, 4)
     random = random_heads(len(tokens.query_index), len(tokens.token_index), (4, 2, 16), torch.float64)
     q, k, v = random.all
     rule = BlockRule(blocks.num_blocks)
@@ -137,14 +147,22 @@ def test_a_budget_that_covers_everything_is_dense(ops, partition):
         q, mean_of_blocks(k, blocks), tokens, blocks, scale=0.25, scorer=compression_scores, rule=rule
     )
     dense = reference.dense(q, k, v, tokens, scale=0.25)
-    check(ops.selection(q, k, v, chosen, tokens, blocks, scale=0.25), dense, random, 1e-12)
+    place, key = tokens.query_index[:, None], torch.arange(len(k))
+    sample = torch.bucketize(key, tokens.cu_seqlens[1:-1], right=True)
+    own = blocks.block_id == blocks.block_id[place]
+    open_to = (blocks.block_end[blocks.block_id] <= place) | (own & (blocks.block_start[blocks.block_id] <= place))
+    seen = open_to & (key <= place) & (sample == sample[place])
+    if partition in ("uniform", "frame", "shifted"):
+        assert torch.equal(seen, (key <= place) & (sample == sample[place]))
+    expected = masked_attention(q, k, v, seen, 0.25)
+    check(ops.selection(q, k, v, chosen, tokens, blocks, scale=0.25), expected, random, 1e-12)
     check(ops.window(q, k, v, tokens, size=1000, scale=0.25), dense, random, 1e-12)
 
 
 def test_long_samples_walk_over_blocks_with_the_same_result(monkeypatch):
     """Past PAIRS_PER_VISIT the torch path changes its algorithm, not its answer."""
     tokens = sparse_context(token_layout([(0, (50, 2, 2), 3)]), "video")
-    blocks = PARTITIONERS["uniform"](tokens, 4)
+    blocks = make_partition("uniform", tokens, 4)
     random = random_heads(200, 200, (4, 2, 16), torch.float64)
     q, k, v = random.all
     chosen = torch_path.select_blocks(
@@ -163,7 +181,7 @@ def test_long_samples_walk_over_blocks_with_the_same_result(monkeypatch):
 
 def test_low_precision_error_is_that_of_the_dtype():
     tokens = sparse_context(token_layout([(0, (40, 2, 4), 3)]), "video")
-    blocks = PARTITIONERS["uniform"](tokens, 8)
+    blocks = make_partition("uniform", tokens, 8)
     exact = random_heads(320, 320, (4, 2, 32), torch.float64)
     q, k, v = (x.detach().bfloat16() for x in exact.all)
     chosen = torch_path.select_blocks(
@@ -184,9 +202,10 @@ def test_low_precision_error_is_that_of_the_dtype():
 @pytest.mark.parametrize("partition", PARTITIONERS)
 def test_compressors_start_as_the_mean_of_each_block(kind, partition):
     tokens = sparse_context(token_layout(ODD_SHAPES), "video")
-    blocks = PARTITIONERS[partition](tokens, 7)
+    blocks = make_partition(partition, tokens, 7)
     k = random_heads(1, len(tokens.token_index), (2, 2, 16), torch.float64).k
-    compressor = COMPRESSORS[kind](16, 7, 8).double()
+    longest = PARTITIONERS[partition].longest(PartitionConfig(kind=partition, block_size=7))
+    compressor = COMPRESSORS[kind](16, longest, 8).double()
     pooled, _ = compressor(k, k, blocks)
     for block in range(blocks.num_blocks):
         members = blocks.members[block][blocks.members[block] >= 0]

@@ -39,7 +39,7 @@ def test_torch_path_equals_the_reference(partition, context, block_size, size, p
     for rule in (
         BlockRule(3, 1, 1, query_tile=size),
         BlockRule(4, 0, 2, query_tile=size),
-        BlockRule(2, 0, 0, "top_n", size),
+        BlockRule(2, 0, 0, query_tile=size),
     ):
         chosen = [
             ops.select_blocks(q, mean_of_blocks(k, blocks), tokens, blocks, rule=rule, **options)

@@ -35,7 +35,7 @@ def folder(tmp_path, monkeypatch):
         (("suggest(trial)", "propose(trial)"), r"budget\.py defines no suggest"),
         (("maximize", "up"), "direction 'up'; use maximize or minimize"),
         (('{"val/accuracy": "maximize"}', '"val/accuracy"'), "OBJECTIVES is no dict"),
-        (("base.yaml", "bass.yaml"), "BASE bass.yaml does not exist"),
+        (("base.yaml", "bass.yaml"), "bass.yaml does not exist here"),
         (("def suggest", "def suggest)"), r"budget\.py:4: SyntaxError"),
         (("BASE =", "BASE = 1 / 0 or"), r"budget\.py:2: ZeroDivisionError"),
         (("trial.suggest_int", "trial.sugest_int"), r"budget\.py:5: suggest failed: AttributeError"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nsa_lab.config.schema import NeedleConfig, OrderConfig, TasksConfig
+from nsa_lab.config.schema import DurationConfig, NeedleConfig, OrderConfig, RecallConfig, TasksConfig
 from nsa_lab.data.annotations import read_annotations
 from nsa_lab.data.video import read_clip
 from nsa_lab.errors import NsaLabError
@@ -17,7 +17,10 @@ from nsa_lab.tasks import clips
 from nsa_lab.tasks.clips import clip_folder, ensure_clips
 
 SMALL = TasksConfig(
-    needle=NeedleConfig(frames=8, train_clips=3, val_clips=2), order=OrderConfig(frames=16, train_clips=3, val_clips=2)
+    needle=NeedleConfig(frames=8, train_clips=3, val_clips=2),
+    order=OrderConfig(frames=16, train_clips=3, val_clips=2),
+    recall=RecallConfig(train_clips=3, val_clips=2),
+    duration=DurationConfig(train_clips=3, val_clips=2),
 )
 
 
@@ -25,7 +28,7 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize("name", ["needle", "order"])
+@pytest.mark.parametrize("name", ["needle", "order", "recall", "duration"])
 def test_files_are_complete_and_annotations_true(tmp_path, name):
     paths = ensure_clips(name, SMALL, tmp_path)
     for split, count in (("train", 3), ("val", 2)):
@@ -37,8 +40,10 @@ def test_files_are_complete_and_annotations_true(tmp_path, name):
             clip = read_clip(sample.video, SMALL.fps, 768)
             assert len(clip.frames) == config.frames
             assert sample.task == name
-            assert len(sample.turns) == config.questions
-            assert row["meta"]["events"][0]["seconds"] == row["meta"]["events"][0]["start"] / 2
+            assert len(sample.turns) == getattr(config, "questions", 1)
+            for event in [*row["meta"]["events"], *row["meta"].get("scenes", [])]:
+                assert event["seconds"] == event["start"] / 2
+            assert bool(row["meta"].get("scenes")) == (name in ("recall", "duration"))
     assert not list(tmp_path.rglob("*.partial"))
 
 

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 
 from nsa_lab.data.video import read_clip
-from nsa_lab.tasks.base import Event
+from nsa_lab.tasks.base import Event, Scene
 from nsa_lab.tasks.encode import write_video
 from nsa_lab.tasks.scene import CENTRES, RGB, render
 
 
-def scene(events, seed=0, frames=8, height=56, width=56, distractors=2, noise=0.1):
+def scene(events, seed=0, frames=8, height=56, width=56, distractors=2, noise=0.1, scenes=()):
     rng = np.random.default_rng(seed)
-    images = render(frames, height, width, events=events, distractors=distractors, noise=noise, rng=rng)
+    images = render(frames, height, width, events=events, distractors=distractors, noise=noise, rng=rng, scenes=scenes)
     return np.stack(list(images))
 
 
@@ -54,3 +54,18 @@ def test_disc_fills_half_of_its_token():
     changed = np.abs(with_event - without).max(-1) > 30
     assert changed[28:, 28:].mean() > 0.5
     assert changed[:28].sum() == changed[:, :28].sum() == 0
+
+
+def test_scenes_are_cuts_of_colour_that_survive_the_codec(tmp_path):
+    colours = [c for c in RGB if c != "white"]
+    for first, second in zip(colours, [*colours[1:], colours[0]], strict=True):
+        cuts = [Scene(first, 0, 4), Scene(second, 4, 2)]
+        images = scene([], frames=8, noise=0.02, distractors=0, scenes=cuts)
+        plain = scene([], frames=8, noise=0.02, distractors=0)
+        assert np.array_equal(images[6:], plain[6:])
+        path = tmp_path / f"{first}.mp4"
+        write_video(path, images, 8.0)
+        seen = read_clip(path, 8.0, 768).frames.float().mean((2, 3)).numpy()
+        palette = 0.6 * np.array([RGB[c] for c in colours]) + 0.4 * plain.mean((0, 1, 2))
+        for frame, colour in ((0, first), (3, first), (4, second), (5, second)):
+            assert colours[np.linalg.norm(palette - seen[frame], axis=1).argmin()] == colour

@@ -4,12 +4,14 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from nsa_lab.config import rules
-from nsa_lab.config.schema import NeedleConfig, OrderConfig
+from nsa_lab.config import task_rules
+from nsa_lab.config.schema import DurationConfig, NeedleConfig, OrderConfig, RecallConfig
 from nsa_lab.tasks import TASKS
 from nsa_lab.tasks.base import Record, free_starts
+from nsa_lab.tasks.duration import DurationTask
 from nsa_lab.tasks.needle import NeedleTask
 from nsa_lab.tasks.order import OrderTask
+from nsa_lab.tasks.recall import RecallTask
 from nsa_lab.tasks.scene import CENTRES, RGB
 from nsa_lab.tasks.words import COLOURS, PLACES
 
@@ -19,9 +21,9 @@ def scripts(task, config, count):
 
 
 def test_names_agree():
-    assert tuple(RGB) == COLOURS
+    assert tuple(RGB) == (*COLOURS, "white")
     assert tuple(CENTRES) == PLACES
-    assert len(COLOURS) == rules.COLOURS
+    assert len(COLOURS) == task_rules.COLOURS
     assert all(name == task.name for name, task in TASKS.items())
 
 
@@ -87,7 +89,9 @@ def test_events_fit_and_do_not_overlap(frames, length, events):
         assert all(later - earlier >= length for earlier, later in itertools.pairwise(starts))
 
 
-@pytest.mark.parametrize(("name", "chance"), [("needle", 0.125), ("order", 0.5)])
+@pytest.mark.parametrize(
+    ("name", "chance"), [("needle", 0.125), ("order", 0.5), ("recall", 0.125), ("duration", 0.125)]
+)
 def test_describe(name, chance, monkeypatch):
     task = TASKS[name]
     assert task.chance(task.config_class()) == chance
@@ -96,3 +100,51 @@ def test_describe(name, chance, monkeypatch):
     record = Record("64 frames", "nano", 300, 3, dense=0.98, blind=0.19, commit="abc1234")
     monkeypatch.setattr(task, "records", lambda: [record])
     assert "64 frames: dense 98.0%, blind 19.0% (nano, 300 steps, 3 seeds, commit abc1234)" in task.describe()
+
+
+@pytest.mark.parametrize(
+    ("task", "config"),
+    [
+        (RecallTask, RecallConfig()),
+        (RecallTask, RecallConfig(frames=64, scenes=6, shortest_frames=4, event_frames=4)),
+        (DurationTask, DurationConfig()),
+        (DurationTask, DurationConfig(frames=64, scenes=2, lead_frames=10, closing_frames=4)),
+    ],
+)
+def test_scenes_fill_the_clip_and_differ_in_length(task, config):
+    lengths = []
+    for script in scripts(task, config, 400):
+        assert len(script.scenes) == config.scenes == len({scene.colour for scene in script.scenes})
+        starts = [scene.start for scene in script.scenes]
+        ends = [scene.start + scene.frames for scene in script.scenes]
+        assert starts == [0, *ends[:-1]] and ends[-1] == config.frames - config.closing_frames
+        assert all(scene.frames % 2 == 0 and scene.frames >= config.shortest_frames for scene in script.scenes)
+        lengths += [scene.frames for scene in script.scenes]
+    assert min(lengths) == config.shortest_frames
+    assert max(lengths) > 4 * np.median(lengths) or config.scenes == 2
+
+
+def test_recall_asks_for_the_scene_of_the_flash():
+    config, answers, lengths = RecallConfig(), Counter(), Counter()
+    for script in scripts(RecallTask, config, 512):
+        (flash,), ((question, answer),) = script.events, script.turns
+        (scene,) = [s for s in script.scenes if s.start <= flash.start < s.start + s.frames]
+        assert flash.start + flash.frames <= scene.start + scene.frames
+        assert question == "What colour was it when the flash came?" and answer == scene.colour
+        answers[answer] += 1
+        lengths[flash.frames] += 1
+    assert set(answers.values()) == {64}
+    assert min(lengths) == config.event_frames and max(lengths) > 12
+    assert all(length % 2 == 0 for length in lengths)
+
+
+def test_duration_asks_for_the_scene_that_leads():
+    config, answers, places = DurationConfig(lead_frames=6), Counter(), Counter()
+    for script in scripts(DurationTask, config, 512):
+        ((question, answer),) = script.turns
+        ranked = sorted(script.scenes, key=lambda scene: -scene.frames)
+        assert question == "Which colour was longest?" and answer == ranked[0].colour
+        assert ranked[0].frames - ranked[1].frames >= 6
+        answers[answer] += 1
+        places[script.scenes.index(ranked[0])] += 1
+    assert set(answers.values()) == {64} and set(places.values()) == {128}

@@ -13,10 +13,12 @@ from nsa_lab.config import to_yaml
 from nsa_lab.training import run
 from nsa_lab.training.pictures import read_series
 
+TIMES = ("throughput/", "partition/share_of_step")
+
 
 def curves(directory):
     series = read_series(directory / "metrics.jsonl")
-    return {name: values for name, values in series.items() if not name.startswith("throughput/")}
+    return {name: values for name, values in series.items() if not name.startswith(TIMES)}
 
 
 def weights(directory):
@@ -43,6 +45,7 @@ def uninterrupted(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "stop"),
     [
+        ({"attention.partition.kind": "router"}, break_at(5)),
         ({}, break_at(4)),  # one step after a checkpoint, before the validation of that step
         ({}, break_at(4, validated=True)),
         ({}, break_at(2)),  # before the first checkpoint

@@ -63,7 +63,7 @@ def select_blocks(
     `initial_blocks` that have begun and the `local_blocks` that end with the query's own. A tile of `query_tile`
     queries shares one choice: scores are summed over them (0 where the block has not ended at a query), candidates are
     the blocks that have ended at the last query, and forced are the initial blocks that have begun there and the
-    local blocks from the first query's to the last one's.
+    local blocks from the first query's to the last one's. Rules: see select.RULES.
     """
     groups = pooled_k.shape[1]
     chosen = torch.full((len(q), groups, rule.block_count), -1, device=q.device)
@@ -82,8 +82,7 @@ def select_blocks(
                     logits = logits + block_bias[seen]
                 for j, x in zip(seen, logits.softmax(-1).sum(0).tolist(), strict=True):
                     score[j] += x
-            by_score = sorted(set(closed) - forced, key=lambda j: (-score[j], j))
-            blocks = sorted([*sorted(forced), *by_score][: rule.block_count])
+            blocks = _chosen_blocks(forced, score, partition, rule)
             chosen[first : last + 1, g, : len(blocks)] = torch.tensor(blocks, dtype=torch.int64, device=q.device)
     return chosen
 
@@ -149,6 +148,22 @@ def _forced_blocks(context: Context, partition: Partition, first: int, last: int
     own_first, own_last = int(partition.block_id[first]), int(partition.block_id[last])
     local = [j for j in blocks if rule.local_blocks and own_first - rule.local_blocks < j <= own_last]
     return {j for j in [*blocks[: rule.initial_blocks], *local] if partition.block_start[j] <= last}
+
+
+def _chosen_blocks(forced: set[int], score: dict[int, float], partition: Partition, rule: BlockRule) -> list[int]:
+    """By score, or under `token_budget` by score per token until the next block would exceed the budget."""
+    worth = dict(score)
+    if rule.kind == "token_budget":
+        worth = {j: value / int(partition.lengths[j]) for j, value in score.items()}
+    ranked = [*sorted(forced), *sorted(set(score) - forced, key=lambda j: (-worth[j], j))][: rule.block_count]
+    chosen: list[int] = []
+    tokens = 0
+    for j in ranked:
+        tokens += int(partition.lengths[j])
+        if rule.token_budget is not None and rule.kind == "token_budget" and tokens > rule.token_budget:
+            break
+        chosen.append(j)
+    return sorted(chosen)
 
 
 def _stack(outputs: list[Tensor], q: Tensor) -> Tensor:

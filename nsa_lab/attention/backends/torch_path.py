@@ -71,7 +71,7 @@ def select_blocks(
                 scores = _sum_over_tiles(scores, group, tiles)
                 visible = _visible(group, last, partition)
             forced = _forced(group, first, last, partition, rule)
-            local = RULES[rule.kind](scores, visible, forced, rule)
+            local = RULES[rule.kind](scores, visible, forced, group.take_keys(partition.lengths), rule)
             first_block = group.keys[:, :1, None, None]
             number = torch.where(local < 0, local, local + first_block)
             real = group.rows >= 0

@@ -136,7 +136,7 @@ def video_nsa(
 
 def has_kernel(scorer: Scorer, rule: BlockRule) -> bool:
     """Whether the top-k kernel chooses as this scorer and this rule do."""
-    return scorer is compression_scores and rule.kind == "top_n"
+    return scorer is compression_scores and rule.kind in ("top_n", "token_budget")
 
 
 def kernel_blocks(context: Context, partition: Partition | None = None) -> "Blocks":
@@ -166,6 +166,7 @@ def _choice(rule: BlockRule, context: Context) -> dict[str, Any]:
     return {
         "block_count": rule.block_count, "initial_blocks": rule.initial_blocks, "local_blocks": rule.local_blocks,
         "query_tile": rule.query_tile, "leader": leader,
+        "token_budget": rule.token_budget if rule.kind == "token_budget" else None,
     }  # fmt: skip
 
 

@@ -15,7 +15,12 @@ class SelectionBranch(Branch):
         super().__init__()
         self.scorer = SCORERS[config.scorer]
         self.rule = BlockRule(
-            config.block_count, config.initial_blocks, config.local_blocks, config.rule, config.query_tile
+            config.block_count,
+            config.initial_blocks,
+            config.local_blocks,
+            config.rule,
+            token_budget=config.token_budget,
+            query_tile=config.query_tile,
         )
 
     def choose(self, inputs: BranchInputs) -> Tensor:

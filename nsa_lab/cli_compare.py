@@ -1,0 +1,59 @@
+"""`nsa-lab compare` and `nsa-lab report`: designs with the same seeds, and what the differences are worth."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+File = Annotated[
+    Path,
+    typer.Argument(help="Python file with EXPERIMENTS, VARIANTS, REFERENCES, METRICS and SEEDS.", metavar="FILE"),
+]
+
+
+def compare(
+    file: File,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings of every training.", metavar="[KEY=VALUE]...")
+    ] = None,
+    variants: Annotated[str, typer.Option(help="Designs to train, by commas; by default all.")] = "",
+    seeds: Annotated[int | None, typer.Option(help="How many of the file's seeds; by default all.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that train at the same time.", min=1)] = 1,
+    minutes: Annotated[float | None, typer.Option(help="Start no training after this long.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of runs.csv and tables; by default {output.dir}/comparisons/NAME.")
+    ] = None,
+) -> None:
+    """Train designs on the same tasks with the same seeds; print means, intervals and paired tests.
+
+    What runs.csv in the output folder holds already is not trained again; the same command goes on after a kill.
+
+    `nsa-lab compare sweeps/partition.py --workers 16`
+
+    `nsa-lab compare sweeps/partition.py --variants uniform,frame --seeds 5 --workers 2 training.steps=100`
+    """
+    from nsa_lab.comparison import compare as run
+
+    run(
+        file,
+        overrides=overrides or (),
+        variants=[name for name in variants.split(",") if name],
+        seeds=seeds,
+        workers=workers,
+        minutes=minutes,
+        out=out,
+    )
+
+
+def report(
+    file: File,
+    rows: Annotated[Path, typer.Argument(help="The runs.csv of a comparison.", metavar="ROWS")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("RESULTS.md"),
+) -> None:
+    """Write RESULTS.md from the rows of a comparison.
+
+    `nsa-lab report sweeps/partition.py experiments/results/partition.csv`
+    """
+    from nsa_lab.comparison import report as write
+
+    typer.echo(write(file, rows, out))

@@ -1,0 +1,91 @@
+"""A comparison file: which designs, on which experiments, judged by what, against whom."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nsa_lab.config import ExperimentConfig, config_hash, load_config
+from nsa_lab.errors import NsaLabError
+from nsa_lab.python_file import execute, experiment_file
+
+NEEDED = ("EXPERIMENTS", "VARIANTS", "REFERENCES", "METRICS", "SEEDS")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison file defines: `variants` maps a name to the settings that make it, `references` are the
+    variants that all others are tested against, `metrics` maps what is judged to a direction."""
+
+    path: Path
+    experiments: tuple[Path, ...]
+    variants: dict[str, dict[str, Any]]
+    references: tuple[str, ...]
+    metrics: dict[str, str]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a comparison; its directory names the config's hash, so that another config is another one."""
+
+    experiment: str
+    variant: str
+    seed: int
+    config: ExperimentConfig
+    directory: Path
+
+
+def load_comparison(path: str | Path) -> Comparison:
+    """Read a comparison file. Raises NsaLabError that names the file and what it lacks."""
+    file = Path(path)
+    module = execute(file, "comparison")
+    missing = [name for name in NEEDED if not hasattr(module, name)]
+    if missing:
+        raise NsaLabError(f"{file} defines no {', '.join(missing)}; a comparison needs {', '.join(NEEDED)}")
+    strangers = [name for name in module.REFERENCES if name not in module.VARIANTS]
+    if strangers:
+        raise NsaLabError(f"{file}: REFERENCES names {', '.join(strangers)}, of which VARIANTS knows nothing")
+    wrong = {name: way for name, way in module.METRICS.items() if way not in ("maximize", "minimize")}
+    if wrong:
+        raise NsaLabError(f"{file}: METRICS maps a metric to maximize or minimize, not to {wrong}")
+    return Comparison(
+        path=file,
+        experiments=tuple(experiment_file(file, name) for name in module.EXPERIMENTS),
+        variants={name: dict(settings) for name, settings in module.VARIANTS.items()},
+        references=tuple(module.REFERENCES),
+        metrics=dict(module.METRICS),
+        seeds=tuple(module.SEEDS),
+    )
+
+
+def chosen(comparison: Comparison, variants: Iterable[str], seeds: int | None) -> tuple[list[str], list[int]]:
+    """The variants (all, or those named) and the first `seeds` seeds. Raises NsaLabError on an unknown name."""
+    names = list(variants) or list(comparison.variants)
+    unknown = [name for name in names if name not in comparison.variants]
+    if unknown:
+        raise NsaLabError(
+            f"{comparison.path} has no variant {', '.join(unknown)}; known: {', '.join(comparison.variants)}"
+        )
+    count = len(comparison.seeds) if seeds is None else seeds
+    if not 1 <= count <= len(comparison.seeds):
+        raise NsaLabError(f"--seeds {count}: {comparison.path} has {len(comparison.seeds)} seeds")
+    return names, list(comparison.seeds[:count])
+
+
+def trainings(
+    comparison: Comparison, variants: Sequence[str], seeds: Sequence[int], overrides: Sequence[str]
+) -> list[Training]:
+    """Every training, seed by seed, so that an unfinished comparison has whole pairs. Raises ConfigError."""
+    found = []
+    for seed in seeds:
+        for file in comparison.experiments:
+            for name in variants:
+                settings = {**comparison.variants[name], "seed": seed}
+                config = load_config(file, [*overrides, *(f"{key}={json.dumps(v)}" for key, v in settings.items())])
+                config.name = f"{file.stem}-{name}-seed{seed}"
+                root = Path(config.output.dir) / "comparisons" / comparison.path.stem
+                directory = root / f"{config.name}-{config_hash(config)}"
+                found.append(Training(file.stem, name, seed, config, directory))
+    return found

@@ -1,0 +1,43 @@
+"""A trained run back from its directory: config, model with the last weights, data."""
+
+from pathlib import Path
+
+import torch
+
+from nsa_lab.config import ExperimentConfig, load_config
+from nsa_lab.errors import NsaLabError
+from nsa_lab.training.checkpoint import LAST, check_readable, find_checkpoint
+from nsa_lab.training.data import VideoDataModule
+from nsa_lab.training.directory import RunDirectory
+from nsa_lab.training.module import VideoModule
+from nsa_lab.training.run import build
+
+
+def restore(directory: Path) -> tuple[ExperimentConfig, VideoModule, VideoDataModule]:
+    """The config, the model at its last checkpoint and the data of the run in `directory`, on the CPU in float32.
+
+    Raises NsaLabError where there is no run, no checkpoint, or one that does not fit the config.
+    """
+    home = RunDirectory(directory)
+    if not home.config.is_file():
+        what = "holds no run (no config.yaml)" if directory.is_dir() else "does not exist"
+        raise NsaLabError(f"{directory} {what}; give the run directory that `nsa-lab train` printed")
+    config = load_config(home.config)
+    checkpoint = find_checkpoint(home.checkpoints)
+    if checkpoint is None:
+        raise NsaLabError(
+            f"{home.checkpoints / LAST} does not exist; train first: nsa-lab train {home.config} --dir {directory}"
+        )
+    check_readable(checkpoint)
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    module, data = build(config)
+    state = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)["state_dict"]
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise NsaLabError(
+            f"{checkpoint} does not fit {home.config} ({reason}); restore the config that the run was trained with"
+        ) from error
+    return config, module.float(), data

@@ -1,0 +1,82 @@
+"""Looking at one forward: it reports what the layer did, and leaves the model as it was."""
+
+import pytest
+import torch
+
+from nsa_lab.analysis.look import look
+from nsa_lab.analysis.partition import typical_layers
+from nsa_lab.model import MODEL_INPUTS, build_model, recording
+from nsa_lab.testing import model_batch, tiny_config, tiny_tokenizer
+
+SHAPE = (3, (4, 2, 3), 5)
+QUERY = 14
+
+
+@pytest.fixture(scope="module")
+def make_model(tmp_path_factory):
+    tokenizer = tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+    def make(*overrides):
+        torch.manual_seed(0)
+        return build_model(tiny_config(*overrides), tokenizer)
+
+    return make
+
+
+def seen_by_recording(model, batch):
+    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    with torch.no_grad(), recording(model) as records:
+        model(**inputs, use_cache=False)
+    return records
+
+
+def test_chosen_blocks_are_those_that_the_layer_recorded(make_model):
+    model = make_model("attention.partition.kind=frame")
+    batch = model_batch(model, [SHAPE])
+    seen, records = look(model, batch, QUERY), seen_by_recording(model, batch)
+    assert set(seen.layers) == set(records) == {0, 1}
+    for layer, record in records.items():
+        assert torch.equal(seen.layers[layer].chosen, record.notes["blocks"][QUERY])
+    assert seen.layers[0].partition.block_id.tolist() == [i // 3 for i in range(24)]  # frames of 6, blocks of 4
+
+
+@pytest.mark.parametrize("query, complete", [(12, [5, 5]), (14, [5, 5, 5]), (23, [5, 5, 5, 5, 4])])
+def test_scores_are_the_softmax_over_complete_blocks_and_rank_the_chosen_ones(make_model, query, complete):
+    model = make_model("attention.branches.compression.log_length_bias=true", "attention.partition.block_size=5")
+    inputs = {}
+    branch = model.sparse_layers()[1].branches["selection"]
+    hook = branch.register_forward_hook(lambda module, args, output: inputs.update(given=args[0]))
+    seen = look(model, model_batch(model, [SHAPE]), query).layers[1]
+    hook.remove()
+    given, count, own = inputs["given"], len(complete), query // 5
+    heads = given.q[query].view(2, 2, -1)
+    for group in range(2):
+        logits = torch.stack([heads[group] @ given.pooled_k[block, group] * given.scale for block in range(count)], -1)
+        wanted = (logits + torch.tensor(complete).log()).softmax(-1).mean(0)
+        assert torch.allclose(seen.scores[group, :count], wanted, atol=1e-6)
+        assert not seen.scores[group, count:].any()
+        others = sorted((block for block in range(count) if block != own), key=lambda block: -wanted[block])
+        assert seen.chosen[group].tolist() == sorted([own, *others[:2]])
+
+
+def test_looking_leaves_no_hook_behind_and_the_mode_as_it_was(make_model):
+    model = make_model().train()
+    look(model, model_batch(model, [SHAPE]), 0)
+    assert model.training
+    hooked = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert not hooked
+
+
+def test_layers_without_pooling_report_their_partition_alone(make_model):
+    off = [f"attention.branches.{name}.enabled=false" for name in ("compression", "selection")]
+    model = make_model(*off)
+    seen = look(model, model_batch(model, [SHAPE]), QUERY).layers[0]
+    assert seen.chosen is None and seen.scores is None
+    assert seen.partition.num_blocks == 6
+
+
+def test_one_layer_stands_for_all_that_share_its_partition(make_model):
+    model = make_model("model.num_layers=4", "attention.layers.3.partition.block_size=2")
+    seen = look(model, model_batch(model, [SHAPE]), QUERY)
+    assert typical_layers(seen) == [1, 3]
+    assert seen.embeddings.shape == (24, 64)
