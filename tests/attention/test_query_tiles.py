@@ -11,7 +11,7 @@ from nsa_lab.attention.query_tiles import query_tiles
 from nsa_lab.attention.select import BlockRule, compression_scores
 from nsa_lab.config import load_config
 from nsa_lab.partition import PARTITIONERS, sparse_context
-from nsa_lab.testing import ODD_SHAPES, random_heads, token_layout
+from nsa_lab.testing import ODD_SHAPES, make_partition, random_heads, token_layout
 
 
 @pytest.mark.parametrize("context", ["video", "all"])
@@ -33,7 +33,7 @@ def test_torch_path_equals_the_reference(partition, context, block_size, size, p
         monkeypatch.setattr(groups, "PIECE_BYTES", 2000)
         monkeypatch.setattr(groups, "MIN_ROWS", 5)
     tokens = sparse_context(token_layout(ODD_SHAPES), context)
-    blocks = PARTITIONERS[partition](tokens, block_size)
+    blocks = make_partition(partition, tokens, block_size)
     q, k, _ = random_heads(len(tokens.query_index), len(tokens.token_index), (4, 2, 16), torch.float64).all
     options = {"scale": 0.25, "scorer": compression_scores, "block_bias": blocks.lengths.double().log()}
     for rule in (
@@ -53,7 +53,7 @@ def test_torch_path_equals_the_reference(partition, context, block_size, size, p
 def test_scores_are_summed_over_the_tile():
     """Three queries of one frame, two old blocks: two queries mildly prefer block 1, one strongly prefers block 0."""
     tokens = sparse_context(token_layout([(0, (3, 1, 3), 0)]), "video")
-    blocks = PARTITIONERS["uniform"](tokens, 3)
+    blocks = make_partition("uniform", tokens, 3)
     pooled = torch.eye(3, 4, dtype=torch.float64)[:, None]
     q = torch.zeros(9, 1, 4, dtype=torch.float64)
     q[6, 0, 0], q[7, 0, 1], q[8, 0, 1] = 9.0, 0.4, 0.4
@@ -84,7 +84,7 @@ def test_the_layer_is_causal_frame_by_frame():
         ],
     ).attention  # fmt: skip
     tokens = sparse_context(token_layout([(0, (6, 2, 2), 0)]), "video")
-    blocks = PARTITIONERS["uniform"](tokens, 2)
+    blocks = make_partition("uniform", tokens, 2)
     torch.manual_seed(0)
     layer = SparseAttention(config, HeadDims(16, 2, 1, 16)).double()
     x = torch.randn(24, 16, dtype=torch.float64)

@@ -3,6 +3,7 @@
 import os
 import sys
 import types
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from nsa_lab.attention.select import BlockRule, compression_scores
 from nsa_lab.config import load_config
 from nsa_lab.errors import NsaLabError
 from nsa_lab.partition import PARTITIONERS, full_context, partition_from_block_id, sparse_context, text_context
-from nsa_lab.testing import assert_close, random_heads, token_layout
+from nsa_lab.testing import assert_close, make_partition, random_heads, token_layout
 
 pytestmark = [
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"),
@@ -37,7 +38,7 @@ def interleaved(tokens):
     return partition_from_block_id(torch.tensor(ids), tokens.cu_seqlens, "token")
 
 
-MAKERS = {name: (lambda tokens, f=f: f(tokens, 4)) for name, f in PARTITIONERS.items()} | {"interleaved": interleaved}
+MAKERS = {kind: partial(make_partition, kind, block_size=4) for kind in PARTITIONERS} | {"interleaved": interleaved}
 
 
 def check(op, args, heads, **options):
@@ -61,7 +62,13 @@ def test_ops_equal_the_reference(maker, context):
     q, k, v = heads
     pooled = mean_of_blocks(k, blocks), mean_of_blocks(v, blocks)
     bias = blocks.lengths.float().log()
-    for rule in (BlockRule(3, 1, 1), BlockRule(3, 0, 2, query_tile=4), BlockRule(2, 0, 0)):
+    for rule in (
+        BlockRule(3, 1, 1),
+        BlockRule(3, 0, 2, query_tile=4),
+        BlockRule(2, 0, 0),
+        BlockRule(3, 1, 1, "token_budget", 9),
+        BlockRule(4, 0, 1, "token_budget", 12, query_tile=4),
+    ):
         options = {"scale": 0.25, "scorer": compression_scores, "rule": rule, "block_bias": bias}
         chosen, found = (ops.select_blocks(q, pooled[0], tokens, blocks, **options) for ops in (reference, triton_path))
         assert torch.equal(chosen, found)
@@ -102,7 +109,7 @@ def build(backend, *overrides):
 @pytest.mark.parametrize("overrides", DESIGNS.values(), ids=DESIGNS)
 def test_the_whole_layer_equals_the_reference(overrides, fused, monkeypatch):
     tokens = sparse_context(token_layout(SHAPES), "video")
-    blocks = PARTITIONERS["frame"](tokens, 4)
+    blocks = make_partition("frame", tokens, 4)
     calls = []
     fused_op = triton_path.video_nsa
     if fused:
@@ -135,7 +142,7 @@ def test_a_scorer_without_a_kernel_runs_on_the_torch_path_and_says_so(caplog, mo
         return scores.expand(*q.shape[:3], -1)
 
     tokens = sparse_context(token_layout(SHAPES), "video")
-    blocks = PARTITIONERS["uniform"](tokens, 4)
+    blocks = make_partition("uniform", tokens, 4)
     q, k, _ = random_heads(len(tokens.query_index), len(tokens.token_index), (4, 2, 16), torch.float32).all
     with caplog.at_level("INFO"):
         for _ in range(2):
@@ -210,7 +217,7 @@ def test_fla_is_called_with_padded_groups(heads, window, monkeypatch):
     module.parallel_nsa = parallel_nsa
     monkeypatch.setitem(sys.modules, "fla.ops.nsa", module)
     tokens = sparse_context(token_layout([(1, (4, 3, 3), 2), (0, (1, 1, 3), 1)]), "video")
-    blocks = PARTITIONERS["uniform"](tokens, 16)
+    blocks = make_partition("uniform", tokens, 16)
     q, k, v = random_heads(39, 39, heads, torch.float32).all
     branches = ("compression", "selection", "window")[: 3 if window else 2]
     gates = torch.rand(39, heads[0], len(branches))
@@ -221,4 +228,4 @@ def test_fla_is_called_with_padded_groups(heads, window, monkeypatch):
     results = [m.video_nsa(q, k, v, gates, tokens, blocks, **options)[0] for m in (fla_path, triton_path)]
     assert_close(*results, 2e-6)
     with pytest.raises(NsaLabError, match="several videos"):
-        fla_path.video_nsa(q, k, v, gates, tokens, PARTITIONERS["frame"](tokens, 16), **options)
+        fla_path.video_nsa(q, k, v, gates, tokens, make_partition("frame", tokens, 16), **options)

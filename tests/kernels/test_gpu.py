@@ -257,11 +257,12 @@ def test_fla_computes_the_same_layer():
     from nsa_lab.attention.backends import fla_path, triton_path
     from nsa_lab.attention.select import BlockRule
     from nsa_lab.layout import layout_from_token_ids
-    from nsa_lab.partition import PARTITIONERS, sparse_context
+    from nsa_lab.partition import sparse_context
+    from nsa_lab.testing import make_partition
 
     ids = torch.full((1, 4096), 9, device="cuda")
     tokens = sparse_context(layout_from_token_ids(ids, 9, torch.tensor([[64, 16, 16]])), "video")
-    blocks = PARTITIONERS["uniform"](tokens, 64)
+    blocks = make_partition("uniform", tokens, 64)
     q, k, v, gates, do = random_heads(triton_path.kernel_blocks(tokens, blocks), (28, 4, 128), torch.bfloat16)
     results = []
     for module in (fla_path, triton_path):

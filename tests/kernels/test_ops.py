@@ -134,6 +134,22 @@ def test_selection(geometry, heads, dtype):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("few_queries", [False, True])
+def test_selection_of_full_blocks_a_query_has_not_reached(few_queries):
+    """Blocks as long as a tile need no mask of their own; queries that share a choice may stand before them."""
+    bounds = torch.tensor([0, 64, 128])
+    queries = torch.arange(0, 128, 3) if few_queries else None
+    blocks = blocks_from_offsets(torch.arange(0, 129, 16), bounds, query_index=queries)
+    q, k, v, _, do = random_heads(blocks, (2, 1, 16), torch.float32)
+    first = blocks.first_block[:, None]
+    chosen = (first + torch.tensor([[0, 2, 3]], dtype=torch.int32))[:, None].contiguous()
+    check(
+        lambda *x: selection_attention(*x, chosen, blocks, scale=0.3),
+        lambda *x: selection_reference(*x, chosen, blocks, scale=0.3),
+        [q, k, v], do, TOLERANCE[torch.float32],
+    )  # fmt: skip
+
+
 @each_dtype
 @each_head_layout
 @each_geometry

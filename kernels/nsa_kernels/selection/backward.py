@@ -52,9 +52,11 @@ def _visit(
     kt = load_rows(k + g * D, key, inside, G * D, D, DP)
     vt = load_rows(v + g * D, key, inside, G * D, D, DP)
     seen_from = tl.where(inside, key, 2**30)
-    if length < BN:
-        masked = stop
-    else:
+    first = query_begin + tl.load(entry_at) // S
+    if not IDENTITY:
+        first = tl.load(position + first)
+    masked = stop
+    if (length == BN) & (first >= tl.load(start + block)):
         masked = queries_inside(query_at, tl.load(start + block), tl.load(end + block), query_begin)
     acc_k = tl.zeros([BN, DP], tl.float32)
     acc_v = tl.zeros([BN, DP], tl.float32)

@@ -29,7 +29,7 @@ def pairs_of_tile(BM: tl.constexpr, R: tl.constexpr):
 
 @triton.jit
 def queries_inside(query_at, start, end, query_begin):
-    """Queries from query_begin on inside a block: the first so many of its list may not see all of it."""
+    """Queries from query_begin on inside a block: where none stands before it, only so many of its list see a part."""
     before = tl.maximum(tl.load(query_at + start), query_begin)
     return tl.maximum(tl.load(query_at + end) - before, 0)
 
@@ -66,9 +66,11 @@ def _visit(
     kt = load_rows(k + g * D, key, n < length, G * D, D, DP)
     vt = load_rows(v + g * D, key, n < length, G * D, D, DP)
     key = tl.where(n < length, key, 2**30)
-    if length < BN:
-        masked = stop
-    else:
+    first = query_begin + tl.load(entry_at) // S
+    if not IDENTITY:
+        first = tl.load(position + first)
+    masked = stop
+    if (length == BN) & (first >= tl.load(start + block)):
         masked = queries_inside(query_at, tl.load(start + block), tl.load(end + block), query_begin)
 
     pair_in_tile, head, whole = pairs_of_tile(BM, R)
