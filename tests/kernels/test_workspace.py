@@ -1,0 +1,35 @@
+"""What the ops say they take, against the bound and against what they allocate."""
+
+import pytest
+import torch
+
+from nsa_kernels.runtime import WORKSPACE_BYTES
+from nsa_kernels.selection import forward
+from nsa_kernels.testing import odd_blocks, random_heads
+from nsa_kernels.workspace import Shape, selection_bytes_per_query, selection_chunk, workspace_bytes
+
+
+@pytest.mark.parametrize("extra_pairs", [None, 576], ids=["forward", "backward"])
+@pytest.mark.parametrize("queries", [1, 8192, 131072, 262144])
+@pytest.mark.parametrize(("block_count", "block_size"), [(32, 64), (16, 128), (128, 16), (1, 256), (128, 1)])
+def test_the_layer_of_the_7b_stays_within_the_bound(queries, block_count, block_size, extra_pairs):
+    shape = Shape(queries, queries, -(-queries // block_size), 28, 4, 128, block_count, block_size)
+    assert workspace_bytes(shape, extra_pairs) <= WORKSPACE_BYTES
+    assert 1 <= selection_chunk(shape, extra_pairs) <= queries
+
+
+def test_a_chunk_is_what_the_forward_takes(monkeypatch):
+    blocks = odd_blocks(permuted=False, sparse=False)
+    q, k, v, _, _ = random_heads(blocks, (2, 1, 16), torch.float32)
+    chosen = blocks.block_of_query[:, None, None].contiguous()
+    taken = []
+    build = forward.build_lists
+    monkeypatch.setattr(forward, "build_lists", lambda chosen, *rest: taken.append(len(chosen)) or build(chosen, *rest))
+    monkeypatch.setattr(forward, "selection_chunk", lambda shape: 32)
+    cut, _ = forward.selection_forward(q, k, v, chosen, blocks, 0.25)
+    assert taken[:-1] == [32] * (len(taken) - 1) and sum(taken) == len(q) and len(taken) > 1
+    monkeypatch.undo()
+    whole, _ = forward.selection_forward(q, k, v, chosen, blocks, 0.25)
+    torch.testing.assert_close(cut, whole, rtol=1e-5, atol=1e-6)
+    shape = forward.shape_of(q, k, chosen, blocks)
+    assert selection_bytes_per_query(shape, None) >= 2 * 1 * (16 * 4 + 4)
