@@ -1,7 +1,8 @@
 """Question: how should a reading budget be split between blocks and window, and which branches earn their keep?
 
 The paper fixes blocks of 64, 32 selected, a window of 256 and all three branches. Here block size, block
-count, window and the branches themselves are searched at the length of the base experiment's clips.
+count, window, the branches themselves and whether neighbouring queries share one choice are searched at the length
+of the base experiment's clips.
 
 Command:  nsa-lab sweep sweeps/block_budget.py --trials 60 --workers 2
 Cost:     60 runs of experiments/tasks/needle.yaml, minus the infeasible designs, which cost nothing:
@@ -42,7 +43,9 @@ def suggest(trial: Any) -> dict[str, Any]:
     if "compression" in enabled or "selection" in enabled:
         design["attention.partition.block_size"] = trial.suggest_categorical("block_size", [4, 8, 16, 32])
     if "selection" in enabled:
-        design[f"{BRANCHES}.selection.block_count"] = trial.suggest_categorical("block_count", [1, 2, 4, 8])
+        count = design[f"{BRANCHES}.selection.block_count"] = trial.suggest_categorical("block_count", [1, 2, 4, 8])
+        if count > 1:  # four queries can stand in two blocks
+            design[f"{BRANCHES}.selection.query_tile"] = trial.suggest_categorical("query_tile", [1, 4])
     if "window" in enabled:
         design[f"{BRANCHES}.window.size"] = trial.suggest_categorical("window", [4, 8, 16, 32, 64])
     return design
