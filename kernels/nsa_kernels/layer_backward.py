@@ -30,7 +30,7 @@ def layer_backward(
 ) -> list[Tensor]:
     """[dq, dk, dv, dgates], and d pooled_k and d pooled_v where they were given and the compression branch is on."""
     arguments = (q, k, v, gates, do.contiguous(), kept, bias, blocks, plan, given_pooled)
-    key = design(q, k, v, gates, None, None, bias, None, None, blocks, plan)
+    key = design(q, k, gates, (bias,), blocks, plan)
     compile_together(("backward", given_pooled, *key), lambda: _run(*arguments))
     return _run(*arguments)
 

@@ -1,5 +1,6 @@
 """The forward of `video_nsa`, kernel by kernel."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,25 +51,16 @@ def layer_forward(
 ) -> dict[str, Tensor]:
     """`out`, and what the backward needs: each branch's output and log-sum-exp, pooled keys and values, chosen."""
     arguments = (q, k, v, gates, pooled_k, pooled_v, bias, leader, chosen, blocks, plan)
-    compile_together(("forward", *design(*arguments)), lambda: _run(*arguments))
+    key = design(q, k, gates, (pooled_k, pooled_v, bias, leader, chosen), blocks, plan)
+    compile_together(("forward", *key), lambda: _run(*arguments))
     return _run(*arguments)
 
 
 def design(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Tensor,
-    pooled_k: Tensor | None,
-    pooled_v: Tensor | None,
-    bias: Tensor | None,
-    leader: Tensor | None,
-    chosen: Tensor | None,
-    blocks: Blocks,
-    plan: Plan,
+    q: Tensor, k: Tensor, gates: Tensor, optional: Sequence[Tensor | None], blocks: Blocks, plan: Plan
 ) -> tuple[Any, ...]:
     """What the kernels are compiled for."""
-    absent = tuple(x is None for x in (pooled_k, pooled_v, bias, leader, chosen))
+    absent = tuple(x is None for x in optional)
     widths = tuple(sorted({padded(most) for most in blocks.sizes[1:]}))
     geometry = (padded(blocks.longest), blocks.order is None, blocks.identity, widths)
     return q.device, q.dtype, gates.dtype, q.shape[1:], k.shape[1], len(q) > 0, plan, absent, geometry

@@ -60,3 +60,22 @@ def store_near_rows(x, value, rows, seen, D: tl.constexpr, DP: tl.constexpr):
     d = tl.arange(0, DP)
     at = x + (rows * D)[:, None] + d[None, :]
     tl.store(at, value.to(x.dtype.element_ty), mask=seen[:, None] & (d < D)[None, :], eviction_policy="evict_first")
+
+
+@triton.jit
+def add_query_gradient(acc, s, k, v, do, lse, gate, delta, PREC: tl.constexpr):
+    """acc [BM, DP] plus what base-2 logits s [BM, BN] of one tile of keys give dq (FlashAttention-2, algorithm 2)."""
+    p = exp2(s - lse[:, None]) * gate[:, None]
+    dp = tl.dot(do, tl.trans(v), input_precision=PREC)
+    ds = p * (dp - delta[:, None])
+    return tl.dot(ds.to(k.dtype), k, acc, input_precision=PREC)
+
+
+@triton.jit
+def add_key_gradients(acc_k, acc_v, p, q, do, v, delta, PREC: tl.constexpr):
+    """acc_k, acc_v [BN, DP] plus what the gated probabilities p [BM, BN] of one tile of queries give to dk and dv."""
+    dp = tl.dot(do, tl.trans(v), input_precision=PREC)
+    ds = p * (dp - delta[:, None])
+    acc_v = tl.dot(tl.trans(p.to(do.dtype)), do, acc_v, input_precision=PREC)
+    acc_k = tl.dot(tl.trans(ds.to(q.dtype)), q, acc_k, input_precision=PREC)
+    return acc_k, acc_v

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import INTERPRET, LOG2E, cdiv, empty, key_tile, launch, padded, precision, query_tile
-from nsa_kernels.tiles import block_logits, exp2, load_rows, store_rows
+from nsa_kernels.tiles import add_key_gradients, add_query_gradient, block_logits, exp2, load_rows, store_rows
 
 PROGRAMS = 1024
 """How many programs the gradient of the pooled keys is cut into, about: eight for each SM of an H200."""
@@ -47,19 +47,13 @@ def _queries(
         kt = load_rows(pk + g * D, j, j < N, G * D, D, DP)
         vt = load_rows(pv + g * D, j, j < N, G * D, D, DP)
         s = block_logits(qt, kt, bias, end, first, pos, j, N, scale2, False, BIAS, PREC)
-        p = exp2(s - lse_t[:, None]) * gate_t[:, None]
-        dp = tl.dot(dot, tl.trans(vt), input_precision=PREC)
-        ds = p * (dp - delta_t[:, None])
-        acc = tl.dot(ds.to(kt.dtype), kt, acc, input_precision=PREC)
+        acc = add_query_gradient(acc, s, kt, vt, dot, lse_t, gate_t, delta_t, PREC)
     for j0 in range(full, stop, BN):
         j = j0 + tl.arange(0, BN)
         kt = load_rows(pk + g * D, j, j < N, G * D, D, DP)
         vt = load_rows(pv + g * D, j, j < N, G * D, D, DP)
         s = block_logits(qt, kt, bias, end, first, pos, j, N, scale2, True, BIAS, PREC)
-        p = exp2(s - lse_t[:, None]) * gate_t[:, None]
-        dp = tl.dot(dot, tl.trans(vt), input_precision=PREC)
-        ds = p * (dp - delta_t[:, None])
-        acc = tl.dot(ds.to(kt.dtype), kt, acc, input_precision=PREC)
+        acc = add_query_gradient(acc, s, kt, vt, dot, lse_t, gate_t, delta_t, PREC)
     store_rows(dq + h * D, acc * scale, rows, real, H * D, D, DP)
 
 
@@ -113,10 +107,7 @@ def _pooled(
         p = tl.where((ends[None, :] <= pos[:, None]) & (j[None, :] >= first[:, None]), p, 0.0)
         if GATE:
             p = p * tl.load(gate + row, mask=real, other=0.0)[:, None]
-        dp = tl.dot(dot, tl.trans(vt), input_precision=PREC)
-        ds = p * (dp - delta_t[:, None])
-        acc_v = tl.dot(tl.trans(p.to(dot.dtype)), dot, acc_v, input_precision=PREC)
-        acc_k = tl.dot(tl.trans(ds.to(qt.dtype)), qt, acc_k, input_precision=PREC)
+        acc_k, acc_v = add_key_gradients(acc_k, acc_v, p, qt, dot, vt, delta_t, PREC)
     at = part.to(tl.int64) * N * G * D + g * D
     store_rows(dk + at, acc_k, j, here, G * D, D, DP)
     store_rows(dv + at, acc_v, j, here, G * D, D, DP)

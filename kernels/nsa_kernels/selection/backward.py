@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import INTERPRET, LOG2E, Tile, empty, launch, padded, precision
-from nsa_kernels.selection.forward import JOIN_STEP, join_warps, pairs_of_tile, queries_inside, shape_of
+from nsa_kernels.selection.forward import JOIN_STEP, entries_to_mask, join_warps, pairs_of_tile, shape_of
 from nsa_kernels.selection.lists import build_lists
 from nsa_kernels.selection.split import most_keys, split_blocks
 from nsa_kernels.tiles import exp2, load_rows, near_rows, store_near_rows, store_rows
@@ -55,9 +55,9 @@ def _visit(
     first = query_begin + tl.load(entry_at) // S
     if not IDENTITY:
         first = tl.load(position + first)
-    masked = stop
-    if (length == BN) & (first >= tl.load(start + block)):
-        masked = queries_inside(query_at, tl.load(start + block), tl.load(end + block), query_begin)
+    masked = entries_to_mask(
+        query_at, tl.load(start + block), tl.load(end + block), first, query_begin, stop, length == BN
+    )
     acc_k = tl.zeros([BN, DP], tl.float32)
     acc_v = tl.zeros([BN, DP], tl.float32)
 

@@ -28,10 +28,15 @@ def pairs_of_tile(BM: tl.constexpr, R: tl.constexpr):
 
 
 @triton.jit
-def queries_inside(query_at, start, end, query_begin):
-    """Queries from query_begin on inside a block: where none stands before it, only so many of its list see a part."""
-    before = tl.maximum(tl.load(query_at + start), query_begin)
-    return tl.maximum(tl.load(query_at + end) - before, 0)
+def entries_to_mask(query_at, start, end, first, query_begin, stop, whole):
+    """So many first entries of a list may see a part of the block: the queries inside it, where none stands before.
+
+    first: position of the list's first query. whole: the block fills its tile of keys.
+    """
+    masked = stop
+    if whole & (first >= start):
+        masked = tl.maximum(tl.load(query_at + end) - tl.maximum(tl.load(query_at + start), query_begin), 0)
+    return masked
 
 
 JOIN_STEP = 8
@@ -69,9 +74,9 @@ def _visit(
     first = query_begin + tl.load(entry_at) // S
     if not IDENTITY:
         first = tl.load(position + first)
-    masked = stop
-    if (length == BN) & (first >= tl.load(start + block)):
-        masked = queries_inside(query_at, tl.load(start + block), tl.load(end + block), query_begin)
+    masked = entries_to_mask(
+        query_at, tl.load(start + block), tl.load(end + block), first, query_begin, stop, length == BN
+    )
 
     pair_in_tile, head, whole = pairs_of_tile(BM, R)
     q += query_begin.to(tl.int64) * H * D + g * R * D

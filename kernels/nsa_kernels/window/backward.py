@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import LOG2E, cdiv, empty, key_tile, launch, padded, precision, query_tile
-from nsa_kernels.tiles import exp2, load_rows, store_rows
+from nsa_kernels.tiles import add_key_gradients, add_query_gradient, exp2, load_rows, store_rows
 
 
 @triton.jit(do_not_specialize=["Tq", "size"])
@@ -38,11 +38,8 @@ def _queries(
         kt = load_rows(k + g * D, n, n < high, G * D, D, DP)
         vt = load_rows(v + g * D, n, n < high, G * D, D, DP)
         s = tl.dot(qt, tl.trans(kt), input_precision=PREC) * scale2
-        p = exp2(s - lse_t[:, None]) * gate_t[:, None]
-        p = tl.where((n[None, :] <= pos[:, None]) & (n[None, :] >= first[:, None]), p, 0.0)
-        dp = tl.dot(dot, tl.trans(vt), input_precision=PREC)
-        ds = p * (dp - delta_t[:, None])
-        acc = tl.dot(ds.to(kt.dtype), kt, acc, input_precision=PREC)
+        s = tl.where((n[None, :] <= pos[:, None]) & (n[None, :] >= first[:, None]), s, float("-inf"))
+        acc = add_query_gradient(acc, s, kt, vt, dot, lse_t, gate_t, delta_t, PREC)
     acc *= scale
     if ADD:
         acc += load_rows(dq + h * D, rows, real, H * D, D, DP).to(tl.float32)
@@ -86,10 +83,7 @@ def _keys(
         p = tl.where((n[None, :] <= pos[:, None]) & (n[None, :] >= first[:, None]), p, 0.0)
         if GATE:
             p = p * tl.load(gate + row, mask=real, other=0.0)[:, None]
-        dp = tl.dot(dot, tl.trans(vt), input_precision=PREC)
-        ds = p * (dp - delta_t[:, None])
-        acc_v = tl.dot(tl.trans(p.to(dot.dtype)), dot, acc_v, input_precision=PREC)
-        acc_k = tl.dot(tl.trans(ds.to(qt.dtype)), qt, acc_k, input_precision=PREC)
+        acc_k, acc_v = add_key_gradients(acc_k, acc_v, p, qt, dot, vt, delta_t, PREC)
     store_rows(dk + g * D, acc_k * scale, n, inside, G * D, D, DP)
     store_rows(dv + g * D, acc_v, n, inside, G * D, D, DP)
 
