@@ -6,9 +6,9 @@ seeds, steps and tokens read per query. `random_like` has the lengths of `scene`
 
 Command:  nsa-lab compare sweeps/partition.py --workers 16
           nsa-lab sweep sweeps/partition.py --trials 60 --workers 2
-Cost:     compared with all 10 seeds 180 trainings of 200 steps: 66 s each on a quiet core, 82 to 86 s with 14 workers on
-          16 cores, so about 18 minutes there (--seeds 5: 9). Five seeds cannot bring the sign-flip test below 1/16; after Holm over eight designs it needs
-          nine or more to fall below 0.05.
+Cost:     compared with all 10 seeds 180 trainings of 200 steps: 66 s each on a quiet core, 82 to 86 s with 14 workers
+          on 16 cores, so about 18 minutes there (--seeds 5: 9). Five seeds cannot bring the sign-flip test below 1/16;
+          after Holm over eight designs it needs nine or more to fall below 0.05.
 Expected: not measured yet. `uniform` was at 84% and 96% on recall (seeds 102 and 101) when the tasks were set.
 """
 
