@@ -17,6 +17,18 @@ def exp2(x):
 
 
 @triton.jit
+def popcount(x):
+    """Set bits of 32-bit words, as int32."""
+    if _INTERPRET:
+        x = x - ((x >> 1) & 0x55555555)
+        x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+        x = (x + (x >> 4)) & 0x0F0F0F0F
+        x = x + (x >> 8)
+        return ((x + (x >> 16)) & 0x3F).to(tl.int32)
+    return tl.inline_asm_elementwise("popc.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1)
+
+
+@triton.jit
 def load_rows(x, rows, seen, stride, D: tl.constexpr, DP: tl.constexpr):
     """[rows, DP] of x [*, stride] from its first D columns; rows that are not `seen` are zero."""
     d = tl.arange(0, DP)
@@ -46,20 +58,27 @@ def block_logits(q, k, bias, end, first, pos, j, N, scale2, MASK: tl.constexpr, 
 
 
 @triton.jit
-def near_rows(x, rows, D: tl.constexpr, DP: tl.constexpr):
-    """[rows, DP] of x [*, D]; every row exists and lies within 2^31 elements of x."""
+def near_rows(x, rows, stride: tl.constexpr, D: tl.constexpr, DP: tl.constexpr):
+    """[rows, DP] of x [*, stride] from its first D columns; every row exists and lies within 2^31 elements of x."""
     d = tl.arange(0, DP)
-    at = x + (rows * D)[:, None] + d[None, :]
+    at = x + (rows * stride)[:, None] + d[None, :]
     if D == DP:
         return tl.load(at)
     return tl.load(at, mask=(d < D)[None, :], other=0.0)
 
 
 @triton.jit
-def store_near_rows(x, value, rows, seen, D: tl.constexpr, DP: tl.constexpr):
+def store_near_rows(x, value, rows, seen, stride: tl.constexpr, D: tl.constexpr, DP: tl.constexpr):
     d = tl.arange(0, DP)
-    at = x + (rows * D)[:, None] + d[None, :]
+    at = x + (rows * stride)[:, None] + d[None, :]
     tl.store(at, value.to(x.dtype.element_ty), mask=seen[:, None] & (d < D)[None, :], eviction_policy="evict_first")
+
+
+@triton.jit
+def dot_halves(a0, a1, b0, b1, PREC: tl.constexpr):
+    """a b^T of a [BM, 2 HD] and b [BN, 2 HD], each given as its left and right columns."""
+    left = tl.dot(a0, tl.trans(b0), input_precision=PREC)
+    return tl.dot(a1, tl.trans(b1), left, input_precision=PREC)
 
 
 @triton.jit

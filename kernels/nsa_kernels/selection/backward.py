@@ -14,11 +14,28 @@ from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import INTERPRET, LOG2E, Tile, empty, launch, padded, precision
-from nsa_kernels.selection.forward import JOIN_STEP, entries_to_mask, join_warps, pairs_of_tile, shape_of
+from nsa_kernels.selection.forward import (
+    JOIN_STEP,
+    entries_to_mask,
+    half,
+    join_warps,
+    pairs_of_tile,
+    seen_keys,
+    shape_of,
+)
 from nsa_kernels.selection.lists import build_lists
 from nsa_kernels.selection.split import most_keys, split_blocks
-from nsa_kernels.tiles import exp2, load_rows, near_rows, store_near_rows, store_rows
+from nsa_kernels.tiles import dot_halves, exp2, load_rows, near_rows, store_near_rows, store_rows
 from nsa_kernels.workspace import selection_chunk
+
+
+@triton.jit
+def _add_rows(x, left, right, rows, seen, stride, D: tl.constexpr, HD: tl.constexpr):
+    """Add the two halves of [BN, D] to rows of x."""
+    left += load_rows(x, rows, seen, stride, HD, HD)
+    right += load_rows(x + HD, rows, seen, stride, D - HD, HD)
+    store_rows(x, left, rows, seen, stride, HD, HD)
+    store_rows(x + HD, right, rows, seen, stride, D - HD, HD)
 
 
 @triton.jit(do_not_specialize=["query_begin", "queries", "N"])
@@ -26,7 +43,7 @@ def _visit(
     q, k, v, do, lse, delta, partial, dk, dv, extra_k, extra_v,
     entries, list_begin, list_count, item_begin, extra_begin, item_block,
     offsets, order, start, end, position, query_at, query_begin, queries, N, scale, scale2,
-    H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr, HD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PER_ITEM: tl.constexpr, PERMUTED: tl.constexpr,
     PREC: tl.constexpr, IDENTITY: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -49,17 +66,20 @@ def _visit(
     key = place + n
     if PERMUTED:
         key = tl.load(order + key, mask=inside, other=0)
-    kt = load_rows(k + g * D, key, inside, G * D, D, DP)
-    vt = load_rows(v + g * D, key, inside, G * D, D, DP)
-    seen_from = tl.where(inside, key, 2**30)
+    k0 = load_rows(k + g * D, key, inside, G * D, HD, HD)
+    k1 = load_rows(k + g * D + HD, key, inside, G * D, D - HD, HD)
+    v0 = load_rows(v + g * D, key, inside, G * D, HD, HD)
+    v1 = load_rows(v + g * D + HD, key, inside, G * D, D - HD, HD)
     first = query_begin + tl.load(entry_at) // S
     if not IDENTITY:
         first = tl.load(position + first)
     masked = entries_to_mask(
         query_at, tl.load(start + block), tl.load(end + block), first, query_begin, stop, length == BN
     )
-    acc_k = tl.zeros([BN, DP], tl.float32)
-    acc_v = tl.zeros([BN, DP], tl.float32)
+    acc_k0 = tl.zeros([BN, HD], tl.float32)
+    acc_k1 = tl.zeros([BN, HD], tl.float32)
+    acc_v0 = tl.zeros([BN, HD], tl.float32)
+    acc_v1 = tl.zeros([BN, HD], tl.float32)
 
     pair_in_tile, head, whole = pairs_of_tile(BM, R)
     skip = query_begin.to(tl.int64) * H + g * R
@@ -68,41 +88,44 @@ def _visit(
     lse += skip
     delta += skip
     partial += g.to(tl.int64) * queries * S * R * D
-    entry_next = tl.load(entry_at + tl.minimum(begin + pair_in_tile, stop - 1))
     for pair0 in tl.range(begin, stop, PAIRS, num_stages=STAGES):
         pair = pair0 + pair_in_tile
         real = whole & (pair < stop)
-        entry = entry_next
+        entry = tl.load(entry_at + tl.minimum(pair, stop - 1))
         query = entry // S
         row = query * H + head
-        qt = near_rows(q, row, D, DP)
-        dot = near_rows(do, row, D, DP)
+        q0 = near_rows(q, row, D, HD, HD)
+        q1 = near_rows(q + HD, row, D, D - HD, HD)
+        do0 = near_rows(do, row, D, HD, HD)
+        do1 = near_rows(do + HD, row, D, D - HD, HD)
         lse_t = tl.load(lse + row, mask=real, other=float("inf"))
         delta_t = tl.load(delta + row)
-        entry_next = tl.load(entry_at + tl.minimum(pair + PAIRS, stop - 1))
-        s = tl.dot(qt, tl.trans(kt), input_precision=PREC)
-        p = exp2(s * scale2 - lse_t[:, None])
+        p = exp2(dot_halves(q0, q1, k0, k1, PREC) * scale2 - lse_t[:, None])
         if pair0 < masked:
             pos = query_begin + query
             if not IDENTITY:
                 pos = tl.load(position + pos)
-            p = tl.where(seen_from[None, :] <= pos[:, None], p, 0.0)
-        dp = tl.dot(dot, tl.trans(vt), input_precision=PREC)
-        ds = (p * (dp - delta_t[:, None])).to(qt.dtype)
-        acc_v = tl.dot(tl.trans(p.to(dot.dtype)), dot, acc_v, input_precision=PREC)
-        acc_k = tl.dot(tl.trans(ds), qt, acc_k, input_precision=PREC)
-        dq = tl.dot(ds, kt, input_precision=PREC)
-        store_near_rows(partial, dq, entry * R + head, real, D, DP)
-    acc_k *= scale
+            p = tl.where(seen_keys(key, n, place, length, pos, PERMUTED), p, 0.0)
+        ds = (p * (dot_halves(do0, do1, v0, v1, PREC) - delta_t[:, None])).to(q0.dtype)
+        weight = tl.trans(p.to(do0.dtype))
+        acc_v0 = tl.dot(weight, do0, acc_v0, input_precision=PREC)
+        acc_v1 = tl.dot(weight, do1, acc_v1, input_precision=PREC)
+        acc_k0 = tl.dot(tl.trans(ds), q0, acc_k0, input_precision=PREC)
+        acc_k1 = tl.dot(tl.trans(ds), q1, acc_k1, input_precision=PREC)
+        slot = entry * R + head
+        store_near_rows(partial, tl.dot(ds, k0, input_precision=PREC), slot, real, D, HD, HD)
+        store_near_rows(partial + HD, tl.dot(ds, k1, input_precision=PREC), slot, real, D, D - HD, HD)
+    acc_k0 *= scale
+    acc_k1 *= scale
     if part == 0:
-        acc_k += load_rows(dk + g * D, key, inside, G * D, D, DP)
-        acc_v += load_rows(dv + g * D, key, inside, G * D, D, DP)
-        store_rows(dk + g * D, acc_k, key, inside, G * D, D, DP)
-        store_rows(dv + g * D, acc_v, key, inside, G * D, D, DP)
+        _add_rows(dk + g * D, acc_k0, acc_k1, key, inside, G * D, D, HD)
+        _add_rows(dv + g * D, acc_v0, acc_v1, key, inside, G * D, D, HD)
     else:
         at = (tl.load(extra_begin + column) + part - 1).to(tl.int64) * BN + n
-        store_rows(extra_k, acc_k, at, inside, D, D, DP)
-        store_rows(extra_v, acc_v, at, inside, D, D, DP)
+        store_rows(extra_k, acc_k0, at, inside, D, HD, HD)
+        store_rows(extra_k + HD, acc_k1, at, inside, D, D - HD, HD)
+        store_rows(extra_v, acc_v0, at, inside, D, HD, HD)
+        store_rows(extra_v + HD, acc_v1, at, inside, D, D - HD, HD)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -195,7 +218,7 @@ def selection_backward(
     height = max(tile.rows, padded(ratio))
     chunk = selection_chunk(shape_of(q, k, chosen, blocks), per_item(ratio))
     partial = empty((groups * chunk * slots * ratio, dim), q)
-    shape = {"G": groups, "D": dim, "DP": padded(dim), "BN": keys, "PERMUTED": blocks.order is not None}
+    shape = {"G": groups, "D": dim, "BN": keys, "PERMUTED": blocks.order is not None}
     order = blocks.offsets if blocks.order is None else blocks.order
     for begin in range(0, rows, chunk):
         end = min(rows, begin + chunk)
@@ -207,12 +230,12 @@ def selection_backward(
             lists.entries, lists.begin, lists.count, lists.item_begin, lists.extra_begin, lists.item_block,
             blocks.offsets, order, blocks.start, blocks.end, blocks.position, blocks.query_at,
             begin, end - begin, blocks.num_blocks, scale, scale * LOG2E,
-            H=heads, S=slots, BM=height, PER_ITEM=lists.per_item, IDENTITY=blocks.identity,
+            H=heads, S=slots, HD=half(dim), BM=height, PER_ITEM=lists.per_item, IDENTITY=blocks.identity,
             PREC=precision(q.dtype), STAGES=tile.stages, num_warps=tile.warps, **shape,
         )  # fmt: skip
         launch(_gather, (groups * blocks.num_blocks,),
             dk, dv, extra_k, extra_v, lists.count, lists.extra_begin, blocks.offsets, order, blocks.num_blocks,
-            PER_ITEM=lists.per_item, num_warps=8, **shape,
+            DP=padded(dim), PER_ITEM=lists.per_item, num_warps=8, **shape,
         )  # fmt: skip
         launch(_join_queries, (end - begin, groups),
             partial, chosen, dq, begin, end - begin, scale,

@@ -1,7 +1,9 @@
 """Selection attention, forward: every key block gathers the queries that chose it, then each query joins its blocks.
 
 A row is a (query, head) pair, so a group of 7 heads wastes nothing. A tile of rows meets one block once, writes a
-normalised partial output with its log-sum-exp into the query's slot, and `_join` sums the slots.
+normalised partial output with its log-sum-exp into the query's slot, and `_join` sums the slots. Rows are read and
+written as left and right halves: products half as wide need fewer registers, and with too few of those left the
+assembler lets every wgmma of the backward wait for the one before.
 """
 
 import math
@@ -15,7 +17,7 @@ from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import INTERPRET, LOG2E, Tile, empty, launch, padded, precision
 from nsa_kernels.selection.lists import build_lists
 from nsa_kernels.selection.split import most_keys, split_blocks
-from nsa_kernels.tiles import exp2, load_rows, near_rows, store_near_rows
+from nsa_kernels.tiles import dot_halves, exp2, load_rows, near_rows, store_near_rows
 from nsa_kernels.workspace import Shape, selection_chunk
 
 
@@ -39,6 +41,15 @@ def entries_to_mask(query_at, start, end, first, query_begin, stop, whole):
     return masked
 
 
+@triton.jit
+def seen_keys(key, n, place, length, pos, PERMUTED: tl.constexpr):
+    """[rows, BN]: which keys n of a block of `length`, the first at `place`, stand at or before positions pos."""
+    if PERMUTED:
+        return (n < length)[None, :] & (key[None, :] <= pos[:, None])
+    # One comparison with a number per row: thresholds per key would stay in registers through the whole walk.
+    return n[None, :] <= tl.minimum(pos - place, length - 1)[:, None]
+
+
 JOIN_STEP = 8
 """Slots whose loads are in flight together when a query joins its partial outputs."""
 
@@ -47,7 +58,7 @@ JOIN_STEP = 8
 def _visit(
     q, k, v, partial, partial_lse, entries, list_begin, list_count, item_begin, item_block,
     offsets, order, start, end, position, query_at, query_begin, queries, N, scale2,
-    H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr, HD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PER_ITEM: tl.constexpr, PERMUTED: tl.constexpr, IDENTITY: tl.constexpr,
     PREC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -68,9 +79,11 @@ def _visit(
     key = place + n
     if PERMUTED:
         key = tl.load(order + key, mask=n < length, other=0)
-    kt = load_rows(k + g * D, key, n < length, G * D, D, DP)
-    vt = load_rows(v + g * D, key, n < length, G * D, D, DP)
-    key = tl.where(n < length, key, 2**30)
+    inside = n < length
+    k0 = load_rows(k + g * D, key, inside, G * D, HD, HD)
+    k1 = load_rows(k + g * D + HD, key, inside, G * D, D - HD, HD)
+    v0 = load_rows(v + g * D, key, inside, G * D, HD, HD)
+    v1 = load_rows(v + g * D + HD, key, inside, G * D, D - HD, HD)
     first = query_begin + tl.load(entry_at) // S
     if not IDENTITY:
         first = tl.load(position + first)
@@ -82,29 +95,29 @@ def _visit(
     q += query_begin.to(tl.int64) * H * D + g * R * D
     partial += g.to(tl.int64) * queries * S * R * D
     partial_lse += g.to(tl.int64) * queries * S * R
-    # List entries are fetched a tile ahead of the queries they name, so that no address waits for memory.
-    entry_next = tl.load(entry_at + tl.minimum(begin + pair_in_tile, stop - 1))
     for pair0 in tl.range(begin, stop, PAIRS, num_stages=STAGES):
         pair = pair0 + pair_in_tile
         real = whole & (pair < stop)
-        entry = entry_next
+        entry = tl.load(entry_at + tl.minimum(pair, stop - 1))
         query = entry // S
-        qt = near_rows(q, query * H + head, D, DP)
-        entry_next = tl.load(entry_at + tl.minimum(pair + PAIRS, stop - 1))
-        s = tl.dot(qt, tl.trans(kt), input_precision=PREC)
+        row = query * H + head
+        q0 = near_rows(q, row, D, HD, HD)
+        q1 = near_rows(q + HD, row, D, D - HD, HD)
+        s = dot_halves(q0, q1, k0, k1, PREC)
         if pair0 < masked:
             pos = query_begin + query
             if not IDENTITY:
                 pos = tl.load(position + pos)
-            s = tl.where(key[None, :] <= pos[:, None], s, float("-inf"))
+            s = tl.where(seen_keys(key, n, place, length, pos, PERMUTED), s, float("-inf"))
         m = tl.max(s, 1) * scale2
         m = tl.where(m == float("-inf"), 0.0, m)
         p = exp2(s * scale2 - m[:, None])
         l = tl.sum(p, 1)
-        o = tl.dot(p.to(vt.dtype), vt, input_precision=PREC) * (1.0 / tl.where(l == 0, 1.0, l))[:, None]
+        p = (p * (1.0 / tl.where(l == 0, 1.0, l))[:, None]).to(v0.dtype)
         slot = entry * R + head
         tl.store(partial_lse + slot, m + tl.log2(l), mask=real)
-        store_near_rows(partial, o, slot, real, D, DP)
+        store_near_rows(partial, tl.dot(p, v0, input_precision=PREC), slot, real, D, HD, HD)
+        store_near_rows(partial + HD, tl.dot(p, v1, input_precision=PREC), slot, real, D, D - HD, HD)
 
 
 @triton.jit(do_not_specialize=["query_begin", "queries"])
@@ -152,6 +165,11 @@ def shape_of(q: Tensor, k: Tensor, chosen: Tensor, blocks: Blocks) -> Shape:
     )
 
 
+def half(dim: int) -> int:
+    """Columns of one half of a row: the right one is padded."""
+    return padded(dim, 32) // 2
+
+
 def per_item(ratio: int) -> int:
     """Pairs that one program walks over before another takes the rest of a long list: 32 tiles of 64 rows."""
     return 6 if INTERPRET else 32 * max(1, 64 // ratio)
@@ -184,7 +202,7 @@ def selection_forward(
             q, k, v, partial, partial_lse, lists.entries, lists.begin, lists.count, lists.item_begin, lists.item_block,
             blocks.offsets, blocks.offsets if blocks.order is None else blocks.order, blocks.start, blocks.end,
             blocks.position, blocks.query_at, begin, end - begin, blocks.num_blocks, scale * LOG2E,
-            H=heads, G=groups, S=slots, D=dim, DP=padded(dim), BM=height, BN=keys, PER_ITEM=lists.per_item,
+            H=heads, G=groups, S=slots, D=dim, HD=half(dim), BM=height, BN=keys, PER_ITEM=lists.per_item,
             PERMUTED=blocks.order is not None, IDENTITY=blocks.identity, PREC=precision(q.dtype),
             STAGES=tile.stages, num_warps=tile.warps,
         )  # fmt: skip
@@ -208,5 +226,6 @@ def visit_tile(head_dim: int, keys: int, dtype: torch.dtype) -> Tile:
     if dtype == torch.float32:
         return Tile(32 if padded(head_dim) * keys <= 128 * 64 else 16, keys, 4, 1)
     if padded(head_dim) <= 128 and keys <= 128:
-        return Tile(64, keys, 4, 2)
+        # Entries are loaded first, then the queries they name: five stages keep two tiles of queries in flight.
+        return Tile(64, keys, 4, 5 if keys <= 64 else 3)
     return Tile(64, keys, 8, 1)

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nsa_kernels.runtime import cdiv, launch
+from nsa_kernels.tiles import popcount
 
 TILE = 32
 """Queries per membership word."""
@@ -37,16 +38,6 @@ class Lists:
     extras: int
 
 
-@triton.jit
-def popcount(x):
-    """Set bits of a 32-bit word."""
-    x = x - ((x >> 1) & 0x55555555)
-    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
-    x = (x + (x >> 4)) & 0x0F0F0F0F
-    x = x + (x >> 8)
-    return (x + (x >> 16)) & 0x3F
-
-
 @triton.jit(do_not_specialize=["total", "N"])
 def _mark(chosen, words, total, N, G: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -66,7 +57,7 @@ def _before(words, before, count, tiles, columns, TILES: tl.constexpr, BLOCK: tl
         tile = tile0 + tl.arange(0, TILES)
         inside = (tile < tiles)[:, None] & (column < columns)[None, :]
         at = tile.to(tl.int64)[:, None] * columns + column[None, :]
-        bits = popcount(tl.load(words + at, mask=inside, other=0).to(tl.uint32)).to(tl.int32)
+        bits = popcount(tl.load(words + at, mask=inside, other=0).to(tl.uint32))
         tl.store(before + at, total[None, :] + tl.cumsum(bits, 0) - bits, mask=inside)
         total += tl.sum(bits, 0)
     tl.store(count + column, total, mask=column < columns)
@@ -84,7 +75,7 @@ def _place(
     g = (i // S) % G
     at = ((query // TILE) * G + g) * N + block
     mask = ((1 << (query % TILE)) - 1).to(tl.uint32)
-    earlier = popcount(tl.load(words + at, mask=taken, other=0).to(tl.uint32) & mask).to(tl.int32)
+    earlier = popcount(tl.load(words + at, mask=taken, other=0).to(tl.uint32) & mask)
     place = tl.load(begin + g * N + block, mask=taken, other=0) + tl.load(before + at, mask=taken, other=0) + earlier
     tl.store(entries + place, (query * S + i % S).to(tl.int32), mask=taken)
 

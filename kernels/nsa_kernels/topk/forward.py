@@ -11,20 +11,22 @@ from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import INTERPRET, LOG2E, SCORE_BYTES, Tile, cdiv, empty, launch, padded, precision
-from nsa_kernels.tiles import block_logits, exp2, load_rows
+from nsa_kernels.tiles import block_logits, exp2, load_rows, near_rows, popcount
 
 MOST_BLOCKS = 32768
 """Blocks of one sample that a program can rank in registers."""
 
 
-@triton.jit(do_not_specialize=["row_begin", "row_end", "Tq", "N", "width"])
+@triton.jit(do_not_specialize=["row_begin", "row_end", "Tq", "N", "width", "ratio"])
 def _score(
-    q, pk, bias, lse, scores, position, first_block, last_block, end, row_begin, row_end, Tq, N, width, scale2,
+    q, pk, bias, lse, scores, position, first_block, last_block, end, row_begin, row_end, Tq, N, width, ratio, scale2,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BIAS: tl.constexpr, PREC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Scores [BM, BN] of one group; column c of a row is block first_block + c."""
-    R: tl.constexpr = H // G
+    """Scores [BM, BN] of one group; column c of a row is block first_block + c.
+
+    ratio: heads of a group, not a constant because its loop would be unrolled, which takes too many registers.
+    """
     g = tl.program_id(1)
     row0 = row_begin + tl.program_id(0) * BM
     rows = row0 + tl.arange(0, BM)
@@ -32,18 +34,21 @@ def _score(
     first = tl.load(first_block + rows, mask=real, other=0)
     pos = tl.load(position + rows, mask=real, other=-1)
     stop = tl.load(last_block + tl.minimum(row0 + BM, row_end) - 1) + 1
+    q += (row0.to(tl.int64) * H + g * ratio) * D
+    lse += g * ratio * Tq + row0
+    scores += ((row0 - row_begin).to(tl.int64) * G + g) * width
+    row = tl.minimum(tl.arange(0, BM), row_end - 1 - row0)
     for j0 in range(tl.load(first_block + row0) + tl.program_id(2) * BN, stop, tl.num_programs(2) * BN):
         j = j0 + tl.arange(0, BN)
         kt = load_rows(pk + g * D, j, j < N, G * D, D, DP)
         total = tl.zeros([BM, BN], tl.float32)
-        for r in tl.range(0, R, num_stages=STAGES):
-            h = g * R + r
-            qt = load_rows(q + h * D, rows, real, H * D, D, DP)
+        for r in tl.range(0, ratio, num_stages=STAGES):
+            qt = near_rows(q + r * D, row, H * D, D, DP)
             s = block_logits(qt, kt, bias, end, first, pos, j, N, scale2, False, BIAS, PREC)
-            total += exp2(s - tl.load(lse + h.to(tl.int64) * Tq + rows, mask=real, other=float("inf"))[:, None])
+            total += exp2(s - tl.load(lse + r * Tq + row)[:, None])
         ends = tl.load(end + j, mask=j < N, other=2**30)
         column = j[None, :] - first[:, None]
-        at = scores + ((rows - row_begin) * G + g)[:, None] * width + column
+        at = scores + row[:, None] * (G * width) + column
         inside = real[:, None] & (column >= 0) & (column < width)
         tl.store(at, tl.where(ends[None, :] <= pos[:, None], total, 0.0), mask=inside)
 
@@ -64,39 +69,44 @@ def _select(
             return
         after = row + tl.arange(0, TILE)
         last = row - 1 + tl.sum((tl.load(leader + after, mask=after < rows_total, other=-1) == row).to(tl.int32))
-    column = tl.arange(0, W)
+    lane = tl.arange(0, 32)
+    column = tl.arange(0, W // 32)[:, None] * 32 + lane[None, :]
     first = tl.load(first_block + row)
     j = first + column
     begun_count = tl.load(last_block + last) + 1 - first
-    inside = column < begun_count
     pos = tl.load(position + last)
     closed = column < tl.load(closed_below + last) - first
-    begun = inside
+    own_first = tl.maximum(tl.load(block_of_query + row) - local + 1, first)
+    own_last = tl.where(local > 0, tl.load(block_of_query + last), -1)
+    forced = (column < tl.minimum(initial, begun_count)) | ((j >= own_first) & (j <= own_last))
     if PERMUTED:
+        inside = column < begun_count
         closed = inside & (tl.load(end + j, mask=inside, other=2**30) <= pos)
-        begun = inside & (tl.load(start + j, mask=inside, other=2**30) <= pos)
-    own_first = tl.load(block_of_query + row)
-    own_last = tl.load(block_of_query + last)
-    forced = begun & ((column < initial) | ((j > own_first - local) & (j <= own_last) & (local > 0)))
+        forced = forced & inside & (tl.load(start + j, mask=inside, other=2**30) <= pos)
 
-    score = tl.zeros([W], tl.float32)
     at = scores + ((row - row_begin).to(tl.int64) * G + g) * width + column
-    for i in range(last - row + 1):
-        # A block that closed after an earlier query of the tile scores zero there, if it was scored at all.
-        score += tl.load(at, mask=closed & (column <= tl.load(last_block + row + i) - first), other=0.0)
-        at += G * width
+    if TILE > 1:
+        score = tl.zeros([W // 32, 32], tl.float32)
+        for i in range(last - row + 1):
+            # A block that closed after an earlier query of the tile scores zero there, if it was scored at all.
+            score += tl.load(at, mask=closed & (column <= tl.load(last_block + row + i) - first), other=0.0)
+            at += G * width
+        score = tl.where(closed, score, -1.0)
+    else:
+        score = tl.load(at, mask=closed, other=-1.0)
     limit = count
     weight = column
     if TOKENS:
-        weight = tl.load(offsets + j + 1, mask=inside, other=1) - tl.load(offsets + j, mask=inside, other=0)
+        listed = closed | forced
+        weight = tl.load(offsets + j + 1, mask=listed, other=1) - tl.load(offsets + j, mask=listed, other=0)
         score = score / weight.to(tl.float32)
         limit = budget
-    key = tl.where(forced, 0x7F800000, tl.where(closed, score.to(tl.int32, bitcast=True), -1))
+    key = tl.where(forced, 0x7F800000, score.to(tl.int32, bitcast=True))
 
-    # edge: the largest v for which the blocks with key >= v are too many, bracketed downwards from the best score, then
-    # bisected; -1 where all candidates fit.
-    edge = tl.full([], -1, tl.int32)
+    # low: the largest v for which the blocks with key >= v are too many, bracketed downwards from the best score, then
+    # bisected.
     candidate = key >= 0
+    pick = candidate
     over = tl.sum(candidate.to(tl.int32)) > count
     if TOKENS:
         over = over | (tl.sum(tl.where(candidate, weight, 0)) > limit)
@@ -118,6 +128,7 @@ def _select(
             if not many:
                 high = low
             step *= 2
+        tie = True
         while high - low > 1:
             trial = low + (high - low) // 2
             above = key >= trial
@@ -128,26 +139,34 @@ def _select(
             low = tl.where(many, trial, low)
             high = tl.where(many, high, trial)
             if not TOKENS:
-                low = tl.where(taken == count, trial - 1, low)
-        edge = low
-    better = key > edge
-    pick = better & candidate
-    if over:
-        equal = key == edge
-        used_count = tl.sum(better.to(tl.int32))
-        fits = tl.cumsum(equal.to(tl.int32), 0) <= count - used_count
-        if TOKENS:
-            used_weight = tl.sum(tl.where(better, weight, 0))
-            fits = fits & (tl.cumsum(tl.where(equal, weight, 0), 0) <= limit - used_weight)
-        pick = better | (equal & fits)
-    place = tl.cumsum(pick.to(tl.int32), 0) - 1
-    found = tl.sum(pick.to(tl.int32))
+                tie = taken != count
+                low = tl.where(tie, low, trial - 1)
+        pick = key > low
+        if tie:
+            pick = pick | _first_equal(key, low, weight, count, limit, W, TOKENS)
+    words = tl.sum(tl.where(pick, 1 << lane, 0).to(tl.uint32), 1)
+    picked = popcount(words)
+    found = tl.sum(picked)
+    before = popcount(words[:, None] & ((1 << lane) - 1).to(tl.uint32)[None, :])
+    place = (tl.cumsum(picked, 0) - picked)[:, None] + before
     slot = tl.arange(0, SLOTS)
     out = chosen + (row.to(tl.int64) * G + g) * count
     for _ in range(last - row + 1):
         tl.store(out + place, j, mask=pick)
         tl.store(out + slot, tl.full([SLOTS], -1, tl.int32), mask=(slot >= found) & (slot < count))
         out += G * count
+
+
+@triton.jit
+def _first_equal(key, edge, weight, count, limit, W: tl.constexpr, TOKENS: tl.constexpr):
+    """The first blocks with key == edge that fit beside those above it."""
+    better = key > edge
+    equal = tl.reshape(key == edge, [W])
+    fits = tl.cumsum(equal.to(tl.int32), 0) <= count - tl.sum(better.to(tl.int32))
+    if TOKENS:
+        room = limit - tl.sum(tl.where(better, weight, 0))
+        fits = fits & (tl.cumsum(tl.where(equal, tl.reshape(weight, [W]), 0), 0) <= room)
+    return tl.reshape(equal & fits, [W // 32, 32])
 
 
 def topk_forward(
@@ -186,7 +205,8 @@ def topk_forward(
         launch(_score, (cdiv(scored - begin, tile.rows), groups, cdiv(width, tile.keys)),
             q, pooled_k, q if bias is None else bias, lse, scores,
             blocks.position, blocks.first_block, blocks.last_block, blocks.end,
-            begin, scored, rows, blocks.num_blocks, width, scale * LOG2E,
+            begin, scored, rows, blocks.num_blocks, width, heads // groups,
+            scale * LOG2E,
             H=heads, G=groups, D=dim, DP=padded(dim), BM=tile.rows, BN=tile.keys,
             BIAS=bias is not None, PREC=precision(q.dtype), STAGES=tile.stages, num_warps=tile.warps,
         )  # fmt: skip
