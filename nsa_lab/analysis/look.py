@@ -53,16 +53,22 @@ def look(model: VideoNSAForConditionalGeneration, batch: Mapping[str, Any], quer
 
     # The branches share one BranchInputs, whose notes are complete when the last of them is done.
     hooks = [model.model.language_model.register_forward_pre_hook(keep_embeddings, with_kwargs=True)]
-    for index, layer in model.sparse_layers().items():
+    sparse = model.sparse_layers()
+    fusible = {index: layer.fusible for index, layer in sparse.items()}
+    for index, layer in sparse.items():
         last = list(layer.branches.values())[-1]
         hooks.append(last.register_forward_hook(_keeper(layers, index, query)))
     was_training = model.training
     try:
         model.eval()
+        for layer in sparse.values():
+            layer.fusible = False  # a backend that computes all branches in one call would pass the hooks by
         inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
         model(**inputs, use_cache=False, logits_to_keep=1)
     finally:
         model.train(was_training)
+        for index, layer in sparse.items():
+            layer.fusible = fusible[index]
         for hook in hooks:
             hook.remove()
     return Look(layers, embeddings[0], query)

@@ -1,5 +1,7 @@
 """Looking at one forward: it reports what the layer did, and leaves the model as it was."""
 
+import os
+
 import pytest
 import torch
 
@@ -30,13 +32,18 @@ def seen_by_recording(model, batch):
     return records
 
 
-def test_chosen_blocks_are_those_that_the_layer_recorded(make_model):
-    model = make_model("attention.partition.kind=frame")
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_chosen_blocks_are_those_that_the_layer_recorded(make_model, backend):
+    """`triton` computes all branches in one call, unless it is looked at."""
+    if backend == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("needs TRITON_INTERPRET=1")
+    model = make_model("attention.partition.kind=frame", f"attention.backend={backend}")
     batch = model_batch(model, [SHAPE])
     seen, records = look(model, batch, QUERY), seen_by_recording(model, batch)
     assert set(seen.layers) == set(records) == {0, 1}
     for layer, record in records.items():
         assert torch.equal(seen.layers[layer].chosen, record.notes["blocks"][QUERY])
+    assert all(layer.fusible for layer in model.sparse_layers().values())
     assert seen.layers[0].partition.block_id.tolist() == [i // 3 for i in range(24)]  # frames of 6, blocks of 4
 
 
