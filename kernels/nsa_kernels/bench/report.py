@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from nsa_kernels.bench.flex import MASK_ROWS
 from nsa_kernels.bench.records import Case, Result, Row, latest
 
 START, END = "<!-- bench table: start -->", "<!-- bench table: end -->"
@@ -96,7 +97,7 @@ def label(case: Case) -> str:
         return case.op
     name = "ours" if case.op == "layer" else case.op
     tile = f", query tile {case.query_tile}" if case.query_tile > 1 else ""
-    alone = " (selection only)" if case.op == "flex" else ""
+    alone = f" (selection only, {MASK_ROWS} queries share a choice)" if case.op == "flex" else ""
     return f"{name} {case.block_size} x {case.block_count}{tile}{alone}"
 
 
