@@ -52,7 +52,9 @@ def report(
 ) -> None:
     """Write RESULTS.md from the rows of a comparison.
 
-    `nsa-lab report sweeps/partition.py experiments/results/partition.csv`
+    `nsa-lab report sweeps/partition.py experiments/results/partition/runs.csv`
+
+    A paragraph of FILE's docstring that begins with Found: stands at the top.
     """
     from nsa_lab.comparison import report as write
 

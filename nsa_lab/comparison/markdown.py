@@ -50,8 +50,10 @@ def format_interval(metric: str, value: Interval, sign: str = "") -> str:
 
 
 def _question(comparison: Comparison) -> str:
+    """The first paragraph of the file's docstring and, where there is one, that which says what was found."""
     text = ast.get_docstring(ast.parse(comparison.path.read_text())) or ""
-    return text.split("\n\n")[0]
+    first, *others = text.split("\n\n")
+    return "\n\n".join([first, *(text for text in others if text.startswith("Found:"))])
 
 
 def _how_to_read(comparison: Comparison, rows: Sequence[Row]) -> str:

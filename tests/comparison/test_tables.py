@@ -14,6 +14,8 @@ from nsa_lab.errors import NsaLabError
 
 FILE = '''"""Question: which is best?
 
+Found: the good one.
+
 Command: none
 """
 EXPERIMENTS = ("base.yaml",)
@@ -77,7 +79,7 @@ def test_means_are_over_the_seeds_that_were_measured(comparison):
 
 def test_the_markdown_says_what_differs_and_what_does_not(comparison):
     text = to_markdown(comparison, rows_of(plain=0.0, good=0.1, same=0.0))
-    assert "Question: which is best?" in text and "Command" not in text
+    assert "Question: which is best?\n\nFound: the good one.\n\n" in text and "Command" not in text
     assert "better than `plain`: good." in text and "same" not in text.partition("adjusted p <")[2].partition("\n")[0]
     assert "6 seeds, 5 steps" in text and "0.03125 for 6" in text
     assert "| good | 60.7 ± " in text and "**+10.0 ± " in text
