@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +58,12 @@ class Blocks:
     def most(self, begin: int, end: int) -> int:
         """At most how many blocks of its sample have begun at a query of begin..end."""
         return max(self.sizes[1 + begin // REACH_ROWS : 2 + (end - 1) // REACH_ROWS], default=0)
+
+    @property
+    def compiled_for(self) -> tuple[Any, ...]:
+        """What kernels are compiled for: sizes in powers of two, permuted or not, whether every key is a query."""
+        longest, *most = (max(0, size - 1).bit_length() for size in self.sizes)
+        return longest, tuple(sorted(set(most))), self.order is None, self.identity
 
     @property
     def num_blocks(self) -> int:

@@ -10,12 +10,13 @@ from nsa_kernels.blocks import Blocks
 from nsa_kernels.combine.backward import combine_backward
 from nsa_kernels.compression.backward import compression_backward
 from nsa_kernels.compression.pooling import pool_backward
-from nsa_kernels.layer_forward import Plan, column, design
-from nsa_kernels.runtime import compile_together
+from nsa_kernels.layer_forward import Plan, column
+from nsa_kernels.runtime import compiled_together
 from nsa_kernels.selection.backward import selection_backward
 from nsa_kernels.window.backward import window_backward
 
 
+@compiled_together
 def layer_backward(
     q: Tensor,
     k: Tensor,
@@ -29,24 +30,7 @@ def layer_backward(
     given_pooled: bool,
 ) -> list[Tensor]:
     """[dq, dk, dv, dgates], and d pooled_k and d pooled_v where they were given and the compression branch is on."""
-    arguments = (q, k, v, gates, do.contiguous(), kept, bias, blocks, plan, given_pooled)
-    key = design(q, k, gates, (bias,), blocks, plan)
-    compile_together(("backward", given_pooled, *key), lambda: _run(*arguments))
-    return _run(*arguments)
-
-
-def _run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Tensor,
-    do: Tensor,
-    kept: dict[str, Tensor],
-    bias: Tensor | None,
-    blocks: Blocks,
-    plan: Plan,
-    given_pooled: bool,
-) -> list[Tensor]:
+    do = do.contiguous()
     branches = plan.branches
     dgates, _ = combine_backward([kept[name] for name in branches], gates, do, False)
     dq: Tensor | None = None

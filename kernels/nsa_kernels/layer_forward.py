@@ -1,8 +1,6 @@
 """The forward of `video_nsa`, kernel by kernel."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +9,7 @@ from nsa_kernels.blocks import Blocks
 from nsa_kernels.combine.forward import combine_forward
 from nsa_kernels.compression.forward import compression_forward
 from nsa_kernels.compression.pooling import pool_forward
-from nsa_kernels.runtime import compile_together, padded
+from nsa_kernels.runtime import compiled_together
 from nsa_kernels.selection.forward import selection_forward
 from nsa_kernels.topk.forward import topk_forward
 from nsa_kernels.window.forward import window_forward
@@ -36,6 +34,7 @@ class Plan:
         return [name for name, enabled in on.items() if enabled]
 
 
+@compiled_together
 def layer_forward(
     q: Tensor,
     k: Tensor,
@@ -50,35 +49,6 @@ def layer_forward(
     plan: Plan,
 ) -> dict[str, Tensor]:
     """`out`, and what the backward needs: each branch's output and log-sum-exp, pooled keys and values, chosen."""
-    arguments = (q, k, v, gates, pooled_k, pooled_v, bias, leader, chosen, blocks, plan)
-    key = design(q, k, gates, (pooled_k, pooled_v, bias, leader, chosen), blocks, plan)
-    compile_together(("forward", *key), lambda: _run(*arguments))
-    return _run(*arguments)
-
-
-def design(
-    q: Tensor, k: Tensor, gates: Tensor, optional: Sequence[Tensor | None], blocks: Blocks, plan: Plan
-) -> tuple[Any, ...]:
-    """What the kernels are compiled for."""
-    absent = tuple(x is None for x in optional)
-    widths = tuple(sorted({padded(most) for most in blocks.sizes[1:]}))
-    geometry = (padded(blocks.longest), blocks.order is None, blocks.identity, widths)
-    return q.device, q.dtype, gates.dtype, q.shape[1:], k.shape[1], len(q) > 0, plan, absent, geometry
-
-
-def _run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Tensor,
-    pooled_k: Tensor | None,
-    pooled_v: Tensor | None,
-    bias: Tensor | None,
-    leader: Tensor | None,
-    chosen: Tensor | None,
-    blocks: Blocks,
-    plan: Plan,
-) -> dict[str, Tensor]:
     kept: dict[str, Tensor] = {}
     choose = plan.slots > 0 and chosen is None
     if plan.compression or choose:

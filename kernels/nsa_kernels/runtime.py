@@ -1,11 +1,12 @@
 """What every kernel needs to know about where it runs: precision, padded sizes, tiles, and the memory it may take."""
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import triton
@@ -13,6 +14,8 @@ from torch import Tensor
 
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
 """Kernels run on the CPU, slowly and in float32 or float16 only; set TRITON_INTERPRET=1 before the first import."""
+
+Run = TypeVar("Run", bound=Callable[..., Any])
 
 LOG2E = 1.4426950408889634
 WORKSPACE_BYTES = 2 * 2**30
@@ -107,10 +110,25 @@ def compiling() -> Iterator[None]:
 _compiled: set[tuple[Any, ...]] = set()
 
 
-def compile_together(key: tuple[Any, ...], run: Callable[[], Any]) -> None:
-    """The first time a key comes, compile all kernels that `run` launches, side by side."""
-    if INTERPRET or _warming or key in _compiled:
-        return
-    with compiling():
-        run()
-    _compiled.add(key)
+def compiled_together(run: Run) -> Run:
+    """A function whose kernels are compiled side by side, before its first run with arguments of a kind."""
+
+    @functools.wraps(run)
+    def wrapped(*arguments: Any) -> Any:
+        key = (run, *map(_kind, arguments))
+        if not (INTERPRET or _warming or key in _compiled):
+            with compiling():
+                run(*arguments)
+            _compiled.add(key)
+        return run(*arguments)
+
+    return cast(Run, wrapped)
+
+
+def _kind(argument: Any) -> Any:
+    """What kernels are compiled for: of a tensor all but its length, of other objects what `compiled_for` says."""
+    if isinstance(argument, Tensor):
+        return argument.device, argument.dtype, argument.shape[1:], len(argument) > 0
+    if isinstance(argument, dict):
+        return tuple(argument)
+    return getattr(argument, "compiled_for", argument)
