@@ -7,6 +7,9 @@ of the base experiment's clips.
 Command:  nsa-lab sweep sweeps/block_budget.py --trials 60 --workers 2
 Cost:     60 runs of experiments/tasks/needle.yaml, minus the infeasible designs, which cost nothing:
           about 4 minutes each on two CPU cores, so 2 to 4 hours.
+Price:    keys read are not milliseconds. At the 7B head layout, 32,768 tokens, one H200: blocks of 64 x 32 take 7.55 ms
+          forward and 20.8 with the backward, 128 x 16 (as many keys) 5.7 and 24.1; a shared choice (query_tile 16 or
+          64) saves next to nothing yet (kernels/README.md).
 Expected: not measured yet. Text rows attend densely and can find the event themselves, so accuracy may hardly
           depend on the branches; then the front is the cheapest design that trains.
 """
