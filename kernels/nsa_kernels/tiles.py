@@ -75,13 +75,6 @@ def store_near_rows(x, value, rows, seen, stride: tl.constexpr, D: tl.constexpr,
 
 
 @triton.jit
-def dot_halves(a0, a1, b0, b1, PREC: tl.constexpr):
-    """a b^T of a [BM, 2 HD] and b [BN, 2 HD], each given as its left and right columns."""
-    left = tl.dot(a0, tl.trans(b0), input_precision=PREC)
-    return tl.dot(a1, tl.trans(b1), left, input_precision=PREC)
-
-
-@triton.jit
 def add_query_gradient(acc, s, k, v, do, lse, gate, delta, PREC: tl.constexpr):
     """acc [BM, DP] plus what base-2 logits s [BM, BN] of one tile of keys give dq (FlashAttention-2, algorithm 2)."""
     p = exp2(s - lse[:, None]) * gate[:, None]

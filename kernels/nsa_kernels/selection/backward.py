@@ -14,26 +14,31 @@ from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import INTERPRET, LOG2E, Tile, empty, launch, padded, precision
-from nsa_kernels.selection.forward import (
-    JOIN_STEP,
-    entries_to_mask,
-    half,
-    join_warps,
-    pairs_of_tile,
-    seen_keys,
-    shape_of,
-)
+from nsa_kernels.selection.forward import JOIN_STEP, join_warps, shape_of
 from nsa_kernels.selection.lists import build_lists
 from nsa_kernels.selection.split import most_keys, split_blocks
-from nsa_kernels.tiles import dot_halves, exp2, load_rows, near_rows, store_near_rows, store_rows
+from nsa_kernels.selection.walk import (
+    block_keys,
+    dot_halves,
+    entries_to_mask,
+    half,
+    list_part,
+    load_halves,
+    near_halves,
+    pairs_of_tile,
+    seen_keys,
+    store_products,
+)
+from nsa_kernels.tiles import exp2, load_rows, store_rows
 from nsa_kernels.workspace import selection_chunk
 
 
 @triton.jit
 def _add_rows(x, left, right, rows, seen, stride, D: tl.constexpr, HD: tl.constexpr):
     """Add the two halves of [BN, D] to rows of x."""
-    left += load_rows(x, rows, seen, stride, HD, HD)
-    right += load_rows(x + HD, rows, seen, stride, D - HD, HD)
+    old_left, old_right = load_halves(x, rows, seen, stride, D, HD)
+    left += old_left
+    right += old_right
     store_rows(x, left, rows, seen, stride, HD, HD)
     store_rows(x + HD, right, rows, seen, stride, D - HD, HD)
 
@@ -49,32 +54,18 @@ def _visit(
 ):  # fmt: skip
     R: tl.constexpr = H // G
     PAIRS: tl.constexpr = BM // R
-    item = tl.program_id(0)
-    column = tl.load(item_block + item)
+    column = tl.load(item_block + tl.program_id(0))
     if column >= G * N:
         return
     g = column // N
     block = column % N
-    part = item - tl.load(item_begin + column)
-    begin = part * PER_ITEM
-    stop = tl.minimum(begin + PER_ITEM, tl.load(list_count + column))
-    entry_at = entries + tl.load(list_begin + column)
-    place = tl.load(offsets + block)
-    length = tl.load(offsets + block + 1) - place
-    n = tl.arange(0, BN)
+    begin, stop, entry_at = list_part(entries, list_begin, list_count, item_begin, column, PER_ITEM)
+    place, length, n, key = block_keys(offsets, order, block, BN, PERMUTED)
     inside = n < length
-    key = place + n
-    if PERMUTED:
-        key = tl.load(order + key, mask=inside, other=0)
-    k0 = load_rows(k + g * D, key, inside, G * D, HD, HD)
-    k1 = load_rows(k + g * D + HD, key, inside, G * D, D - HD, HD)
-    v0 = load_rows(v + g * D, key, inside, G * D, HD, HD)
-    v1 = load_rows(v + g * D + HD, key, inside, G * D, D - HD, HD)
-    first = query_begin + tl.load(entry_at) // S
-    if not IDENTITY:
-        first = tl.load(position + first)
+    k0, k1 = load_halves(k + g * D, key, inside, G * D, D, HD)
+    v0, v1 = load_halves(v + g * D, key, inside, G * D, D, HD)
     masked = entries_to_mask(
-        query_at, tl.load(start + block), tl.load(end + block), first, query_begin, stop, length == BN
+        query_at, start, end, position, entry_at, block, query_begin, stop, length == BN, S, IDENTITY
     )
     acc_k0 = tl.zeros([BN, HD], tl.float32)
     acc_k1 = tl.zeros([BN, HD], tl.float32)
@@ -94,10 +85,8 @@ def _visit(
         entry = tl.load(entry_at + tl.minimum(pair, stop - 1))
         query = entry // S
         row = query * H + head
-        q0 = near_rows(q, row, D, HD, HD)
-        q1 = near_rows(q + HD, row, D, D - HD, HD)
-        do0 = near_rows(do, row, D, HD, HD)
-        do1 = near_rows(do + HD, row, D, D - HD, HD)
+        q0, q1 = near_halves(q, row, D, HD)
+        do0, do1 = near_halves(do, row, D, HD)
         lse_t = tl.load(lse + row, mask=real, other=float("inf"))
         delta_t = tl.load(delta + row)
         p = exp2(dot_halves(q0, q1, k0, k1, PREC) * scale2 - lse_t[:, None])
@@ -112,16 +101,14 @@ def _visit(
         acc_v1 = tl.dot(weight, do1, acc_v1, input_precision=PREC)
         acc_k0 = tl.dot(tl.trans(ds), q0, acc_k0, input_precision=PREC)
         acc_k1 = tl.dot(tl.trans(ds), q1, acc_k1, input_precision=PREC)
-        slot = entry * R + head
-        store_near_rows(partial, tl.dot(ds, k0, input_precision=PREC), slot, real, D, HD, HD)
-        store_near_rows(partial + HD, tl.dot(ds, k1, input_precision=PREC), slot, real, D, D - HD, HD)
+        store_products(partial, ds, k0, k1, entry * R + head, real, D, HD, PREC)
     acc_k0 *= scale
     acc_k1 *= scale
-    if part == 0:
+    if begin == 0:
         _add_rows(dk + g * D, acc_k0, acc_k1, key, inside, G * D, D, HD)
         _add_rows(dv + g * D, acc_v0, acc_v1, key, inside, G * D, D, HD)
     else:
-        at = (tl.load(extra_begin + column) + part - 1).to(tl.int64) * BN + n
+        at = (tl.load(extra_begin + column) + begin // PER_ITEM - 1).to(tl.int64) * BN + n
         store_rows(extra_k, acc_k0, at, inside, D, HD, HD)
         store_rows(extra_k + HD, acc_k1, at, inside, D, D - HD, HD)
         store_rows(extra_v, acc_v0, at, inside, D, HD, HD)
@@ -141,13 +128,8 @@ def _gather(
         return
     g = column // N
     block = column % N
-    place = tl.load(offsets + block)
-    length = tl.load(offsets + block + 1) - place
-    n = tl.arange(0, BN)
+    _, length, n, key = block_keys(offsets, order, block, BN, PERMUTED)
     inside = n < length
-    key = place + n
-    if PERMUTED:
-        key = tl.load(order + key, mask=inside, other=0)
     at = tl.load(extra_begin + column).to(tl.int64) * BN + n
     sum_k = load_rows(dk + g * D, key, inside, G * D, D, DP)
     sum_v = load_rows(dv + g * D, key, inside, G * D, D, DP)

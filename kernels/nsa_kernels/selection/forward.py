@@ -17,38 +17,20 @@ from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import INTERPRET, LOG2E, Tile, empty, launch, padded, precision
 from nsa_kernels.selection.lists import build_lists
 from nsa_kernels.selection.split import most_keys, split_blocks
-from nsa_kernels.tiles import dot_halves, exp2, load_rows, near_rows, store_near_rows
+from nsa_kernels.selection.walk import (
+    block_keys,
+    dot_halves,
+    entries_to_mask,
+    half,
+    list_part,
+    load_halves,
+    near_halves,
+    pairs_of_tile,
+    seen_keys,
+    store_products,
+)
+from nsa_kernels.tiles import exp2
 from nsa_kernels.workspace import Shape, selection_chunk
-
-
-@triton.jit
-def pairs_of_tile(BM: tl.constexpr, R: tl.constexpr):
-    """For BM rows that hold BM // R (query, group) pairs of R heads: the row's pair, its head, whether it has one."""
-    row = tl.arange(0, BM)
-    whole = row < BM // R * R
-    return tl.where(whole, row // R, 0), tl.where(whole, row % R, 0), whole
-
-
-@triton.jit
-def entries_to_mask(query_at, start, end, first, query_begin, stop, whole):
-    """So many first entries of a list may see a part of the block: the queries inside it, where none stands before.
-
-    first: position of the list's first query. whole: the block fills its tile of keys.
-    """
-    masked = stop
-    if whole & (first >= start):
-        masked = tl.maximum(tl.load(query_at + end) - tl.maximum(tl.load(query_at + start), query_begin), 0)
-    return masked
-
-
-@triton.jit
-def seen_keys(key, n, place, length, pos, PERMUTED: tl.constexpr):
-    """[rows, BN]: which keys n of a block of `length`, the first at `place`, stand at or before positions pos."""
-    if PERMUTED:
-        return (n < length)[None, :] & (key[None, :] <= pos[:, None])
-    # One comparison with a number per row: thresholds per key would stay in registers through the whole walk.
-    return n[None, :] <= tl.minimum(pos - place, length - 1)[:, None]
-
 
 JOIN_STEP = 8
 """Slots whose loads are in flight together when a query joins its partial outputs."""
@@ -64,31 +46,17 @@ def _visit(
 ):  # fmt: skip
     R: tl.constexpr = H // G
     PAIRS: tl.constexpr = BM // R
-    item = tl.program_id(0)
-    column = tl.load(item_block + item)
+    column = tl.load(item_block + tl.program_id(0))
     if column >= G * N:
         return
     g = column // N
     block = column % N
-    begin = (item - tl.load(item_begin + column)) * PER_ITEM
-    stop = tl.minimum(begin + PER_ITEM, tl.load(list_count + column))
-    entry_at = entries + tl.load(list_begin + column)
-    place = tl.load(offsets + block)
-    length = tl.load(offsets + block + 1) - place
-    n = tl.arange(0, BN)
-    key = place + n
-    if PERMUTED:
-        key = tl.load(order + key, mask=n < length, other=0)
-    inside = n < length
-    k0 = load_rows(k + g * D, key, inside, G * D, HD, HD)
-    k1 = load_rows(k + g * D + HD, key, inside, G * D, D - HD, HD)
-    v0 = load_rows(v + g * D, key, inside, G * D, HD, HD)
-    v1 = load_rows(v + g * D + HD, key, inside, G * D, D - HD, HD)
-    first = query_begin + tl.load(entry_at) // S
-    if not IDENTITY:
-        first = tl.load(position + first)
+    begin, stop, entry_at = list_part(entries, list_begin, list_count, item_begin, column, PER_ITEM)
+    place, length, n, key = block_keys(offsets, order, block, BN, PERMUTED)
+    k0, k1 = load_halves(k + g * D, key, n < length, G * D, D, HD)
+    v0, v1 = load_halves(v + g * D, key, n < length, G * D, D, HD)
     masked = entries_to_mask(
-        query_at, tl.load(start + block), tl.load(end + block), first, query_begin, stop, length == BN
+        query_at, start, end, position, entry_at, block, query_begin, stop, length == BN, S, IDENTITY
     )
 
     pair_in_tile, head, whole = pairs_of_tile(BM, R)
@@ -100,9 +68,7 @@ def _visit(
         real = whole & (pair < stop)
         entry = tl.load(entry_at + tl.minimum(pair, stop - 1))
         query = entry // S
-        row = query * H + head
-        q0 = near_rows(q, row, D, HD, HD)
-        q1 = near_rows(q + HD, row, D, D - HD, HD)
+        q0, q1 = near_halves(q, query * H + head, D, HD)
         s = dot_halves(q0, q1, k0, k1, PREC)
         if pair0 < masked:
             pos = query_begin + query
@@ -116,8 +82,7 @@ def _visit(
         p = (p * (1.0 / tl.where(l == 0, 1.0, l))[:, None]).to(v0.dtype)
         slot = entry * R + head
         tl.store(partial_lse + slot, m + tl.log2(l), mask=real)
-        store_near_rows(partial, tl.dot(p, v0, input_precision=PREC), slot, real, D, HD, HD)
-        store_near_rows(partial + HD, tl.dot(p, v1, input_precision=PREC), slot, real, D, D - HD, HD)
+        store_products(partial, p, v0, v1, slot, real, D, HD, PREC)
 
 
 @triton.jit(do_not_specialize=["query_begin", "queries"])
@@ -163,11 +128,6 @@ def shape_of(q: Tensor, k: Tensor, chosen: Tensor, blocks: Blocks) -> Shape:
     return Shape(
         rows, len(k), blocks.num_blocks, heads, k.shape[1], dim, chosen.shape[2], blocks.longest, q.element_size()
     )
-
-
-def half(dim: int) -> int:
-    """Columns of one half of a row: the right one is padded."""
-    return padded(dim, 32) // 2
 
 
 def per_item(ratio: int) -> int:

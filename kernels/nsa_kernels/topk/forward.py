@@ -103,47 +103,13 @@ def _select(
         limit = budget
     key = tl.where(forced, 0x7F800000, score.to(tl.int32, bitcast=True))
 
-    # low: the largest v for which the blocks with key >= v are too many, bracketed downwards from the best score, then
-    # bisected.
     candidate = key >= 0
     pick = candidate
-    over = tl.sum(candidate.to(tl.int32)) > count
-    if TOKENS:
-        over = over | (tl.sum(tl.where(candidate, weight, 0)) > limit)
-    if over:
-        low = tl.max(tl.where(forced, -1, key)) + 1
-        forced_alone = tl.sum((key >= low).to(tl.int32)) > count
-        if TOKENS:
-            forced_alone = forced_alone | (tl.sum(tl.where(key >= low, weight, 0)) > limit)
-        low = tl.where(forced_alone, 0x7F800001, low)
-        high = low
-        step = tl.full([], 1 << 21, tl.int32)
-        while (low == high) & (low > 0):
-            high = low
-            low = tl.maximum(low - step, 0)
-            above = key >= low
-            many = tl.sum(above.to(tl.int32)) > count
-            if TOKENS:
-                many = many | (tl.sum(tl.where(above, weight, 0)) > limit)
-            if not many:
-                high = low
-            step *= 2
-        tie = True
-        while high - low > 1:
-            trial = low + (high - low) // 2
-            above = key >= trial
-            taken = tl.sum(above.to(tl.int32))
-            many = taken > count
-            if TOKENS:
-                many = many | (tl.sum(tl.where(above, weight, 0)) > limit)
-            low = tl.where(many, trial, low)
-            high = tl.where(many, high, trial)
-            if not TOKENS:
-                tie = taken != count
-                low = tl.where(tie, low, trial - 1)
-        pick = key > low
+    if _too_many(candidate, weight, count, limit, TOKENS):
+        edge, tie = _edge(key, forced, weight, count, limit, TOKENS)
+        pick = key > edge
         if tie:
-            pick = pick | _first_equal(key, low, weight, count, limit, W, TOKENS)
+            pick = pick | _first_equal(key, edge, weight, count, limit, W, TOKENS)
     words = tl.sum(tl.where(pick, 1 << lane, 0).to(tl.uint32), 1)
     picked = popcount(words)
     found = tl.sum(picked)
@@ -155,6 +121,47 @@ def _select(
         tl.store(out + place, j, mask=pick)
         tl.store(out + slot, tl.full([SLOTS], -1, tl.int32), mask=(slot >= found) & (slot < count))
         out += G * count
+
+
+@triton.jit
+def _too_many(taken, weight, count, limit, TOKENS: tl.constexpr):
+    """Whether the blocks `taken` are more than `count`, or hold more than `limit` tokens."""
+    many = tl.sum(taken.to(tl.int32)) > count
+    if TOKENS:
+        many = many | (tl.sum(tl.where(taken, weight, 0)) > limit)
+    return many
+
+
+@triton.jit
+def _edge(key, forced, weight, count, limit, TOKENS: tl.constexpr):
+    """The largest v for which the blocks with key >= v are too many, and whether some with key == v may yet fit.
+
+    Bracketed downwards from the best score, then bisected.
+    """
+    low = tl.max(tl.where(forced, -1, key)) + 1
+    low = tl.where(_too_many(key >= low, weight, count, limit, TOKENS), 0x7F800001, low)
+    high = low
+    step = tl.full([], 1 << 21, tl.int32)
+    while (low == high) & (low > 0):
+        high = low
+        low = tl.maximum(low - step, 0)
+        if not _too_many(key >= low, weight, count, limit, TOKENS):
+            high = low
+        step *= 2
+    tie = True
+    while high - low > 1:
+        trial = low + (high - low) // 2
+        above = key >= trial
+        taken = tl.sum(above.to(tl.int32))
+        many = taken > count
+        if TOKENS:
+            many = many | (tl.sum(tl.where(above, weight, 0)) > limit)
+        low = tl.where(many, trial, low)
+        high = tl.where(many, high, trial)
+        if not TOKENS:
+            tie = taken != count
+            low = tl.where(tie, low, trial - 1)
+    return low, tie
 
 
 @triton.jit
