@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from nsa_kernels.blocks import Blocks, blocks_from_offsets, uniform_blocks
+from nsa_kernels.mixed_precision import autocast
 
 if TYPE_CHECKING or find_spec("triton") is not None:
     from nsa_kernels.combine.op import combine_branches
@@ -19,6 +20,7 @@ if TYPE_CHECKING or find_spec("triton") is not None:
 
 __all__ = [
     "Blocks",
+    "autocast",
     "blocks_from_offsets",
     "choose_blocks",
     "combine_branches",

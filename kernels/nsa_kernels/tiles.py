@@ -75,6 +75,36 @@ def store_near_rows(x, value, rows, seen, stride: tl.constexpr, D: tl.constexpr,
 
 
 @triton.jit
+def online_softmax(m, l, s, MASK: tl.constexpr):
+    """Base-2 logits s [BM, BN] join rows with maximum m and sum l: both anew, the probabilities, and the factor for
+    what was summed before (FlashAttention-2, algorithm 1). MASK: a row may have seen nothing yet."""
+    m_new = tl.maximum(m, tl.max(s, 1))
+    shift = m_new
+    if MASK:
+        shift = tl.where(m_new == float("-inf"), 0.0, m_new)
+    p = exp2(s - shift[:, None])
+    alpha = exp2(m - shift)
+    return m_new, l * alpha + tl.sum(p, 1), p, alpha
+
+
+@triton.jit
+def gradient_rows(
+    q, do, lse, delta, gate, h, rows, real, Tq,
+    H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, GATE: tl.constexpr,
+):  # fmt: skip
+    """Queries and output gradients [BM, DP] of head h, and their log-sum-exps, deltas and gates [BM]."""
+    qt = load_rows(q + h * D, rows, real, H * D, D, DP)
+    dot = load_rows(do + h * D, rows, real, H * D, D, DP)
+    row = h.to(tl.int64) * Tq + rows
+    lse_t = tl.load(lse + row, mask=real, other=float("inf"))
+    delta_t = tl.load(delta + row, mask=real, other=0.0)
+    gate_t = tl.full([BM], 1.0, tl.float32)
+    if GATE:
+        gate_t = tl.load(gate + row, mask=real, other=0.0)
+    return qt, dot, lse_t, delta_t, gate_t
+
+
+@triton.jit
 def add_query_gradient(acc, s, k, v, do, lse, gate, delta, PREC: tl.constexpr):
     """acc [BM, DP] plus what base-2 logits s [BM, BN] of one tile of keys give dq (FlashAttention-2, algorithm 2)."""
     p = exp2(s - lse[:, None]) * gate[:, None]

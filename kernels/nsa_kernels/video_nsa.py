@@ -15,6 +15,7 @@ from nsa_kernels.blocks import Blocks
 from nsa_kernels.compression.op import as_bias
 from nsa_kernels.layer_backward import layer_backward
 from nsa_kernels.layer_forward import Plan, layer_forward
+from nsa_kernels.mixed_precision import autocast
 
 
 def video_nsa(
@@ -75,7 +76,8 @@ def video_nsa_with_blocks(
     chosen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """`video_nsa`, and the blocks that were read: [Tq, G, block_count] int32, or None without selection."""
-    q, k, v, pooled = _cast(q, k, v, pooled)
+    q, k, v = autocast(q, k, v)
+    pooled = None if pooled is None else autocast(*pooled)
     names = tuple(branches)
     checks.check_branches(names)
     checks.check_keys(q, k, v, blocks)
@@ -125,17 +127,6 @@ def kept_bytes(
     if "compression" in branches or "selection" in branches:
         kept += (1 + ("compression" in branches)) * num_blocks * groups * head_dim * element_size
     return kept
-
-
-def _cast(
-    q: Tensor, k: Tensor, v: Tensor, pooled: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-    device = q.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-        pooled = None if pooled is None else (pooled[0].to(dtype), pooled[1].to(dtype))
-    return q, k, v, pooled
 
 
 def _places(compression: bool, slots: bool | int, pooled: bool, chosen: bool, window: bool | int = False) -> list[str]:

@@ -34,23 +34,11 @@ def combine_forward(outputs: list[Tensor], gates: Tensor) -> Tensor:
     first = outputs[0]
     out = empty(tuple(first.shape), first)
     count, dim = first.shape[0] * first.shape[1], first.shape[2]
-    a, b, c = three(outputs)
     if count:
-        launch(
-            _forward,
-            (cdiv(count, ROWS),),
-            a,
-            b,
-            c,
-            gates,
-            out,
-            count,
-            R=len(outputs),
-            D=dim,
-            DP=padded(dim),
-            ROWS=ROWS,
-            num_warps=4,
-        )
+        launch(_forward, (cdiv(count, ROWS),),
+            *three(outputs), gates, out, count,
+            R=len(outputs), D=dim, DP=padded(dim), ROWS=ROWS, num_warps=4,
+        )  # fmt: skip
     return out
 
 

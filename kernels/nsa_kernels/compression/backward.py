@@ -6,11 +6,33 @@ import triton.language as tl
 from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
+from nsa_kernels.compression.forward import blocks_of_rows
 from nsa_kernels.runtime import INTERPRET, LOG2E, cdiv, empty, key_tile, launch, padded, precision, query_tile
-from nsa_kernels.tiles import add_key_gradients, add_query_gradient, block_logits, exp2, load_rows, store_rows
+from nsa_kernels.tiles import (
+    add_key_gradients,
+    add_query_gradient,
+    block_logits,
+    exp2,
+    gradient_rows,
+    load_rows,
+    store_rows,
+)
 
 PROGRAMS = 1024
 """How many programs the gradient of the pooled keys is cut into, about: eight for each SM of an H200."""
+
+
+@triton.jit
+def _step(
+    acc, qt, dot, lse_t, delta_t, gate_t, pk, pv, bias, end, first, pos, j0, g, N, scale2,
+    MASK: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr,
+    BIAS: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    j = j0 + tl.arange(0, BN)
+    kt = load_rows(pk + g * D, j, j < N, G * D, D, DP)
+    vt = load_rows(pv + g * D, j, j < N, G * D, D, DP)
+    s = block_logits(qt, kt, bias, end, first, pos, j, N, scale2, MASK, BIAS, PREC)
+    return add_query_gradient(acc, s, kt, vt, dot, lse_t, gate_t, delta_t, PREC)
 
 
 @triton.jit(do_not_specialize=["Tq", "N"])
@@ -22,38 +44,21 @@ def _queries(
 ):  # fmt: skip
     h = tl.program_id(1)
     g = h // (H // G)
-    row0 = tl.program_id(0) * BM
-    rows = row0 + tl.arange(0, BM)
-    real = rows < Tq
-    pos = tl.load(position + rows, mask=real, other=-1)
-    first = tl.load(first_block + rows, mask=real, other=0)
-    last_row = tl.minimum(row0 + BM, Tq) - 1
-    begin = tl.load(first_block + row0)
-    stop = tl.load(last_block + last_row) + 1
-    one_sample = tl.load(first_block + last_row) == begin
-    closed = tl.load(closed_below + row0)
-    full = tl.where(one_sample, begin + (closed - begin) // BN * BN, begin)
-    qt = load_rows(q + h * D, rows, real, H * D, D, DP)
-    dot = load_rows(do + h * D, rows, real, H * D, D, DP)
-    row = h.to(tl.int64) * Tq + rows
-    lse_t = tl.load(lse + row, mask=real, other=float("inf"))
-    delta_t = tl.load(delta + row, mask=real, other=0.0)
-    gate_t = tl.full([BM], 1.0, tl.float32)
-    if GATE:
-        gate_t = tl.load(gate + row, mask=real, other=0.0)
+    rows, real, pos, first, begin, full, stop = blocks_of_rows(
+        position, first_block, last_block, closed_below, Tq, BM, BN
+    )
+    qt, dot, lse_t, delta_t, gate_t = gradient_rows(q, do, lse, delta, gate, h, rows, real, Tq, H, D, DP, BM, GATE)
     acc = tl.zeros([BM, DP], tl.float32)
     for j0 in range(begin, full, BN):
-        j = j0 + tl.arange(0, BN)
-        kt = load_rows(pk + g * D, j, j < N, G * D, D, DP)
-        vt = load_rows(pv + g * D, j, j < N, G * D, D, DP)
-        s = block_logits(qt, kt, bias, end, first, pos, j, N, scale2, False, BIAS, PREC)
-        acc = add_query_gradient(acc, s, kt, vt, dot, lse_t, gate_t, delta_t, PREC)
+        acc = _step(
+            acc, qt, dot, lse_t, delta_t, gate_t, pk, pv, bias, end, first, pos, j0, g, N, scale2,
+            False, G, D, DP, BN, BIAS, PREC,
+        )  # fmt: skip
     for j0 in range(full, stop, BN):
-        j = j0 + tl.arange(0, BN)
-        kt = load_rows(pk + g * D, j, j < N, G * D, D, DP)
-        vt = load_rows(pv + g * D, j, j < N, G * D, D, DP)
-        s = block_logits(qt, kt, bias, end, first, pos, j, N, scale2, True, BIAS, PREC)
-        acc = add_query_gradient(acc, s, kt, vt, dot, lse_t, gate_t, delta_t, PREC)
+        acc = _step(
+            acc, qt, dot, lse_t, delta_t, gate_t, pk, pv, bias, end, first, pos, j0, g, N, scale2,
+            True, G, D, DP, BN, BIAS, PREC,
+        )  # fmt: skip
     store_rows(dq + h * D, acc * scale, rows, real, H * D, D, DP)
 
 

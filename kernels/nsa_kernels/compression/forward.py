@@ -7,16 +7,13 @@ from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import LOG2E, cdiv, empty, launch, padded, precision, query_tile
-from nsa_kernels.tiles import block_logits, exp2, load_rows, store_rows
+from nsa_kernels.tiles import block_logits, load_rows, online_softmax, store_rows
 
 
-@triton.jit(do_not_specialize=["Tq", "N"])
-def _forward(
-    q, pk, pv, bias, out, lse, position, first_block, last_block, closed_below, end, Tq, N, scale2,
-    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BIAS: tl.constexpr, VALUES: tl.constexpr, PREC: tl.constexpr,
-):  # fmt: skip
-    h = tl.program_id(1)
+@triton.jit
+def blocks_of_rows(position, first_block, last_block, closed_below, Tq, BM: tl.constexpr, BN: tl.constexpr):
+    """This program's rows [BM]: their numbers, which exist, where they stand, their samples' first blocks; and the
+    blocks they see: from `begin`, up to `full` all rows every one, none from `stop` on."""
     row0 = tl.program_id(0) * BM
     rows = row0 + tl.arange(0, BM)
     real = rows < Tq
@@ -28,37 +25,48 @@ def _forward(
     one_sample = tl.load(first_block + last_row) == begin
     closed = tl.load(closed_below + row0)
     full = tl.where(one_sample, begin + (closed - begin) // BN * BN, begin)
+    return rows, real, pos, first, begin, full, stop
 
+
+@triton.jit
+def _step(
+    qt, pk, pv, bias, end, first, pos, m, l, acc, j0, g, N, scale2,
+    MASK: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr,
+    BIAS: tl.constexpr, VALUES: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    j = j0 + tl.arange(0, BN)
+    kt = load_rows(pk + g * D, j, j < N, G * D, D, DP)
+    s = block_logits(qt, kt, bias, end, first, pos, j, N, scale2, MASK, BIAS, PREC)
+    m, l, p, alpha = online_softmax(m, l, s, MASK)
+    if VALUES:
+        vt = load_rows(pv + g * D, j, j < N, G * D, D, DP)
+        acc = tl.dot(p.to(vt.dtype), vt, acc * alpha[:, None], input_precision=PREC)
+    return m, l, acc
+
+
+@triton.jit(do_not_specialize=["Tq", "N"])
+def _forward(
+    q, pk, pv, bias, out, lse, position, first_block, last_block, closed_below, end, Tq, N, scale2,
+    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BIAS: tl.constexpr, VALUES: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    h = tl.program_id(1)
+    rows, real, pos, first, begin, full, stop = blocks_of_rows(
+        position, first_block, last_block, closed_below, Tq, BM, BN
+    )
     g = h // (H // G)
     qt = load_rows(q + h * D, rows, real, H * D, D, DP)
     m = tl.full([BM], float("-inf"), tl.float32)
     l = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, DP], tl.float32)
     for j0 in range(begin, full, BN):
-        j = j0 + tl.arange(0, BN)
-        kt = load_rows(pk + g * D, j, j < N, G * D, D, DP)
-        s = block_logits(qt, kt, bias, end, first, pos, j, N, scale2, False, BIAS, PREC)
-        m_new = tl.maximum(m, tl.max(s, 1))
-        p = exp2(s - m_new[:, None])
-        alpha = exp2(m - m_new)
-        l = l * alpha + tl.sum(p, 1)
-        if VALUES:
-            vt = load_rows(pv + g * D, j, j < N, G * D, D, DP)
-            acc = tl.dot(p.to(vt.dtype), vt, acc * alpha[:, None], input_precision=PREC)
-        m = m_new
+        m, l, acc = _step(
+            qt, pk, pv, bias, end, first, pos, m, l, acc, j0, g, N, scale2, False, G, D, DP, BN, BIAS, VALUES, PREC
+        )
     for j0 in range(full, stop, BN):
-        j = j0 + tl.arange(0, BN)
-        kt = load_rows(pk + g * D, j, j < N, G * D, D, DP)
-        s = block_logits(qt, kt, bias, end, first, pos, j, N, scale2, True, BIAS, PREC)
-        m_new = tl.maximum(m, tl.max(s, 1))
-        shift = tl.where(m_new == float("-inf"), 0.0, m_new)
-        p = exp2(s - shift[:, None])
-        alpha = exp2(m - shift)
-        l = l * alpha + tl.sum(p, 1)
-        if VALUES:
-            vt = load_rows(pv + g * D, j, j < N, G * D, D, DP)
-            acc = tl.dot(p.to(vt.dtype), vt, acc * alpha[:, None], input_precision=PREC)
-        m = m_new
+        m, l, acc = _step(
+            qt, pk, pv, bias, end, first, pos, m, l, acc, j0, g, N, scale2, True, G, D, DP, BN, BIAS, VALUES, PREC
+        )
     nothing = l == 0
     # A row that sees nothing gets +inf, so that its probabilities exp2(s - lse) are zero wherever they are recomputed.
     tl.store(lse + h.to(tl.int64) * Tq + rows, tl.where(nothing, float("inf"), m + tl.log2(l)), mask=real)

@@ -27,6 +27,7 @@ from nsa_kernels.selection.walk import (
     near_halves,
     pairs_of_tile,
     seen_keys,
+    store_halves,
     store_products,
 )
 from nsa_kernels.tiles import exp2, load_rows, store_rows
@@ -37,10 +38,7 @@ from nsa_kernels.workspace import selection_chunk
 def _add_rows(x, left, right, rows, seen, stride, D: tl.constexpr, HD: tl.constexpr):
     """Add the two halves of [BN, D] to rows of x."""
     old_left, old_right = load_halves(x, rows, seen, stride, D, HD)
-    left += old_left
-    right += old_right
-    store_rows(x, left, rows, seen, stride, HD, HD)
-    store_rows(x + HD, right, rows, seen, stride, D - HD, HD)
+    store_halves(x, left + old_left, right + old_right, rows, seen, stride, D, HD)
 
 
 @triton.jit(do_not_specialize=["query_begin", "queries", "N"])
@@ -109,10 +107,8 @@ def _visit(
         _add_rows(dv + g * D, acc_v0, acc_v1, key, inside, G * D, D, HD)
     else:
         at = (tl.load(extra_begin + column) + begin // PER_ITEM - 1).to(tl.int64) * BN + n
-        store_rows(extra_k, acc_k0, at, inside, D, HD, HD)
-        store_rows(extra_k + HD, acc_k1, at, inside, D, D - HD, HD)
-        store_rows(extra_v, acc_v0, at, inside, D, HD, HD)
-        store_rows(extra_v + HD, acc_v1, at, inside, D, D - HD, HD)
+        store_halves(extra_k, acc_k0, acc_k1, at, inside, D, D, HD)
+        store_halves(extra_v, acc_v0, acc_v1, at, inside, D, D, HD)
 
 
 @triton.jit(do_not_specialize=["N"])

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from nsa_kernels.runtime import padded
-from nsa_kernels.tiles import load_rows, near_rows, store_near_rows
+from nsa_kernels.tiles import load_rows, near_rows, store_near_rows, store_rows
 
 
 def half(dim: int) -> int:
@@ -75,6 +75,12 @@ def seen_keys(key, n, place, length, pos, PERMUTED: tl.constexpr):
 def load_halves(x, rows, seen, stride, D: tl.constexpr, HD: tl.constexpr):
     """Two [rows, HD] of x [*, stride]; rows that are not `seen` are zero."""
     return load_rows(x, rows, seen, stride, HD, HD), load_rows(x + HD, rows, seen, stride, D - HD, HD)
+
+
+@triton.jit
+def store_halves(x, left, right, rows, seen, stride, D: tl.constexpr, HD: tl.constexpr):
+    store_rows(x, left, rows, seen, stride, HD, HD)
+    store_rows(x + HD, right, rows, seen, stride, D - HD, HD)
 
 
 @triton.jit

@@ -76,7 +76,7 @@ def _select(
     begun_count = tl.load(last_block + last) + 1 - first
     pos = tl.load(position + last)
     closed = column < tl.load(closed_below + last) - first
-    own_first = tl.maximum(tl.load(block_of_query + row) - local + 1, first)
+    own_first = tl.load(block_of_query + row) - local + 1
     own_last = tl.where(local > 0, tl.load(block_of_query + last), -1)
     forced = (column < tl.minimum(initial, begun_count)) | ((j >= own_first) & (j <= own_last))
     if PERMUTED:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import LOG2E, cdiv, empty, key_tile, launch, padded, precision, query_tile
-from nsa_kernels.tiles import add_key_gradients, add_query_gradient, exp2, load_rows, store_rows
+from nsa_kernels.tiles import add_key_gradients, add_query_gradient, exp2, gradient_rows, load_rows, store_rows
 
 
 @triton.jit(do_not_specialize=["Tq", "size"])
@@ -24,14 +24,7 @@ def _queries(
     first = tl.maximum(tl.load(sample_start + rows, mask=real, other=0), pos - size + 1)
     high = tl.load(position + tl.minimum(row0 + BM, Tq) - 1) + 1
     begin = tl.maximum(tl.load(sample_start + row0), tl.load(position + row0) - size + 1)
-    qt = load_rows(q + h * D, rows, real, H * D, D, DP)
-    dot = load_rows(do + h * D, rows, real, H * D, D, DP)
-    row = h.to(tl.int64) * Tq + rows
-    lse_t = tl.load(lse + row, mask=real, other=float("inf"))
-    delta_t = tl.load(delta + row, mask=real, other=0.0)
-    gate_t = tl.full([BM], 1.0, tl.float32)
-    if GATE:
-        gate_t = tl.load(gate + row, mask=real, other=0.0)
+    qt, dot, lse_t, delta_t, gate_t = gradient_rows(q, do, lse, delta, gate, h, rows, real, Tq, H, D, DP, BM, GATE)
     acc = tl.zeros([BM, DP], tl.float32)
     for n0 in range(begin, high, BN):
         n = n0 + tl.arange(0, BN)
@@ -73,9 +66,9 @@ def _keys(
         if not IDENTITY:
             pos = tl.load(position + rows, mask=real, other=-1)
         first = tl.maximum(tl.load(sample_start + rows, mask=real, other=0), pos - size + 1)
+        row = h.to(tl.int64) * Tq + rows
         qt = load_rows(q + h * D, rows, real, H * D, D, DP)
         dot = load_rows(do + h * D, rows, real, H * D, D, DP)
-        row = h.to(tl.int64) * Tq + rows
         lse_t = tl.load(lse + row, mask=real, other=float("inf"))
         delta_t = tl.load(delta + row, mask=real, other=0.0)
         s = tl.dot(qt, tl.trans(kt), input_precision=PREC)

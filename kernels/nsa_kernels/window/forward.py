@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import LOG2E, cdiv, empty, launch, padded, precision, query_tile
-from nsa_kernels.tiles import exp2, load_rows, store_rows
+from nsa_kernels.tiles import load_rows, online_softmax, store_rows
 
 
 @triton.jit(do_not_specialize=["Tq", "size"])
@@ -56,15 +56,10 @@ def _step(
     s = tl.dot(qt, tl.trans(kt), input_precision=PREC) * scale2
     if MASK:
         s = tl.where((n[None, :] <= pos[:, None]) & (n[None, :] >= first[:, None]), s, float("-inf"))
-    m_new = tl.maximum(m, tl.max(s, 1))
-    shift = m_new
-    if MASK:
-        shift = tl.where(m_new == float("-inf"), 0.0, m_new)
-    p = exp2(s - shift[:, None])
-    alpha = exp2(m - shift)
+    m, l, p, alpha = online_softmax(m, l, s, MASK)
     vt = load_rows(v + g * D, n, n < high, G * D, D, DP)
     acc = tl.dot(p.to(vt.dtype), vt, acc * alpha[:, None], input_precision=PREC)
-    return m_new, l * alpha + tl.sum(p, 1), acc
+    return m, l, acc
 
 
 def window_forward(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, size: int, scale: float) -> tuple[Tensor, Tensor]:

@@ -82,6 +82,8 @@ def video_nsa(
     """
     from fla.ops.nsa import parallel_nsa
 
+    from nsa_kernels import autocast
+
     heads, groups = q.shape[1], k.shape[1]
     # Where every sample is shorter than a block its size is not known here, and any that fits gives the same.
     block_size = max(LEAST_GROUP, _power_of_two(partition.max_length), 2 * _power_of_two(rule.block_count))
@@ -91,7 +93,7 @@ def video_nsa(
             "videos; use attention.backend=auto"
         )
     width = max(LEAST_GROUP, _power_of_two(heads // groups))
-    cast = triton_path._cast(q, k, v, gates)
+    cast = autocast(q, k, v, gates)
     rows = _pad_groups(cast[0], groups, width)
     columns = [_pad_groups(cast[3][:, :, i, None], groups, width)[..., 0] for i in (0, 1)]
     out = parallel_nsa(

@@ -46,9 +46,9 @@ def compression(
     block_bias: Tensor | None = None,
 ) -> Tensor:
     """See reference.compression."""
-    from nsa_kernels import compression_attention
+    from nsa_kernels import autocast, compression_attention
 
-    q, pooled_k, pooled_v = _cast(q, pooled_k, pooled_v)
+    q, pooled_k, pooled_v = autocast(q, pooled_k, pooled_v)
     blocks = kernel_blocks(context, partition)
     return compression_attention(q, pooled_k, pooled_v, blocks, scale=scale, block_bias=block_bias)[0]
 
@@ -73,9 +73,9 @@ def select_blocks(
         return torch_path.select_blocks(
             q, pooled_k, context, partition, scale=scale, scorer=scorer, rule=rule, block_bias=block_bias
         )
-    from nsa_kernels import choose_blocks
+    from nsa_kernels import autocast, choose_blocks
 
-    q, pooled_k = _cast(q, pooled_k)
+    q, pooled_k = autocast(q, pooled_k)
     return choose_blocks(
         q, pooled_k, kernel_blocks(context, partition), scale=scale, block_bias=block_bias, **_choice(rule, context)
     ).long()
@@ -85,17 +85,17 @@ def selection(
     q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, context: Context, partition: Partition, *, scale: float
 ) -> Tensor:
     """See reference.selection."""
-    from nsa_kernels import selection_attention
+    from nsa_kernels import autocast, selection_attention
 
-    q, k, v = _cast(q, k, v)
+    q, k, v = autocast(q, k, v)
     return selection_attention(q, k, v, blocks.int(), kernel_blocks(context, partition), scale=scale)
 
 
 def window(q: Tensor, k: Tensor, v: Tensor, context: Context, *, size: int, scale: float) -> Tensor:
     """See reference.window."""
-    from nsa_kernels import window_attention
+    from nsa_kernels import autocast, window_attention
 
-    q, k, v = _cast(q, k, v)
+    q, k, v = autocast(q, k, v)
     return window_attention(q, k, v, kernel_blocks(context), size=min(size, len(k) + 1), scale=scale)
 
 
@@ -168,11 +168,3 @@ def _choice(rule: BlockRule, context: Context) -> dict[str, Any]:
         "query_tile": rule.query_tile, "leader": leader,
         "token_budget": rule.token_budget if rule.kind == "token_budget" else None,
     }  # fmt: skip
-
-
-def _cast(*heads: Tensor) -> tuple[Tensor, ...]:
-    """As PyTorch's attention does under autocast: all in its dtype."""
-    device = heads[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return heads
-    return tuple(x.to(torch.get_autocast_dtype(device)) for x in heads)
