@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from nsa_lab.attention.branches import BranchInputs
+from nsa_lab.attention.layer import SparseAttention
 from nsa_lab.attention.select import compression_scores
-from nsa_lab.model import MODEL_INPUTS, VideoNSAForConditionalGeneration
+from nsa_lab.model import MODEL_INPUTS, VideoNSAForConditionalGeneration, recording
 from nsa_lab.partition import Context, Partition
 
 
@@ -51,33 +52,27 @@ def look(model: VideoNSAForConditionalGeneration, batch: Mapping[str, Any], quer
     def keep_embeddings(module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
         embeddings.append(given["inputs_embeds"][is_video].float().cpu())
 
-    # The branches share one BranchInputs, whose notes are complete when the last of them is done.
     hooks = [model.model.language_model.register_forward_pre_hook(keep_embeddings, with_kwargs=True)]
-    sparse = model.sparse_layers()
-    fusible = {index: layer.fusible for index, layer in sparse.items()}
-    for index, layer in sparse.items():
-        last = list(layer.branches.values())[-1]
-        hooks.append(last.register_forward_hook(_keeper(layers, index, query)))
+    for index, layer in model.sparse_layers().items():
+        hooks.append(layer.register_forward_hook(_keeper(layers, index, query)))
     was_training = model.training
     try:
         model.eval()
-        for layer in sparse.values():
-            layer.fusible = False  # a backend that computes all branches in one call would pass the hooks by
         inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-        model(**inputs, use_cache=False, logits_to_keep=1)
+        with recording(model):
+            model(**inputs, use_cache=False, logits_to_keep=1)
     finally:
         model.train(was_training)
-        for index, layer in sparse.items():
-            layer.fusible = fusible[index]
         for hook in hooks:
             hook.remove()
     return Look(layers, embeddings[0], query)
 
 
 def _keeper(layers: dict[int, LayerLook], index: int, query: int) -> Callable[..., None]:
-    def keep(module: Any, args: tuple[BranchInputs], output: Tensor) -> None:
-        (inputs,) = args
-        chosen = inputs.notes.get("blocks")
+    def keep(module: SparseAttention, args: tuple[Any, ...], output: Tensor) -> None:
+        assert module.record is not None
+        chosen = module.record.notes.get("blocks")
+        inputs = module.pooled_inputs(*args[1:])
         layers[index] = LayerLook(
             context=_on_cpu(inputs.context),
             partition=_on_cpu(inputs.partition),

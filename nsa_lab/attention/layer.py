@@ -93,6 +93,11 @@ class SparseAttention(nn.Module):
         bias = partition.lengths.to(torch.float32).log() if self.log_length_bias else None
         return BranchInputs(q, k, v, pooled_k, pooled_v, bias, context, partition, ops, self.scale)
 
+    def pooled_inputs(self, q: Tensor, k: Tensor, v: Tensor, context: Context, partition: Partition) -> BranchInputs:
+        """What the branches get in a forward with these arguments, pooled blocks included where one needs them."""
+        ops = BACKENDS[choose_backend(self.backend, q.device)]
+        return self._inputs(q, k, v, context, partition, ops, mean_inside=False)
+
     def _pooled(self, k: Tensor, v: Tensor, partition: Partition) -> tuple[Tensor, Tensor]:
         pooled_k, pooled_v = self.compressor(k, v, partition)
         if partition.confidence is None:
