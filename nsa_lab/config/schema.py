@@ -150,8 +150,8 @@ class ModelConfig:
 
 
 @dataclass
-class NeedleConfig:
-    """A rare event somewhere in a long clip. Lengths are in frames; `noise` is a pixel standard deviation in [0, 1]."""
+class TaskConfig:
+    """The clips of a task. `frames` is their length; `noise` is a pixel standard deviation in [0, 1]."""
 
     enabled: bool = False
     frames: int = 64
@@ -159,70 +159,54 @@ class NeedleConfig:
     height: int = 56
     noise: float = 0.05
     distractors: int = 2
-    event_frames: int = 2
-    questions: int = 1
     train_clips: int = 512
     val_clips: int = 128
 
 
 @dataclass
-class OrderConfig:
+class NeedleConfig(TaskConfig):
+    """A rare event of `event_frames` frames somewhere in a long clip."""
+
+    event_frames: int = 2
+    questions: int = 1
+
+
+@dataclass
+class OrderConfig(TaskConfig):
     """Which of two events came first. `events` flashes of distinct colours, one question per disjoint pair."""
 
-    enabled: bool = False
-    frames: int = 64
-    width: int = 56
-    height: int = 56
-    noise: float = 0.05
-    distractors: int = 2
     events: int = 4
     event_frames: int = 4
     questions: int = 2
-    train_clips: int = 512
-    val_clips: int = 128
 
 
 @dataclass
-class RecallConfig:
-    """Scenes of very different length, hard cuts, one white flash of any length: which scene was it in?
+class ScenesConfig(TaskConfig):
+    """Scenes of very different length, hard cuts; in frames, one lasts at least `shortest_frames`, and the last
+    `closing_frames` show none."""
 
-    Lengths are in frames. A scene lasts at least `shortest_frames`, the flash `event_frames` up to its whole scene; the
-    last `closing_frames` show no scene.
-    """
-
-    enabled: bool = False
     frames: int = 40
-    width: int = 56
-    height: int = 56
     noise: float = 0.02
     distractors: int = 0
+    train_clips: int = 1024
+    val_clips: int = 256
     scenes: int = 4
     shortest_frames: int = 2
+    closing_frames: int = 8
+
+
+@dataclass
+class RecallConfig(ScenesConfig):
+    """In which scene was the white flash? It lasts `event_frames` frames up to its whole scene."""
+
     event_frames: int = 2
-    closing_frames: int = 8
-    train_clips: int = 1024
-    val_clips: int = 256
 
 
 @dataclass
-class DurationConfig:
-    """Which scene lasted longest, by at least `lead_frames`? The last `closing_frames` show none of them."""
+class DurationConfig(ScenesConfig):
+    """Which scene lasted longest, by at least `lead_frames` frames?"""
 
-    enabled: bool = False
-    frames: int = 40
-    width: int = 56
-    height: int = 56
-    noise: float = 0.02
-    distractors: int = 0
-    scenes: int = 4
-    shortest_frames: int = 2
     lead_frames: int = 4
-    closing_frames: int = 8
-    train_clips: int = 1024
-    val_clips: int = 256
-
-
-TaskConfig = NeedleConfig | OrderConfig | RecallConfig | DurationConfig
 
 
 @dataclass

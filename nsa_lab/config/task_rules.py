@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from nsa_lab.config.schema import DurationConfig, NeedleConfig, OrderConfig, RecallConfig, TaskConfig
+from nsa_lab.config.schema import DurationConfig, NeedleConfig, OrderConfig, RecallConfig, ScenesConfig, TaskConfig
 from nsa_lab.config.sizes import FRAMES_PER_PATCH, MERGE, PATCH, TOKEN_PIXELS
 from nsa_lab.errors import Problem
 
@@ -45,7 +45,7 @@ def task_rules(task: TaskConfig, path: str) -> Iterator[Problem]:
             yield Problem(
                 f"{path}.event_frames", f"{task.event_frames} is more than shortest_frames={task.shortest_frames}"
             )
-    else:
+    elif isinstance(task, DurationConfig):
         yield from _scene_rules(task, path, task.scenes * task.shortest_frames + task.lead_frames + task.closing_frames)
 
 
@@ -72,7 +72,7 @@ def _order_rules(task: OrderConfig, path: str) -> Iterator[Problem]:
         )
 
 
-def _scene_rules(task: RecallConfig | DurationConfig, path: str, needed: int) -> Iterator[Problem]:
+def _scene_rules(task: ScenesConfig, path: str, needed: int) -> Iterator[Problem]:
     if not 2 <= task.scenes <= COLOURS:
         yield Problem(f"{path}.scenes", f"{task.scenes} scenes; use 2 to {COLOURS}, one colour each")
     elif needed > task.frames:

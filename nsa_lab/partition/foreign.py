@@ -1,15 +1,13 @@
 """A control: blocks that follow the content of another video."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor
-
-from nsa_lab.config.schema import PartitionConfig
-from nsa_lab.partition.base import Context, Partition, Partitioner
-from nsa_lab.partition.novelty import Segment, budget_lengths, max_size, partition_of_lengths, segments_of
+from nsa_lab.partition.novelty import Segment
+from nsa_lab.partition.scene import Scene
 
 
-class Foreign(Partitioner):
+class Foreign(Scene):
     """`scene` with the novelty of the next video of the batch, repeated or cut to this one's number of frames.
 
     The last video takes the first one's; a video alone in its batch takes its own, half its length later.
@@ -17,20 +15,11 @@ class Foreign(Partitioner):
 
     causality = "video"
     prefix_consistent = False
-    needs_features = True
 
-    @classmethod
-    def longest(cls, config: PartitionConfig) -> int:
-        return max_size(config)
-
-    def forward(self, context: Context, features: Tensor | None = None, layer: int = 0) -> Partition:
-        assert features is not None
-        segments = segments_of(context, features, self.config.block_size)
+    def lengths(self, segments: Sequence[Segment]) -> list[int]:
         videos = [segment for segment in segments if segment.is_video]
         donors = iter([*videos[1:], *videos[:1]])
-        taken = [_borrow(own, next(donors)) if own.is_video else own for own in segments]
-        lengths = [n for segment in taken for n in budget_lengths(segment, self.config)]
-        return partition_of_lengths(lengths, context, self.causality)
+        return super().lengths([_borrow(own, next(donors)) if own.is_video else own for own in segments])
 
 
 def _borrow(own: Segment, donor: Segment) -> Segment:

@@ -1,30 +1,22 @@
 """A control: the block lengths that `scene` finds in each video, in an order that has nothing to do with the video."""
 
 import random
+from collections.abc import Sequence
 
-from torch import Tensor
-
-from nsa_lab.config.schema import PartitionConfig
-from nsa_lab.partition.base import Context, Partition, Partitioner
-from nsa_lab.partition.novelty import budget_lengths, max_size, partition_of_lengths, segments_of
+from nsa_lab.partition.novelty import Segment
+from nsa_lab.partition.scene import Scene
 
 
-class RandomLike(Partitioner):
+class RandomLike(Scene):
     """The same lengths as `scene`, segment by segment, shuffled by `seed` alone: equal counts, equal orders."""
 
     causality = "video"
     prefix_consistent = False
-    needs_features = True
 
-    @classmethod
-    def longest(cls, config: PartitionConfig) -> int:
-        return max_size(config)
-
-    def forward(self, context: Context, features: Tensor | None = None, layer: int = 0) -> Partition:
-        assert features is not None
+    def lengths(self, segments: Sequence[Segment]) -> list[int]:
         shuffled = []
-        for segment in segments_of(context, features, self.config.block_size):
-            lengths = budget_lengths(segment, self.config)
-            random.Random(self.config.seed).shuffle(lengths)
-            shuffled += lengths
-        return partition_of_lengths(shuffled, context, self.causality)
+        for segment in segments:
+            own = super().lengths([segment])
+            random.Random(self.config.seed).shuffle(own)
+            shuffled += own
+        return shuffled

@@ -4,10 +4,13 @@ import functools
 import importlib.resources
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+
+from nsa_lab.tasks.words import COLOURS
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,19 @@ def uneven_lengths(frames: int, scenes: int, shortest: int, rng: np.random.Gener
     pairs = frames // 2 - scenes * (shortest // 2)
     shares = rng.multinomial(pairs, rng.dirichlet([0.5] * scenes))
     return [shortest + 2 * int(share) for share in shares]
+
+
+def colours_with(answer: str, place: int, count: int, rng: np.random.Generator) -> list[str]:
+    """`count` different colours, `answer` at `place` and the others drawn."""
+    colours = [str(colour) for colour in rng.permutation([c for c in COLOURS if c != answer])[:count]]
+    colours[place] = answer
+    return colours
+
+
+def scenes_in_turn(colours: Sequence[str], lengths: Sequence[int]) -> tuple[Scene, ...]:
+    """One scene after the other from the clip's first frame."""
+    starts = np.cumsum([0, *lengths]).tolist()
+    return tuple(Scene(*scene) for scene in zip(colours, starts, lengths, strict=False))
 
 
 @functools.cache

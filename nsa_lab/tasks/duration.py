@@ -3,7 +3,7 @@
 import numpy as np
 
 from nsa_lab.config.schema import DurationConfig
-from nsa_lab.tasks.base import Scene, Script, Task, uneven_lengths
+from nsa_lab.tasks.base import Script, Task, colours_with, scenes_in_turn, uneven_lengths
 from nsa_lab.tasks.words import COLOURS
 
 
@@ -20,13 +20,10 @@ class DurationTask(Task):
     def script(config: DurationConfig, index: int, rng: np.random.Generator) -> Script:
         # The answer goes through all colours, the longest scene through all places in the clip.
         answer, longest = COLOURS[index % len(COLOURS)], index // len(COLOURS) % config.scenes
-        colours = [str(colour) for colour in rng.permutation([c for c in COLOURS if c != answer])[: config.scenes]]
-        colours[longest] = answer
+        colours = colours_with(answer, longest, config.scenes, rng)
         frames = config.frames - config.closing_frames - config.lead_frames
         lengths = sorted(uneven_lengths(frames, config.scenes, config.shortest_frames, rng))
         most = lengths.pop() + config.lead_frames
         lengths = [int(length) for length in rng.permutation(lengths)]
         lengths.insert(longest, most)
-        starts = np.cumsum([0, *lengths]).tolist()
-        scenes = tuple(Scene(*scene) for scene in zip(colours, starts, lengths, strict=False))
-        return Script((), (("Which colour was longest?", answer),), scenes)
+        return Script((), (("Which colour was longest?", answer),), scenes_in_turn(colours, lengths))

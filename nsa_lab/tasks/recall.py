@@ -3,7 +3,7 @@
 import numpy as np
 
 from nsa_lab.config.schema import RecallConfig
-from nsa_lab.tasks.base import Event, Scene, Script, Task, uneven_lengths
+from nsa_lab.tasks.base import Event, Scene, Script, Task, colours_with, scenes_in_turn, uneven_lengths
 from nsa_lab.tasks.words import COLOURS, PLACES
 
 
@@ -22,10 +22,7 @@ class RecallTask(Task):
         # The flash comes at a moment, all being equally likely: a long scene is asked for more often than a short one.
         asked = int(rng.choice(config.scenes, p=np.array(lengths) / sum(lengths)))
         answer = COLOURS[index % len(COLOURS)]
-        colours = [str(colour) for colour in rng.permutation([c for c in COLOURS if c != answer])[: config.scenes]]
-        colours[asked] = answer
-        starts = np.cumsum([0, *lengths]).tolist()
-        scenes = tuple(Scene(*scene) for scene in zip(colours, starts, lengths, strict=False))
+        scenes = scenes_in_turn(colours_with(answer, asked, config.scenes, rng), lengths)
         flash = _flash(scenes[asked], config.event_frames, rng)
         return Script((flash,), (("What colour was it when the flash came?", answer),), scenes)
 
