@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,12 @@ def train_all(trainings: Sequence[Training], workers: int, deadline: float | Non
 
 
 def code_digest() -> str:
-    """Twelve hex digits over the package's sources: the same code, whether or not a commit is known."""
-    root = Path(__file__).resolve().parents[1]
+    """Twelve hex digits over the sources of lab and kernels: the same code, whether or not a commit is known."""
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    for package in ("nsa_lab", "nsa_kernels"):
+        root = Path(str(find_spec(package).origin)).parent  # type: ignore[union-attr]
+        for path in sorted(root.rglob("*.py")):
+            digest.update(path.relative_to(root.parent).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
 

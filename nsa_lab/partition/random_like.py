@@ -8,7 +8,11 @@ from nsa_lab.partition.scene import Scene
 
 
 class RandomLike(Scene):
-    """The same lengths as `scene`, segment by segment, shuffled by `seed` alone: equal counts, equal orders."""
+    """The same lengths as `scene`, segment by segment, in an order drawn anew for every sequence of lengths.
+
+    The order follows from `seed` and from the lengths: the same video is cut the same way every time, and two videos
+    have orders of their own, so that no fixed uneven grid is there to be learnt.
+    """
 
     causality = "video"
     prefix_consistent = False
@@ -17,6 +21,6 @@ class RandomLike(Scene):
         shuffled = []
         for segment in segments:
             own = super().lengths([segment])
-            random.Random(self.config.seed).shuffle(own)
+            random.Random(f"{self.config.seed} {own}").shuffle(own)
             shuffled += own
         return shuffled

@@ -101,7 +101,8 @@ class Reporter(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: VideoModule) -> None:  # type: ignore[override]
         self.validated_step = trainer.global_step
-        self._log(trainer, module.val_metrics() | gate_means(module.model))
+        # What a learned partition costs changes while it learns.
+        self._log(trainer, module.val_metrics() | gate_means(module.model) | _budget(trainer, module))
         self._tell(trainer, validated=True)
         self.clock.start()
 

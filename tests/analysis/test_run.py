@@ -85,7 +85,7 @@ def test_analyze_draws_the_asked_sample_layer_and_query(analyze, trained, tmp_pa
     code, out, err = analyze(trained, "--sample", 2, "--layer", 1, "--query", 5, "--output", tmp_path / "here")
     assert code == 0, err
     names = ["blocks-sample2-layer01.png", "timeline-sample2-layer01.png", "query-sample2-layer01-token5.png"]
-    assert out.split() == [str(tmp_path / "here" / name) for name in names]
+    assert out.splitlines() == [str(tmp_path / "here" / name) for name in names]
     assert sorted(os.listdir(tmp_path / "here")) == sorted(names)
 
 

@@ -133,6 +133,14 @@ def test_random_like_has_the_lengths_of_scene_in_another_order():
     assert not torch.equal(one.block_id, other.block_id)
 
 
+def test_random_like_draws_an_order_for_every_sequence_of_lengths(monkeypatch):
+    lengths = iter([list(range(1, 13)), list(range(2, 14)), list(range(1, 13))])
+    monkeypatch.setattr("nsa_lab.partition.scene.budget_lengths", lambda *_: next(lengths))
+    control = build_partitioner(PartitionConfig(kind="random_like"), HIDDEN)
+    first, second, again = (control.lengths([Segment(True, [], [])]) for _ in range(3))
+    assert [n + 1 for n in first] != second and again == first
+
+
 def test_foreign_takes_the_boundaries_of_the_next_video():
     context = sparse_context(token_layout([(1, (18, 2, 2), 1), (1, (18, 2, 2), 1), (1, (9, 2, 2), 1)]), "video")
     cuts = [6, 2, 2, 4, 4, *[9, 3, 3, 3], 9]

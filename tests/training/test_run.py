@@ -73,8 +73,15 @@ def test_run_reports_the_contracted_metrics(tiny):
     series = read_series(result.directory / "metrics.jsonl")
     assert sorted(series["train/loss"]) == [1, 2, 3, 4, 5]
     assert sorted(series["val/loss"]) == [4, 5]  # every 4 steps, and at the end
-    assert list(series["budget/keys_per_query"]) == [0]
+    assert sorted(series["budget/keys_per_query"]) == [0, 4, 5]  # before training and at every validation
     assert series["learning_rate"][1] == pytest.approx(5e-4)  # half of 1e-3: the first of two warm-up steps
+
+
+def test_the_budget_of_a_learned_partition_is_that_of_the_trained_model(tiny):
+    router = {"attention.partition.kind": "router", "attention.partition.router.loss_weight": 1.0}
+    result = train(tiny({"training.steps": 8, "training.learning_rate": 0.05, **router}))
+    series = read_series(result.directory / "metrics.jsonl")["budget/keys_per_query_with_compressed"]
+    assert result.metrics["budget/keys_per_query_with_compressed"] == series[8] != series[0]
 
 
 def test_equal_seeds_give_equal_curves_and_other_seeds_others(tiny, tmp_path):
