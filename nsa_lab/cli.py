@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -212,7 +213,7 @@ def _load(arguments: list[str]) -> "ExperimentConfig":
 
     if arguments and "=" not in arguments[0]:
         return load_config(arguments[0], arguments[1:])
-    chosen = any(".enabled=" in text or text.startswith("data.annotations=") for text in arguments)
+    chosen = any(re.match(r"tasks(\.\w+(\.enabled)?)?=|data\.annotations=", text) for text in arguments)
     return load_config(None, arguments if chosen else ["tasks.needle.enabled=true", *arguments])
 
 

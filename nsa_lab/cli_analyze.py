@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from nsa_lab.errors import NsaLabError
+
 analyze_app = typer.Typer(
     no_args_is_help=True,
     help="""Look into a trained run: `analyze partition RUN` draws its blocks and what a query selected.
@@ -47,5 +49,9 @@ def partition(
     video, seen = watch(module.model, config, data.val, sample, query)
     folder = output or run / "pictures" / "partition"
     for number in typical_layers(seen) if layer is None else [layer]:
-        for file in draw_partition(config, sample, video, seen, number, folder):
+        try:
+            files = draw_partition(config, sample, video, seen, number, folder)
+        except OSError as error:
+            raise NsaLabError(f"cannot write into {folder}: {error.strerror}; name another --output") from error
+        for file in files:
             typer.echo(file)

@@ -47,14 +47,14 @@ def compare(
 
 def report(
     file: File,
-    rows: Annotated[Path, typer.Argument(help="The runs.csv of a comparison.", metavar="ROWS")],
-    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("RESULTS.md"),
+    rows: Annotated[list[Path], typer.Argument(help="The runs.csv of one or more comparisons.", metavar="ROWS...")],
+    out: Annotated[Path | None, typer.Option(help="The file to write; by default RESULTS.md beside ROWS.")] = None,
 ) -> None:
-    """Write RESULTS.md from the rows of a comparison.
+    """Write means, intervals, tests and origin of a comparison's rows as Markdown, a section for each file.
 
-    `nsa-lab report sweeps/partition.py experiments/results/partition/runs.csv`
+    `nsa-lab report sweeps/partition.py runs/partition/runs.csv`
 
-    A paragraph of FILE's docstring that begins with Found: stands at the top.
+    A paragraph of FILE's docstring that begins with "Found in PATH:" stands at the top where it names all of ROWS.
     """
     from nsa_lab.comparison import report as write
 

@@ -1,8 +1,14 @@
-"""Where there is no GPU, Triton kernels run in Triton's interpreter; this must be said before triton is imported."""
+"""Where there is no GPU, Triton kernels run in Triton's interpreter; this must be said before triton is imported.
+
+Processes that tests start find the same packages, wherever pytest was called and whether or not they are installed.
+"""
 
 import os
+import sys
 
 import torch
+
+os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -266,8 +266,7 @@ def test_tracking_server_that_does_not_answer(folder, refused, monkeypatch):
     [(["train", "bass.yaml"], "bass.yaml does not exist"), (["push", "."], "holds no record")],
 )
 def test_a_shell_sees_the_same(folder, arguments, part):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-m", "nsa_lab.cli", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and not done.stdout
     one(done.stderr.splitlines(), part)

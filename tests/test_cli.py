@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -49,13 +48,19 @@ def test_importing_the_command_line_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def test_help_answers_at_once():
-    started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "nsa_lab.cli", "--help"], capture_output=True, text=True)
-    seconds = time.perf_counter() - started
-    print(f"nsa-lab --help took {seconds:.2f} s")
+def test_help_names_the_commands():
+    command = [sys.executable, "-m", "nsa_lab.cli", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "train" in done.stdout
-    assert seconds < 3
+
+
+@pytest.mark.parametrize("setting", ["attention.branches.selection.enabled=false", "tracking.enabled=false"])
+def test_show_without_a_file_takes_settings_that_choose_no_task(nsa_lab, setting):
+    code, out, err = nsa_lab("show", setting)
+    assert code == 0, err
+    assert yaml.safe_load(out)["tasks"]["needle"]["enabled"]
+    code, out, err = nsa_lab("show", setting, "tasks.order.enabled=true")
+    assert code == 0 and not yaml.safe_load(out)["tasks"]["needle"]["enabled"]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +120,7 @@ def test_train_prints_metrics_directory_and_how_to_look(nsa_lab, config_file, tm
     code, out, err = nsa_lab(*command)
     assert code == 0, err
     assert "val/accuracy" in out and str(tmp_path / "here") in out
-    assert "Warning" not in err and "lightning" not in err
+    assert "Warning" not in err and "available:" not in err and "Trainer" not in err
     code, out, err = nsa_lab(*command, "tracking.enabled=true")
     assert code == 0 and "recorded" in err and "val/accuracy" in out and "nsa-lab ui" in out
 

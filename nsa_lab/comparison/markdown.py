@@ -3,6 +3,7 @@
 import ast
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from nsa_lab.comparison.rows import ORIGIN, Row
 from nsa_lab.comparison.spec import Comparison
@@ -27,10 +28,10 @@ COSTS = {
 }
 
 
-def to_markdown(comparison: Comparison, rows: Sequence[Row]) -> str:
-    """Question, tables, conclusion and origin of a comparison."""
+def to_markdown(comparison: Comparison, rows: Sequence[Row], title: str) -> str:
+    """A section: tables, conclusions and origin of the rows of a comparison."""
     tests = differences(comparison, rows)
-    parts = [f"## {comparison.path.stem}", _question(comparison), _how_to_read(comparison, rows)]
+    parts = [f"## {title}", _how_to_read(comparison, rows)]
     for experiment in experiments_of(comparison, rows):
         parts += [f"### {experiment}", _means_table(comparison, rows, experiment)]
         for metric in comparison.metrics:
@@ -49,11 +50,19 @@ def format_interval(metric: str, value: Interval, sign: str = "") -> str:
     return f"{scale * value.mean:{sign}.{digits}f}{half}{' %' if percent else ''}"
 
 
-def _question(comparison: Comparison) -> str:
-    """The first paragraph of the file's docstring and, where there is one, that which says what was found."""
-    text = ast.get_docstring(ast.parse(comparison.path.read_text())) or ""
-    first, *others = text.split("\n\n")
-    return "\n\n".join([first, *(text for text in others if text.startswith("Found:"))])
+def question(comparison: Comparison) -> str:
+    """The first paragraph of the file's docstring."""
+    return _paragraphs(comparison)[0]
+
+
+def found(comparison: Comparison, files: Iterable[Path]) -> list[str]:
+    """The paragraphs of the file's docstring that say what was found in these very `files`: "Found in PATH: ..."."""
+    told = [text for text in _paragraphs(comparison) if text.startswith("Found in ")]
+    return [text for text in told if all(file.as_posix() in text.partition(":")[0] for file in files)]
+
+
+def _paragraphs(comparison: Comparison) -> list[str]:
+    return (ast.get_docstring(ast.parse(comparison.path.read_text())) or "").split("\n\n")
 
 
 def _how_to_read(comparison: Comparison, rows: Sequence[Row]) -> str:
@@ -64,8 +73,9 @@ def _how_to_read(comparison: Comparison, rows: Sequence[Row]) -> str:
     limit = ", ".join(f"{smallest_sign_flip(count):.4g} for {count}" for count in counts if count >= 2)
     return (
         f"{seeds} seeds, {steps} steps each, validation clips never trained on. `±` is the 95% interval of the mean"
-        " (Student's t over seeds). Differences are paired by seed; p-values are two-sided, first the paired t-test,"
-        " then the exact sign-flip test, both adjusted by Holm over all designs tested against the same reference;"
+        " (Student's t over seeds), of one design or difference alone. Differences are paired by seed; p-values are"
+        " two-sided, first the paired t-test, then the exact sign-flip test, both adjusted by Holm over all designs"
+        " tested against the same reference, which the intervals are not;"
         f" before that adjustment a sign-flip test cannot go below {limit or 'anything: one seed'}."
     )
 

@@ -5,22 +5,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from nsa_lab.comparison.spec import Training
+from nsa_lab.comparison.spec import MEASURED, Training
 from nsa_lab.config import config_hash
 from nsa_lab.errors import NsaLabError
 
 KEY = ("experiment", "variant", "seed", "config_hash")
 ORIGIN = ("device", "cores", "threads", "python", "torch", "transformers", "commit", "code", "date")
-MEASURED = (
-    "val/accuracy",
-    "val/loss",
-    "train/loss",
-    "budget/keys_per_query",
-    "budget/keys_per_query_with_compressed",
-    "throughput/seconds_per_step",
-    "partition/share_of_step",
-    "model/parameters",
-)
 
 Row = dict[str, str]
 Key = tuple[str, ...]
@@ -42,11 +32,45 @@ def read_rows(file: Path) -> dict[Key, Row]:
     """The rows of a CSV by key, none where there is no file. Raises NsaLabError on a file of another kind."""
     if not file.exists():
         return {}
-    with open(file, newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    if rows and not set(KEY) <= set(rows[0]):
-        raise NsaLabError(f"{file} holds no rows of a comparison (columns {', '.join(KEY)}); name another file")
+    needed = {*KEY, "steps", *ORIGIN}
+    try:
+        with open(file, newline="") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise NsaLabError(f"{file} cannot be read as a CSV ({error}); name the runs.csv of a comparison") from error
+    if rows and not needed <= set(rows[0]):
+        lacks = ", ".join(sorted(needed - set(rows[0])))
+        raise NsaLabError(f"{file} holds no rows of a comparison (it lacks {lacks}); name another file")
+    for line, row in enumerate(rows, start=2):
+        _check_numbers(f"{file}:{line}", row)
     return {tuple(row[name] for name in KEY): row for row in rows}
+
+
+def _check_numbers(place: str, row: Row) -> None:
+    for name in ("seed", "steps", *(name for name in MEASURED if row.get(name))):
+        kind = int if name in ("seed", "steps") else float
+        try:
+            kind(row[name])
+        except (ValueError, TypeError):
+            raise NsaLabError(f"{place}: {name} is {row[name]!r}, not a number; correct the row") from None
+
+
+def check_one_training_each(rows: Iterable[Row]) -> None:
+    """Raise NsaLabError where two rows stand for one design and seed, or designs were trained for different steps."""
+    hashes: dict[Key, str] = {}
+    steps: dict[str, str] = {}
+    for row in rows:
+        name = f"{row['experiment']}, {row['variant']}, seed {row['seed']}"
+        known = hashes.setdefault((row["experiment"], row["variant"], row["seed"]), row["config_hash"])
+        if known != row["config_hash"]:
+            raise NsaLabError(
+                f"two configs trained as {name}: {known} and {row['config_hash']}; "
+                "remove the rows of one, or compare them in different --out folders"
+            )
+        if steps.setdefault(row["experiment"], row["steps"]) != row["steps"]:
+            raise NsaLabError(
+                f"{name} took {row['steps']} steps, others {steps[row['experiment']]}; keep the rows of one length"
+            )
 
 
 def write_rows(file: Path, rows: Iterable[Row]) -> None:

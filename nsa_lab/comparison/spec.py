@@ -1,9 +1,10 @@
 """A comparison file: which designs, on which experiments, judged by what, against whom."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from nsa_lab.config import ExperimentConfig, config_hash, load_config
@@ -11,6 +12,24 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.python_file import execute, experiment_file
 
 NEEDED = ("EXPERIMENTS", "VARIANTS", "REFERENCES", "METRICS", "SEEDS")
+MEASURED = (
+    "val/accuracy",
+    "val/loss",
+    "train/loss",
+    "budget/keys_per_query",
+    "budget/keys_per_query_with_compressed",
+    "throughput/seconds_per_step",
+    "partition/share_of_step",
+    "model/parameters",
+)
+"""The metrics of a run that a row holds, and that a comparison may judge by."""
+EXAMPLES = {
+    "EXPERIMENTS": '("experiments/partition/recall.yaml",)',
+    "REFERENCES": '("uniform",)',
+    "SEEDS": "range(5)",
+    "VARIANTS": '{"frame": {"attention.partition.kind": "frame"}}',
+    "METRICS": '{"val/accuracy": "maximize"}',
+}
 
 
 @dataclass(frozen=True)
@@ -44,12 +63,8 @@ def load_comparison(path: str | Path) -> Comparison:
     missing = [name for name in NEEDED if not hasattr(module, name)]
     if missing:
         raise NsaLabError(f"{file} defines no {', '.join(missing)}; a comparison needs {', '.join(NEEDED)}")
-    strangers = [name for name in module.REFERENCES if name not in module.VARIANTS]
-    if strangers:
-        raise NsaLabError(f"{file}: REFERENCES names {', '.join(strangers)}, of which VARIANTS knows nothing")
-    wrong = {name: way for name, way in module.METRICS.items() if way not in ("maximize", "minimize")}
-    if wrong:
-        raise NsaLabError(f"{file}: METRICS maps a metric to maximize or minimize, not to {wrong}")
+    for fault in _faults(module):
+        raise NsaLabError(f"{file}: {fault}")
     return Comparison(
         path=file,
         experiments=tuple(experiment_file(file, name) for name in module.EXPERIMENTS),
@@ -58,6 +73,32 @@ def load_comparison(path: str | Path) -> Comparison:
         metrics=dict(module.METRICS),
         seeds=tuple(module.SEEDS),
     )
+
+
+def _faults(module: ModuleType) -> Iterator[str]:
+    """What is wrong with the file's names; later lines may count on earlier ones."""
+    for name in ("EXPERIMENTS", "REFERENCES", "SEEDS"):
+        value = getattr(module, name)
+        if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+            yield f"{name} is {value!r}; write a tuple of one or more, such as {EXAMPLES[name]}"
+    for name in ("VARIANTS", "METRICS"):
+        value = getattr(module, name)
+        if not isinstance(value, dict) or not value:
+            yield f"{name} is {value!r}; write a dict of one or more, such as {EXAMPLES[name]}"
+    for variant, settings in module.VARIANTS.items():
+        if not isinstance(settings, dict):
+            yield f"VARIANTS maps {variant} to {settings!r}; write its settings as a dict, {{}} for none"
+    strangers = [name for name in module.REFERENCES if name not in module.VARIANTS]
+    if strangers:
+        yield f"REFERENCES names {', '.join(map(str, strangers))}, of which VARIANTS knows nothing"
+    unknown = [name for name in module.METRICS if name not in MEASURED]
+    if unknown:
+        yield f"METRICS names {', '.join(map(str, unknown))}; a comparison can judge by {', '.join(MEASURED)}"
+    wrong = {name: way for name, way in module.METRICS.items() if way not in ("maximize", "minimize")}
+    if wrong:
+        yield f"METRICS maps a metric to maximize or minimize, not to {wrong}"
+    if not all(isinstance(seed, int) for seed in module.SEEDS):
+        yield f"SEEDS is {module.SEEDS!r}; seeds are whole numbers"
 
 
 def chosen(comparison: Comparison, variants: Iterable[str], seeds: int | None) -> tuple[list[str], list[int]]:

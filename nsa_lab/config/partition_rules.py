@@ -7,8 +7,8 @@ from nsa_lab.config.values import nearest
 from nsa_lab.errors import Problem
 
 TILE_SHAPES = ("time", "row", "cube")
-CAPPED = ("uniform", "frame", "tile", "cluster", "shifted")
-"""The kinds whose blocks are at most block_size long; the others have it as their mean, and max_size as their cap."""
+AVERAGED = ("scene", "router", "random_like", "foreign")
+"""The kinds that have block_size as their mean and max_size as their cap; blocks of the others end at block_size."""
 
 
 def partition_rules(attention: AttentionConfig, path: str) -> Iterator[Problem]:
@@ -20,7 +20,7 @@ def partition_rules(attention: AttentionConfig, path: str) -> Iterator[Problem]:
     if attention.mode == "dense":
         return
     kind = str(partition.kind)
-    if kind not in CAPPED:
+    if kind in AVERAGED:
         yield from _size_rules(attention, path)
     if kind == "shifted":
         yield from _phase_rules(attention, path)
@@ -38,7 +38,7 @@ def partition_rules(attention: AttentionConfig, path: str) -> Iterator[Problem]:
 
 def longest_block(partition: PartitionConfig) -> int:
     """How many tokens a block may hold at most."""
-    if partition.kind in CAPPED:
+    if partition.kind not in AVERAGED:
         return partition.block_size
     return 2 * partition.block_size if partition.max_size is None else partition.max_size
 

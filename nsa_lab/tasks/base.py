@@ -83,7 +83,8 @@ class Task(ABC):
         for record in cls.records():
             lines.append(
                 f"  {record.setting}: dense {record.dense:.1%}, blind {record.blind:.1%}"
-                f" ({record.model}, {record.steps} steps, {record.seeds} seeds, commit {record.commit})"
+                f" ({record.model}, {record.steps} steps, {record.seeds} seed{'s' * (record.seeds > 1)},"
+                f" commit {record.commit})"
             )
         return "\n".join(lines)
 

@@ -89,6 +89,12 @@ def test_analyze_draws_the_asked_sample_layer_and_query(analyze, trained, tmp_pa
     assert sorted(os.listdir(tmp_path / "here")) == sorted(names)
 
 
+def test_a_file_in_the_place_of_the_folder_is_named(analyze, trained, tmp_path):
+    (tmp_path / "here").write_text("")
+    code, _, err = analyze(trained, "--output", tmp_path / "here")
+    assert code == 2 and "cannot write into" in err and "name another --output" in err
+
+
 def test_analyze_draws_into_the_run_by_default(analyze, trained):
     shutil.rmtree(trained / "pictures")
     code, _, err = analyze(trained)

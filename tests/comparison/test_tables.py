@@ -14,7 +14,7 @@ from nsa_lab.errors import NsaLabError
 
 FILE = '''"""Question: which is best?
 
-Found: the good one.
+Found in ROWS: the good one.
 
 Command: none
 """
@@ -78,20 +78,19 @@ def test_means_are_over_the_seeds_that_were_measured(comparison):
 
 
 def test_the_markdown_says_what_differs_and_what_does_not(comparison):
-    text = to_markdown(comparison, rows_of(plain=0.0, good=0.1, same=0.0))
-    assert "Question: which is best?\n\nFound: the good one.\n\n" in text and "Command" not in text
+    text = to_markdown(comparison, rows_of(plain=0.0, good=0.1, same=0.0), "study")
     assert "better than `plain`: good." in text and "same" not in text.partition("adjusted p <")[2].partition("\n")[0]
     assert "6 seeds, 5 steps" in text and "0.03125 for 6" in text
     assert "| good | 60.7 ± " in text and "**+10.0 ± " in text
-    no_difference = to_markdown(comparison, rows_of(plain=0.0, same=0.0))
+    no_difference = to_markdown(comparison, rows_of(plain=0.0, same=0.0), "study")
     assert "no design differs from `plain`" in no_difference and "**" not in no_difference
-    worse = to_markdown(comparison, rows_of(plain=0.0, good=-0.1))
+    worse = to_markdown(comparison, rows_of(plain=0.0, good=-0.1), "study")
     assert "worse than `plain`: good." in worse
 
 
 def test_every_row_s_origin_is_named(comparison):
     rows = [*rows_of(plain=0.0), row("good", 0, 0.5, commit="abc", device="a chip")]
-    text = to_markdown(comparison, rows)
+    text = to_markdown(comparison, rows, "study")
     assert "- commit: abc, x" in text and "- device: a chip, x" in text
     assert all(r["config_hash"] in text for r in rows)
 
@@ -101,8 +100,56 @@ def test_rows_come_back_as_written_and_results_from_them(comparison, tmp_path):
     write_rows(tmp_path / "runs.csv", rows)
     again = read_rows(tmp_path / "runs.csv")
     assert again == {tuple(r[name] for name in KEY): r for r in rows}
-    results = report(comparison.path, tmp_path / "runs.csv", tmp_path / "RESULTS.md").read_text()
-    assert results.startswith("# Results") and to_markdown(comparison, list(again.values())) in results
+    results = report(comparison.path, [tmp_path / "runs.csv"])
+    assert results == tmp_path / "RESULTS.md" and results.read_text().startswith("# Results")
+    assert to_markdown(comparison, list(again.values()), f"`{tmp_path / 'runs.csv'}`") in results.read_text()
+
+
+def test_a_report_says_what_was_found_in_its_own_rows_alone(comparison, tmp_path):
+    one, two = (tmp_path / name / "runs.csv" for name in ("one", "two"))
+    for file in (one, two):
+        write_rows(file, rows_of(plain=0.0, good=0.1))
+    comparison.path.write_text(FILE.replace("ROWS", f"{one} and\n{tmp_path}/three.csv"))
+    text = report(comparison.path, [one], tmp_path / "new" / "here.md").read_text()
+    assert "Question: which is best?\n\nFound in" in text and "the good one.\n\n## " in text and "Command" not in text
+    both = report(comparison.path, [one, two]).read_text()
+    assert "Question: which is best?" in both and "Found in" not in both
+    assert both.count("### base") == 2 and f"## `{two}`" in both
+
+
+def test_a_report_mixes_no_trainings(comparison, tmp_path):
+    file = tmp_path / "runs.csv"
+    write_rows(file, [*rows_of(plain=0.0), row("plain", 0, 0.9, config_hash="other")])
+    with pytest.raises(NsaLabError, match="two configs trained as base, plain, seed 0: other and plain0; remove"):
+        report(comparison.path, [file])
+    write_rows(file, [row("plain", 0, 0.9), row("good", 0, 0.9, steps="6")])
+    with pytest.raises(NsaLabError, match="base, plain, seed 0 took 5 steps, others 6"):
+        report(comparison.path, [file])
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "said"),
+    [("seed", "one", "runs.csv:2: seed is 'one'"), ("val/loss", "low", "runs.csv:2: val/loss is 'low', not a number")],
+)
+def test_a_broken_row_is_named(comparison, tmp_path, name, changed, said):
+    write_rows(tmp_path / "runs.csv", [row("plain", 0, 0.9)])
+    text = (tmp_path / "runs.csv").read_text().splitlines()
+    cells = text[1].split(",")
+    cells[text[0].split(",").index(name)] = changed
+    (tmp_path / "runs.csv").write_text("\n".join([text[0], ",".join(cells)]))
+    with pytest.raises(NsaLabError, match=said):
+        report(comparison.path, [tmp_path / "runs.csv"])
+
+
+def test_places_that_cannot_be_read_or_written_are_named(comparison, tmp_path):
+    with pytest.raises(NsaLabError, match="cannot be read as a CSV"):
+        report(comparison.path, [tmp_path])
+    (tmp_path / "picture.csv").write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(NsaLabError, match=r"picture\.csv cannot be read as a CSV"):
+        report(comparison.path, [tmp_path / "picture.csv"])
+    write_rows(tmp_path / "runs.csv", rows_of(plain=0.0))
+    with pytest.raises(NsaLabError, match=r"cannot write .*name another file with --out"):
+        report(comparison.path, [tmp_path / "runs.csv"], tmp_path)
 
 
 def test_the_csv_of_tests_holds_every_pair(comparison, tmp_path):
@@ -116,7 +163,7 @@ def test_the_csv_of_tests_holds_every_pair(comparison, tmp_path):
 
 def test_a_report_without_rows_is_refused(comparison, tmp_path):
     with pytest.raises(NsaLabError, match=r"holds no rows; run `nsa-lab compare"):
-        report(comparison.path, tmp_path / "nothing.csv", tmp_path / "RESULTS.md")
+        report(comparison.path, [tmp_path / "nothing.csv"])
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(NsaLabError, match="holds no rows of a comparison"):
-        report(comparison.path, tmp_path / "other.csv", tmp_path / "RESULTS.md")
+        report(comparison.path, [tmp_path / "other.csv"])

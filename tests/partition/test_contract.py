@@ -110,11 +110,13 @@ def test_what_a_partitioner_says_of_itself(name, layer):
 def test_the_same_input_gives_the_same_blocks(name, layer, context):
     tokens = sparse_context(token_layout(TWO_VIDEOS), context)
     features = random_features(tokens)
+    partitioner = build_partitioner(PartitionConfig(kind=name, block_size=7), features.shape[1])
     torch.manual_seed(0)
-    first = make(name, tokens, features, 7, layer)
+    first = partitioner(tokens, features, layer)
+    partitioner(tokens, random_features(tokens, 3), layer)
     torch.manual_seed(1)
-    again = make(name, tokens, features.clone(), 7, layer)
-    assert torch.equal(first.block_id, again.block_id) and torch.equal(first.block_end, again.block_end)
+    for again in (partitioner(tokens, features.clone(), layer), make(name, tokens, features, 7, layer)):
+        assert torch.equal(first.block_id, again.block_id) and torch.equal(first.block_end, again.block_end)
 
 
 def views_that_move(name, level, layer, block_size, context_kind):

@@ -255,7 +255,7 @@ def check_tracked(folder, trials):
 
 def launch(folder, trials, workers):
     (folder / "go.py").write_text(COMMAND)
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    paths = [str(Path(__file__).parent), os.environ["PYTHONPATH"]]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "go.py", "space.py", str(trials), str(workers)]
     return subprocess.Popen(
