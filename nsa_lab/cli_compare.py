@@ -54,7 +54,7 @@ def report(
 
     `nsa-lab report sweeps/partition.py runs/partition/runs.csv`
 
-    A paragraph of FILE's docstring that begins with "Found in PATH:" stands at the top where it names all of ROWS.
+    A paragraph of FILE's docstring that begins with "Found in PATH:" stands at the top where PATH is one of ROWS.
     """
     from nsa_lab.comparison import report as write
 

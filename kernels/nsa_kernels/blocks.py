@@ -99,11 +99,13 @@ def blocks_from_offsets(
 
     order [T]: a permutation of the keys inside each sample, applied before cutting. query_index [Tq]: the keys that
     are queries, ascending; all of them by default. start, end [N]: from which token on a block may be selected, and
-    compressed, inside its sample, where that is later than its smallest and greatest key. Waits for the device once.
-    Raises ValueError where a block is empty or crosses two samples.
+    compressed, inside its sample, where that is later than its smallest and greatest key. Waits for the device.
+    Raises ValueError where a block is empty or crosses two samples, the offsets do not span the keys, or what is given
+    beside them is not as said.
     """
     offsets, cu_seqlens = offsets.long(), cu_seqlens.long()
     keys = torch.arange(int(cu_seqlens[-1]), device=offsets.device)
+    _check_counts(len(keys), len(offsets) - 1, order, start, end)
     block_at_place = torch.searchsorted(offsets[1:], keys, right=True)
     block_of_key = block_at_place if order is None else torch.empty_like(keys).scatter_(0, order.long(), block_at_place)
     position = keys if query_index is None else query_index.long()
@@ -130,7 +132,16 @@ def blocks_from_offsets(
         "query_at": query_at,
         "query_stop": query_at[cu_seqlens[1:]][sample],
     }
-    late, *sizes = _sizes(offsets, cu_seqlens, late, tensors["last_block"] - tensors["first_block"] + 1)
+    asked = {
+        "the offsets must go from 0 to the number of keys": (offsets[0] == 0) & (offsets[-1] == len(keys)),
+        "every bound of cu_seqlens must be among the offsets, else a block crosses two samples": torch.isin(
+            cu_seqlens, offsets
+        ).all(),
+        "query_index must ascend": (position.diff() > 0).all(),
+        "order must be a permutation of each sample's keys": _permutes(order, sample),
+        "end must lie inside the block's sample": (end < cu_seqlens[1:][sample[smallest]]).all(),
+    }
+    late, *sizes = _sizes(offsets, asked, late, tensors["last_block"] - tensors["first_block"] + 1)
     if late and order is None:
         order = keys
     narrow = {name: x.to(torch.int32).contiguous() for name, x in tensors.items()}
@@ -139,6 +150,8 @@ def blocks_from_offsets(
 
 def uniform_blocks(cu_seqlens: Tensor, block_size: int) -> Blocks:
     """Blocks of `block_size` tokens from the start of each sample; the last of a sample may be shorter."""
+    if block_size < 1:
+        raise ValueError(f"block_size={block_size} is not positive")
     bounds = cu_seqlens.tolist()
     cuts = [cut for a, b in pairwise(bounds) for cut in range(a, b, block_size)]
     offsets = torch.tensor([*cuts, bounds[-1]], device=cu_seqlens.device)
@@ -156,17 +169,34 @@ def _extent(offsets: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor]:
     return start, end
 
 
-def _sizes(offsets: Tensor, cu_seqlens: Tensor, late: Tensor, begun: Tensor) -> list[int]:
-    """Whether a block is seen later than its keys, then Blocks.sizes; ValueError where offsets do not cut samples."""
+def _check_counts(keys: int, blocks: int, order: Tensor | None, start: Tensor | None, end: Tensor | None) -> None:
+    if keys and blocks < 1:
+        raise ValueError(f"offsets name no block, but there are {keys} keys")
+    for name, given, count in (("order", order, keys), ("start", start, blocks), ("end", end, blocks)):
+        if given is not None and given.shape != (count,):
+            raise ValueError(f"{name} must be [{count}], not {list(given.shape)}")
+
+
+def _permutes(order: Tensor | None, sample: Tensor) -> Tensor:
+    """Whether `order` moves keys inside their samples only, each to one place."""
+    if order is None:
+        return sample.new_ones((), dtype=torch.bool)
+    wide = order.long()
+    hit = torch.zeros_like(sample).scatter_(0, wide, 1)
+    return hit.all() & (sample[wide] == sample).all()
+
+
+def _sizes(offsets: Tensor, asked: dict[str, Tensor], late: Tensor, begun: Tensor) -> list[int]:
+    """Whether a block is seen later than its keys, then Blocks.sizes; ValueError where something asked is not so."""
     if len(offsets) < 2:
         return [0, 0]
     lengths = offsets.diff()
-    split = torch.isin(cu_seqlens, offsets).all()
     padded = torch.nn.functional.pad(begun, (0, -len(begun) % REACH_ROWS)).view(-1, REACH_ROWS)
-    facts = torch.cat([torch.stack([lengths.amin(), split.long(), late.long(), lengths.amax()]), padded.amax(1)])
-    shortest, aligned, *sizes = facts.tolist()
+    told = [lengths.amin(), *(answer.long() for answer in asked.values()), late.long(), lengths.amax()]
+    shortest, *facts = torch.cat([torch.stack(told), padded.amax(1)]).tolist()
     if shortest < 1:
         raise ValueError(f"block {int(lengths.argmin())} is empty; offsets must increase")
-    if not aligned:
-        raise ValueError("a block crosses two samples; every bound of cu_seqlens must be among the offsets")
-    return sizes
+    for message, holds in zip(asked, facts, strict=False):
+        if not holds:
+            raise ValueError(message)
+    return facts[len(asked) :]

@@ -6,6 +6,8 @@ from torch import Tensor
 from nsa_kernels.blocks import Blocks
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LEAST_HEAD_DIM = 16
+"""The least that tl.dot multiplies."""
 MOST_HEAD_DIM = 256
 MOST_BLOCK_LENGTH = 256
 MOST_BLOCK_COUNT = 128
@@ -23,7 +25,9 @@ def check(ok: bool, message: str) -> None:
 def check_queries(q: Tensor, blocks: Blocks) -> None:
     check(q.ndim == 3, f"q must be [Tq, H, D], not {list(q.shape)}")
     check(q.dtype in DTYPES, f"q is {q.dtype}; the kernels take float32, float16 and bfloat16")
-    check(1 <= q.shape[2] <= MOST_HEAD_DIM, f"a head dim of {q.shape[2]} is outside 1 to {MOST_HEAD_DIM}")
+    check(q.shape[1] >= 1, "q has no heads")
+    dim = q.shape[2]
+    check(LEAST_HEAD_DIM <= dim <= MOST_HEAD_DIM, f"a head dim of {dim} is outside {LEAST_HEAD_DIM} to {MOST_HEAD_DIM}")
     check(q.shape[0] == blocks.num_queries, f"q has {q.shape[0]} rows, the blocks tell of {blocks.num_queries} queries")
     check(q.shape[0] <= MOST_TOKENS, f"{q.shape[0]} queries are more than {MOST_TOKENS}")
     check(blocks.position.device == q.device, f"blocks are on {blocks.position.device}, q is on {q.device}")
@@ -53,6 +57,18 @@ def check_pooled(q: Tensor, pooled_k: Tensor, pooled_v: Tensor | None, blocks: B
     if pooled_v is not None:
         check_like("pooled_v", pooled_v, q, blocks.num_blocks)
         check(pooled_k.shape == pooled_v.shape, f"pooled_k is {list(pooled_k.shape)}, pooled_v {list(pooled_v.shape)}")
+
+
+def check_pair(pooled: tuple[Tensor, Tensor]) -> None:
+    whole = len(pooled) == 2 and all(isinstance(x, Tensor) for x in pooled)
+    check(whole, "pooled must be a compressor's keys and values, two tensors")
+
+
+def check_given_pooled(pooled: tuple[Tensor, Tensor], q: Tensor, k: Tensor, blocks: Blocks) -> None:
+    """A compressor's keys and values beside keys k [T, G, D]."""
+    check_pooled(q, *pooled, blocks)
+    groups = k.shape[1]
+    check(pooled[0].shape[1] == groups, f"pooled has {pooled[0].shape[1]} heads, k has {groups}; they must be alike")
 
 
 def check_bias(block_bias: Tensor | None, blocks: Blocks) -> None:
@@ -97,11 +113,20 @@ def check_chosen(chosen: Tensor, q: Tensor, groups: int) -> None:
 
 
 def check_length(blocks: Blocks) -> None:
-    check(blocks.longest <= MOST_BLOCK_LENGTH, f"a block of {blocks.longest} tokens is longer than {MOST_BLOCK_LENGTH}")
+    if blocks.longest > MOST_BLOCK_LENGTH:  # not `check`: torch.compile cannot write a changing size into a message
+        raise ValueError(f"a block of {blocks.longest} tokens is longer than {MOST_BLOCK_LENGTH}")
 
 
-def check_window(size: int) -> None:
+def check_window(size: int) -> int:
+    """The window, cut to what any sample can fill, so that places plus a window stay in int32."""
     check(size >= 1, f"a window of {size} holds no token; use 1 or more, or leave the branch out")
+    return min(size, MOST_TOKENS)
+
+
+def check_scale(scale: float | None, q: Tensor) -> float:
+    """The factor of the logits, D ** -0.5 by default."""
+    check(scale is None or scale > 0, f"scale={scale} is not positive")
+    return q.shape[2] ** -0.5 if scale is None else scale
 
 
 def check_gates(gates: Tensor, q: Tensor, branches: int) -> None:

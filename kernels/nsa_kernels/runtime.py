@@ -2,9 +2,10 @@
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -84,27 +85,31 @@ def empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None
     return torch.empty(shape, device=like.device, dtype=dtype or like.dtype)
 
 
-_warming = False
+class _Thread(threading.local):
+    warming = False
+
+
+_thread = _Thread()
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Run a kernel; inside `compiling` only have it compiled."""
-    if _warming:
-        kernel.warmup(*args, grid=grid, **options)
-    else:
-        kernel[grid](*args, **options)
+    """Run a kernel on the device of its first argument, a tensor; inside `compiling` only have it compiled."""
+    with torch.cuda.device(args[0].device) if args[0].is_cuda else nullcontext():
+        if _thread.warming:
+            kernel.warmup(*args, grid=grid, **options)
+        else:
+            kernel[grid](*args, **options)
 
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """Compile the kernels that are launched inside, side by side, and run none of them."""
-    global _warming
+    """Compile the kernels that this thread launches inside, side by side, and run none of them."""
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool, triton.AsyncCompileMode(pool):
-        _warming = True
+        _thread.warming = True
         try:
             yield
         finally:
-            _warming = False
+            _thread.warming = False
 
 
 _compiled: set[tuple[Any, ...]] = set()
@@ -116,7 +121,7 @@ def compiled_together(run: Run) -> Run:
     @functools.wraps(run)
     def wrapped(*arguments: Any) -> Any:
         key = (run, *map(_kind, arguments))
-        if not (INTERPRET or _warming or key in _compiled):
+        if not (INTERPRET or _thread.warming or key in _compiled):
             with compiling():
                 run(*arguments)
             _compiled.add(key)

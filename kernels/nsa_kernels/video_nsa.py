@@ -43,9 +43,10 @@ def video_nsa(
     q [Tq, H, D]; k, v [T, G, D]; gates [Tq, H, R], one column per branch in the order of `branches`, a subset of
     compression, selection, window; what is off costs nothing. pooled: a compressor's keys and values [N, G, D], the
     mean of each block by default. block_bias [N] is added to the compression logits. block_count, initial_blocks,
-    local_blocks, token_budget, query_tile and leader: see `choose_blocks`; chosen [Tq, G, n] int32 replaces the choice.
-    scale is D ** -0.5 by default. Differentiable in q, k, v, gates and pooled; two runs are bit-equal. Under autocast
-    q, k, v and pooled are cast to its dtype. Raises ValueError for arguments that do not fit.
+    local_blocks, token_budget, query_tile and leader: see `choose_blocks`; chosen [Tq, G, n] int32, no block twice and
+    -1 for none, replaces the choice. scale is D ** -0.5 by default. Differentiable in q, k, v, gates and pooled; two
+    runs are bit-equal. Under autocast q, k, v and pooled are cast to its dtype. Raises ValueError for arguments that
+    do not fit.
     """
     options: dict[str, Any] = {
         "pooled": pooled, "branches": branches, "block_count": block_count, "initial_blocks": initial_blocks,
@@ -77,21 +78,23 @@ def video_nsa_with_blocks(
 ) -> tuple[Tensor, Tensor | None]:
     """`video_nsa`, and the blocks that were read: [Tq, G, block_count] int32, or None without selection."""
     q, k, v = autocast(q, k, v)
-    pooled = None if pooled is None else autocast(*pooled)
     names = tuple(branches)
     checks.check_branches(names)
     checks.check_keys(q, k, v, blocks)
     checks.check_gates(gates, q, len(names))
     checks.check_bias(block_bias, blocks)
     if pooled is not None:
-        checks.check_pooled(q, *pooled, blocks)
-    if "window" in names:
-        checks.check_window(window)
+        checks.check_pair(pooled)
+        pooled = autocast(*pooled)
+        checks.check_given_pooled(pooled, q, k, blocks)
+    window = checks.check_window(window) if "window" in names else 0
+    scale = checks.check_scale(scale, q)
     select = "selection" in names
     if select:
         checks.check_length(blocks)
     if select and chosen is not None:
         checks.check_chosen(chosen, q, k.shape[1])
+        block_count = chosen.shape[2]
     elif select:
         checks.check_choice(blocks, block_count, initial_blocks, local_blocks, token_budget, leader, query_tile)
     if not select:
@@ -103,7 +106,7 @@ def video_nsa_with_blocks(
         as_bias(block_bias), leader.contiguous() if shared and leader is not None else None,
         None if chosen is None else chosen.contiguous(), blocks.flat(), blocks.sizes, "compression" in names,
         block_count if select else 0, initial_blocks, local_blocks, token_budget or 0, query_tile if shared else 1,
-        window if "window" in names else 0, q.shape[2] ** -0.5 if scale is None else scale,
+        window, scale,
     )  # fmt: skip
     if select and chosen is None:
         chosen = kept[_places("compression" in names, True, pooled is not None, False).index("chosen")]
@@ -215,7 +218,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.save_for_backward(q, k, v, gates, *optional, *output[1:], *blocks)
 
 
-def _differentiate(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    if grads[0] is None:
+        return *[None] * 9, [None] * ctx.counts[1], *[None] * 9
     saved = list(ctx.saved_tensors)
     q, k, v, gates = (saved.pop(0) for _ in range(4))
     pooled_k, pooled_v, bias, chosen = (saved.pop(0) if given else None for given in ctx.given)

@@ -1,11 +1,13 @@
 """How much memory an op takes beyond its inputs and outputs, and how many queries fit it at a time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from nsa_kernels.runtime import SCORE_BYTES, WORKSPACE_BYTES, cdiv, padded
+from nsa_kernels.runtime import INTERPRET, SCORE_BYTES, WORKSPACE_BYTES, cdiv, padded
 
 SPARE = 64 * 2**20
 """What the allocator rounds up and the small tensors take."""
+LEAST_ROOM = 2**28
+"""What a round of queries may take even where dk and dv in float32 leave less of WORKSPACE_BYTES."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,25 @@ class Shape:
     block_count: int
     block_size: int
     element_size: int = 2
+    choice_bytes: int = 0
+
+
+def most_keys(head_dim: int, element_size: int) -> int:
+    """Keys whose keys and values fit beside a tile of queries: 32 KiB each, 64 KiB in float32."""
+    if INTERPRET:
+        return 32
+    return (2**16 if element_size == 4 else 2**15) // (padded(head_dim) * element_size)
+
+
+def in_parts(shape: Shape) -> Shape:
+    """The same call as the selection sees it: large blocks are read in parts, for which the choice is written anew."""
+    limit = most_keys(shape.head_dim, shape.element_size)
+    parts = cdiv(shape.block_size, limit)
+    if parts < 2:
+        return shape
+    slots = shape.block_count * parts
+    size = 4 * shape.queries * shape.groups * slots
+    return replace(shape, num_blocks=shape.num_blocks * parts, block_count=slots, block_size=limit, choice_bytes=size)
 
 
 def selection_bytes_per_query(shape: Shape, extra_pairs: int | None) -> int:
@@ -40,7 +61,8 @@ def selection_bytes_per_query(shape: Shape, extra_pairs: int | None) -> int:
 
 def selection_chunk(shape: Shape, extra_pairs: int | None = None) -> int:
     """Queries that one round of the selection op takes; a multiple of 32 unless it takes all."""
-    room = WORKSPACE_BYTES - SPARE - (_key_gradients(shape) if extra_pairs is not None else 0)
+    shape = in_parts(shape)
+    room = max(LEAST_ROOM, WORKSPACE_BYTES - SPARE - _held(shape, extra_pairs))
     per_query = selection_bytes_per_query(shape, extra_pairs)
     fewest_elements = 2**31 // max(1, shape.heads * shape.block_count * shape.head_dim)
     return min(shape.queries, max(32, min(room // per_query, fewest_elements - 32) // 32 * 32))
@@ -49,15 +71,18 @@ def selection_chunk(shape: Shape, extra_pairs: int | None = None) -> int:
 def workspace_bytes(shape: Shape, extra_pairs: int | None = None) -> int:
     """At most what a forward of the layer takes beyond its inputs, its output and what it keeps for the backward.
 
-    With extra_pairs (nsa_kernels.selection.backward.per_item) the backward, beyond its inputs and gradients.
+    With extra_pairs (nsa_kernels.selection.backward.per_item) the backward, beyond its inputs and gradients. At most
+    WORKSPACE_BYTES, unless dk and dv in float32 leave less than LEAST_ROOM of it.
     """
-    selection = selection_chunk(shape, extra_pairs) * selection_bytes_per_query(shape, extra_pairs)
+    parts = in_parts(shape)
+    selection = selection_chunk(shape, extra_pairs) * selection_bytes_per_query(parts, extra_pairs)
+    scores = min(SCORE_BYTES, 4 * shape.groups * shape.num_blocks * shape.queries) if extra_pairs is None else 0
+    return SPARE + max(_held(parts, extra_pairs) + selection, scores)
+
+
+def _held(shape: Shape, extra_pairs: int | None) -> int:
+    """What stays through all rounds: the choice in parts, and in the backward dk and dv in float32 and float32 copies
+    of the gates, their gradients and the log-sum-exps' products."""
     if extra_pairs is None:
-        scores = min(SCORE_BYTES, 4 * shape.groups * shape.num_blocks * shape.queries)
-        return SPARE + max(selection, scores)
-    return SPARE + _key_gradients(shape) + selection
-
-
-def _key_gradients(shape: Shape) -> int:
-    """dk and dv in float32, and float32 copies of the gates, their gradients and the log-sum-exps' products."""
-    return 8 * shape.keys * shape.groups * shape.head_dim + 40 * shape.queries * shape.heads
+        return shape.choice_bytes
+    return shape.choice_bytes + 8 * shape.keys * shape.groups * shape.head_dim + 40 * shape.queries * shape.heads

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from nsa_lab.comparison.crew import Outcome, train_all
+from nsa_lab.comparison.crew import Outcome, logs_of, train_all
 from nsa_lab.comparison.report import print_tables, write_tables
 from nsa_lab.comparison.rows import Key, Row, key_of, make_row, read_rows, write_rows
 from nsa_lab.comparison.spec import Comparison, Training, chosen, load_comparison, trainings
@@ -33,7 +33,8 @@ def compare(
     out = out or wanted[0].directory.parent
     rows = read_rows(out / ROWS)
     missing = [training for training in wanted if key_of(training) not in rows]
-    print(f"{len(wanted)} trainings, {len(wanted) - len(missing)} done before, {workers} workers", flush=True)
+    logs = f"; what they print: {logs_of(missing)}" if missing else ""
+    print(f"{len(wanted)} trainings, {len(wanted) - len(missing)} done before, {workers} workers{logs}", flush=True)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     faults = _train(missing, rows, workers, deadline, out) if missing else []
     mine = [rows[key] for key in map(key_of, wanted) if key in rows]

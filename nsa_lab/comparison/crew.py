@@ -43,7 +43,7 @@ def train_all(trainings: Sequence[Training], workers: int, deadline: float | Non
     context = multiprocessing.get_context("spawn")
     count = min(workers, len(trainings))
     waiting, flying = iter(trainings), dict[Future[Outcome], Training]()
-    with ProcessPoolExecutor(count, context, _start, (context.Value("i", 0), count, _logs(trainings))) as pool:
+    with ProcessPoolExecutor(count, context, _start, (context.Value("i", 0), count, logs_of(trainings))) as pool:
         try:
             for training in itertools.islice(waiting, count):
                 flying[pool.submit(_train, training)] = training
@@ -57,7 +57,7 @@ def train_all(trainings: Sequence[Training], workers: int, deadline: float | Non
         except BrokenProcessPool as error:
             names = ", ".join(training.config.name for training in flying.values())
             raise NsaLabError(
-                f"a worker died (out of memory?) while these trained: {names}; see {_logs(trainings)}, "
+                f"a worker died (out of memory?) while these trained: {names}; see {logs_of(trainings)}, "
                 "use fewer workers, and run the same command again to go on"
             ) from error
         except BaseException:
@@ -75,7 +75,8 @@ def code_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def _logs(trainings: Sequence[Training]) -> Path:
+def logs_of(trainings: Sequence[Training]) -> Path:
+    """The folder of the workers' logs."""
     return trainings[0].directory.parent / "logs"
 
 

@@ -56,9 +56,9 @@ def question(comparison: Comparison) -> str:
 
 
 def found(comparison: Comparison, files: Iterable[Path]) -> list[str]:
-    """The paragraphs of the file's docstring that say what was found in these very `files`: "Found in PATH: ..."."""
-    told = [text for text in _paragraphs(comparison) if text.startswith("Found in ")]
-    return [text for text in told if all(file.as_posix() in text.partition(":")[0] for file in files)]
+    """The paragraphs of the file's docstring that say what was found in one of `files`: "Found in PATH: ..."."""
+    starts = tuple(f"Found in {file.as_posix()}:" for file in files)
+    return [text for text in _paragraphs(comparison) if text.startswith(starts)]
 
 
 def _paragraphs(comparison: Comparison) -> list[str]:

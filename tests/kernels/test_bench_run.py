@@ -105,6 +105,8 @@ def test_what_cannot_fit_or_failed_before_is_skipped(tmp_path):
     assert run._reason_to_skip(row("layer", 16384, None).case) is None
     assert "no time left for about" in run._reason_to_skip(row("layer", 131072, None).case)
     assert run._reason_to_skip(row("flex", 16384, None).case) == "failed: x at T=8192"
+    run.rows.append(row("flex", 16384, None, status="skipped: failed: x at T=8192"))
+    assert run._reason_to_skip(row("flex", 32768, None).case) == "failed: x at T=8192"
     run.clock = Clock(0)
     assert run._reason_to_skip(row("pool", 8, None).case) == "no time left"
 

@@ -1,5 +1,7 @@
 """Every op against its float64 reference, in Triton's interpreter, forward and backward."""
 
+import threading
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from nsa_kernels import (
     compression_attention,
     compression_lse,
     pool_blocks,
+    runtime,
     selection_attention,
     uniform_blocks,
     window_attention,
@@ -203,3 +206,57 @@ def test_uniform_blocks_restart_with_each_sample():
         blocks_from_offsets(torch.tensor([0, 4, 8]), torch.tensor([0, 5, 8]))
     with pytest.raises(ValueError, match="empty"):
         blocks_from_offsets(torch.tensor([0, 4, 4, 8]), torch.tensor([0, 8]))
+    for size in (0, -4):
+        with pytest.raises(ValueError, match="not positive"):
+            uniform_blocks(torch.tensor([0, 8]), size)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "given", "said"),
+    [
+        ([0, 4, 5, 9], {}, "must go from 0 to the number of keys"),
+        ([1, 5, 8], {}, "must go from 0"),
+        ([0], {}, "name no block, but there are 8 keys"),
+        ([0, 5, 8], {"query_index": [2, 1]}, "query_index must ascend"),
+        ([0, 5, 8], {"query_index": [2, 2]}, "query_index must ascend"),
+        ([0, 5, 8], {"order": [0, 1, 2, 3, 5, 4, 6, 7]}, "order must be a permutation of each sample"),
+        ([0, 5, 8], {"order": [0, 1, 2, 3, 3, 5, 6, 7]}, "order must be a permutation of each sample"),
+        ([0, 5, 8], {"order": [0, 1, 2]}, r"order must be \[8\], not \[3\]"),
+        ([0, 5, 8], {"end": [5, 7]}, "end must lie inside the block's sample"),
+        ([0, 5, 8], {"start": [5]}, r"start must be \[2\], not \[1\]"),
+    ],
+)
+def test_geometry_that_does_not_fit_is_refused(offsets, given, said):
+    given = {name: torch.tensor(values) for name, values in given.items()}
+    with pytest.raises(ValueError, match=said):
+        blocks_from_offsets(torch.tensor(offsets), torch.tensor([0, 5, 8]), **given)
+
+
+def test_a_leader_may_be_strided():
+    blocks = uniform_blocks(torch.tensor([0, 64]), 4)
+    q, k, *_ = random_heads(blocks, (2, 1, 16), torch.float32)
+    leader = (torch.arange(64) // 8 * 8).int()
+    strided = leader.repeat_interleave(2)[::2]
+    assert torch.equal(strided, leader) and not strided.is_contiguous()
+    pooled = pool_blocks(k, blocks)
+    found = [choose_blocks(q, pooled, blocks, block_count=4, query_tile=8, leader=x) for x in (leader, strided)]
+    assert torch.equal(*found)
+
+
+def test_one_thread_s_compiling_leaves_the_kernels_of_another_running():
+    """While a thread compiles, `launch` in another thread runs its kernel."""
+    ran, warmed = [], []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *args: ran.append(grid)
+
+        def warmup(self, *args, grid):
+            warmed.append(grid)
+
+    with runtime.compiling():
+        runtime.launch(Kernel(), (1,), torch.zeros(1))
+        other = threading.Thread(target=runtime.launch, args=(Kernel(), (2,), torch.zeros(1)))
+        other.start()
+        other.join()
+    assert (warmed, ran) == ([(1,)], [(2,)])

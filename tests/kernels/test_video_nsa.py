@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from nsa_kernels import blocks_from_offsets, choose_blocks, kept_bytes, pool_blocks, video_nsa, video_nsa_with_blocks
+from nsa_kernels import (
+    blocks_from_offsets,
+    choose_blocks,
+    kept_bytes,
+    pool_blocks,
+    uniform_blocks,
+    video_nsa,
+    video_nsa_with_blocks,
+)
 from nsa_kernels.checks import BRANCHES
 from nsa_kernels.reference import video_nsa_reference
 from nsa_kernels.runtime import INTERPRET
@@ -134,6 +142,14 @@ def test_inside_torch_compile(backend):
         torch.testing.assert_close(one, other)
 
 
+def test_inside_torch_compile_while_sizes_change():
+    compiled = torch.compile(video_nsa, backend="eager", fullgraph=True)
+    for length, size in ((23, 8), (31, 7), (40, 5)):
+        blocks = uniform_blocks(torch.tensor([0, length]), size)
+        inputs = random_heads(blocks, (4, 2, 16), torch.float32)[:4]
+        assert torch.equal(compiled(*inputs, blocks, **OPTIONS), video_nsa(*inputs, blocks, **OPTIONS))
+
+
 def test_the_op_keeps_its_contract_with_pytorch():
     """Schema, fake tensors and autograd registration, as torch.library itself checks them."""
     blocks = odd_blocks(sparse=True)
@@ -180,6 +196,13 @@ FAULTS = {
         {},
         "257 is outside",
     ),
+    "small head dim": (
+        {name: (n, h, 8) for name, (n, h, _) in GOOD.items() if name != "gates"},
+        {},
+        "a head dim of 8 is outside 16 to 256",
+    ),
+    "no heads": ({"q": (17, 0, 16), "gates": (17, 0, 3)}, {}, "q has no heads"),
+    "scale": ({}, {"scale": 0.0}, "scale=0.0 is not positive"),
     "gates": ({"gates": (17, 4, 2)}, {}, "one column per branch"),
     "dtype": ({}, {"dtype": torch.float64}, "float64; the kernels take"),
     "unknown branch": ({}, {"branches": ("compression", "dense")}, r"\['dense'\] are unknown"),
@@ -196,6 +219,8 @@ FAULTS = {
     "bias": ({}, {"block_bias": torch.zeros(3)}, "block_bias must be"),
     "bias's gradient": ({}, {"block_bias": torch.zeros(8, requires_grad=True)}, "gets no gradient"),
     "pooled": ({}, {"pooled": (torch.zeros(3, 2, 16), torch.zeros(3, 2, 16))}, "pooled_k has 3 rows"),
+    "groups of pooled": ({}, {"pooled": (torch.zeros(8, 4, 16), torch.zeros(8, 4, 16))}, "pooled has 4 heads, k has 2"),
+    "half of pooled": ({}, {"pooled": (torch.zeros(8, 2, 16), None)}, "two tensors"),
     "chosen": ({}, {"chosen": torch.zeros(17, 3, 2, dtype=torch.int32)}, "chosen must be"),
     "chosen's dtype": ({}, {"chosen": torch.zeros(17, 2, 2, dtype=torch.int64)}, "it must be int32"),
 }
@@ -210,6 +235,68 @@ def test_faults_are_named(shapes, options, message):
     tensors = [torch.zeros(shape, dtype=dtype) for shape in (GOOD | shapes).values()]
     with pytest.raises(ValueError, match=message):
         video_nsa(*tensors, blocks, **options)
+
+
+@pytest.mark.parametrize("size", [38, 2**31 - 20, 2**31 - 1, 2**63 - 1])
+def test_a_window_of_any_size_is_dense_from_the_longest_sample_on(size):
+    blocks = odd_blocks()
+    q, k, v, gates, do = random_heads(blocks, (2, 1, 16), torch.float32, 1)
+    results = []
+    for window in (23, size):
+        leaves = leaves_of(q, k, v, gates)
+        out = video_nsa(*leaves, blocks, branches=("window",), window=window)
+        results.append([out, *torch.autograd.grad(out, leaves, do)])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_a_block_whose_bias_is_minus_infinity_is_not_compressed():
+    blocks = uniform_blocks(torch.tensor([0, 160]), 2)
+    q, k, v, gates, do = random_heads(blocks, (2, 1, 16), torch.float32, 1)
+    bias = torch.zeros(blocks.num_blocks)
+    bias[:40] = float("-inf")
+    check(blocks, [q, k, v, gates], [], do, 2e-6, branches=("compression",), block_bias=bias)
+
+
+def test_given_blocks_need_no_block_count():
+    blocks = odd_blocks()
+    q, k, v, gates, _ = random_heads(blocks, (4, 2, 16), torch.float32)
+    _, chosen = video_nsa_with_blocks(q, k, v, gates, blocks, block_count=3, window=5)
+    one, other = (video_nsa(q, k, v, gates, blocks, chosen=chosen, block_count=n, window=5) for n in (3, 0))
+    assert torch.equal(one, other)
+
+
+def test_no_gradient_gives_none():
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None
+
+    blocks = odd_blocks()
+    *inputs, do = random_heads(blocks, (2, 1, 16), torch.float32)
+    leaves = leaves_of(*inputs)
+    out = Stop.apply(video_nsa(*leaves, blocks, **OPTIONS))
+    assert torch.autograd.grad(out, leaves, do, allow_unused=True) == (None,) * 4
+
+
+def test_half_precision_gradients_overflow_no_sooner_than_their_values():
+    """Beside a large gradient stand others; what is stored on the way is not larger than the gradient itself."""
+    blocks = uniform_blocks(torch.tensor([0, 64]), 16)
+    q, k, v, gates, do = random_heads(blocks, (2, 1, 128), torch.float32, 1)
+    k *= 40
+    do *= 200
+    inputs = [x.half() for x in (q * 0.01, k, v, gates)]
+    leaves = leaves_of(*inputs)
+    options = {"branches": ("selection",), "block_count": 4}
+    grads = torch.autograd.grad(video_nsa(*leaves, blocks, **options), leaves, do.half())
+    exact = leaves_of(*[x.double() for x in inputs])
+    wanted = torch.autograd.grad(video_nsa_reference(*exact, blocks, **options), exact, do.half().double())
+    assert 65504 * 128**-0.5 < wanted[0].abs().max() < 65504
+    for found, expected in zip(grads, wanted, strict=True):
+        assert relative_error(found, expected) < 2e-3
 
 
 def test_blocks_that_are_too_long_are_refused_by_selection_alone():

@@ -6,7 +6,7 @@ import torch
 from nsa_kernels.runtime import WORKSPACE_BYTES
 from nsa_kernels.selection import forward
 from nsa_kernels.testing import odd_blocks, random_heads
-from nsa_kernels.workspace import Shape, selection_bytes_per_query, selection_chunk, workspace_bytes
+from nsa_kernels.workspace import Shape, in_parts, selection_bytes_per_query, selection_chunk, workspace_bytes
 
 
 @pytest.mark.parametrize("extra_pairs", [None, 576], ids=["forward", "backward"])
@@ -16,6 +16,24 @@ def test_the_layer_of_the_7b_stays_within_the_bound(queries, block_count, block_
     shape = Shape(queries, queries, -(-queries // block_size), 28, 4, 128, block_count, block_size)
     assert workspace_bytes(shape, extra_pairs) <= WORKSPACE_BYTES
     assert 1 <= selection_chunk(shape, extra_pairs) <= queries
+
+
+@pytest.mark.parametrize("queries", [131072, 196608, 229376, 262144])
+def test_where_float32_gradients_fill_the_bound_rounds_stay_long(queries):
+    shape = Shape(queries, queries, queries // 64, 32, 8, 128, 32, 64)
+    held = 8 * queries * 8 * 128 + 40 * queries * 32 + in_parts(shape).choice_bytes
+    assert workspace_bytes(shape) <= WORKSPACE_BYTES
+    assert workspace_bytes(shape, 576) <= max(WORKSPACE_BYTES, held + 5 * 2**26)
+    assert selection_chunk(shape, 576) >= 256
+
+
+def test_a_choice_in_parts_is_counted():
+    shape = Shape(262144, 262144, 1024, 32, 4, 256, 32, 256)
+    parts = in_parts(shape)
+    assert parts.block_count * parts.block_size >= 32 * 256 and parts.block_size <= 64
+    assert parts.choice_bytes == 4 * 262144 * 4 * parts.block_count
+    assert in_parts(parts) == parts
+    assert workspace_bytes(shape) <= WORKSPACE_BYTES
 
 
 def test_a_chunk_is_what_the_forward_takes(monkeypatch):

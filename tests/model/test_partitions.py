@@ -83,7 +83,7 @@ def test_a_router_per_layer_does_not_leak_either(tokenizer):
 
 @pytest.mark.parametrize("kind", [name for name, kind in PARTITIONERS.items() if kind.causality == "video"])
 def test_the_leak_test_finds_partitions_that_use_the_whole_video(tokenizer, kind):
-    model = make(tokenizer, f"attention.partition={{kind: {kind}, block_size: 12}}")
+    model = make(tokenizer, f"attention.partition={{kind: {kind}, block_size: 18}}")
     assert max(change for change, _ in leaks(model, SHAPES[:1])) > 1e-6
 
 

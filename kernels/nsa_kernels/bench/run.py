@@ -91,8 +91,9 @@ class Run:
         if not shorter:
             return None
         last = shorter[-1]
-        if last.result.status.startswith("failed"):
-            return f"{last.result.status} at T={last.case.tokens}"[:300]
+        status = last.result.status.removeprefix("skipped: ")
+        if status.startswith("failed"):
+            return status if " at T=" in status else f"{status} at T={last.case.tokens}"[:300]
         growth = (case.tokens / last.case.tokens) ** 2
         wanted = CALLS * growth * (last.result.milliseconds or 0.0) / 1e3 + START_SECONDS
         return f"no time left for about {wanted:.0f} s" if wanted > self.clock.left else None

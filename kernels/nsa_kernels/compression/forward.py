@@ -37,7 +37,7 @@ def _step(
     j = j0 + tl.arange(0, BN)
     kt = load_rows(pk + g * D, j, j < N, G * D, D, DP)
     s = block_logits(qt, kt, bias, end, first, pos, j, N, scale2, MASK, BIAS, PREC)
-    m, l, p, alpha = online_softmax(m, l, s, MASK)
+    m, l, p, alpha = online_softmax(m, l, s, MASK or BIAS)
     if VALUES:
         vt = load_rows(pv + g * D, j, j < N, G * D, D, DP)
         acc = tl.dot(p.to(vt.dtype), vt, acc * alpha[:, None], input_precision=PREC)

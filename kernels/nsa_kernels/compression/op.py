@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
-from nsa_kernels.checks import DTYPES, check, check_bias, check_pooled, check_queries
+from nsa_kernels.checks import DTYPES, check, check_bias, check_pooled, check_queries, check_scale
 from nsa_kernels.combine.products import products
 from nsa_kernels.compression.backward import compression_backward
 from nsa_kernels.compression.forward import compression_forward
@@ -43,7 +43,7 @@ def compression_attention(
     check_queries(q, blocks)
     check_pooled(q, pooled_k, pooled_v, blocks)
     check_bias(block_bias, blocks)
-    scale = q.shape[2] ** -0.5 if scale is None else scale
+    scale = check_scale(scale, q)
     inputs = q.contiguous(), pooled_k.contiguous(), pooled_v.contiguous(), as_bias(block_bias)
     return _compression(*inputs, blocks.flat(), blocks.sizes, scale)
 
@@ -56,7 +56,7 @@ def compression_lse(
     check_queries(q, blocks)
     check_pooled(q, pooled_k, None, blocks)
     check_bias(block_bias, blocks)
-    scale = q.shape[2] ** -0.5 if scale is None else scale
+    scale = check_scale(scale, q)
     return _lse(q.contiguous(), pooled_k.contiguous(), as_bias(block_bias), blocks.flat(), blocks.sizes, scale)
 
 

@@ -16,7 +16,7 @@ from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import INTERPRET, LOG2E, Tile, empty, launch, padded, precision
 from nsa_kernels.selection.forward import JOIN_STEP, join_warps, shape_of
 from nsa_kernels.selection.lists import build_lists
-from nsa_kernels.selection.split import most_keys, split_blocks
+from nsa_kernels.selection.split import split_blocks
 from nsa_kernels.selection.walk import (
     block_keys,
     dot_halves,
@@ -31,7 +31,7 @@ from nsa_kernels.selection.walk import (
     store_products,
 )
 from nsa_kernels.tiles import exp2, load_rows, store_rows
-from nsa_kernels.workspace import selection_chunk
+from nsa_kernels.workspace import most_keys, selection_chunk
 
 
 @triton.jit
@@ -93,12 +93,15 @@ def _visit(
             if not IDENTITY:
                 pos = tl.load(position + pos)
             p = tl.where(seen_keys(key, n, place, length, pos, PERMUTED), p, 0.0)
-        ds = (p * (dot_halves(do0, do1, v0, v1, PREC) - delta_t[:, None])).to(q0.dtype)
+        wide = p * (dot_halves(do0, do1, v0, v1, PREC) - delta_t[:, None])
+        ds = wide.to(q0.dtype)
         weight = tl.trans(p.to(do0.dtype))
         acc_v0 = tl.dot(weight, do0, acc_v0, input_precision=PREC)
         acc_v1 = tl.dot(weight, do1, acc_v1, input_precision=PREC)
         acc_k0 = tl.dot(tl.trans(ds), q0, acc_k0, input_precision=PREC)
         acc_k1 = tl.dot(tl.trans(ds), q1, acc_k1, input_precision=PREC)
+        if q0.dtype == tl.float16:  # unscaled, the partial sums overflow before dq does
+            ds = (wide * scale).to(q0.dtype)
         store_products(partial, ds, k0, k1, entry * R + head, real, D, HD, PREC)
     acc_k0 *= scale
     acc_k1 *= scale
@@ -184,17 +187,17 @@ def selection_backward(
     gate [Tq, H] multiplied the output. lse, delta [Tq, H] float32; delta is the gated `do` times the output, over D.
     """
     rows, heads, dim = q.shape
-    blocks, chosen = split_blocks(blocks, chosen, most_keys(dim, q.dtype))
+    ratio = heads // k.shape[1]
+    chunk = selection_chunk(shape_of(q, k, chosen, blocks), per_item(ratio))
+    blocks, chosen = split_blocks(blocks, chosen, most_keys(dim, q.element_size()))
     groups, slots = k.shape[1], chosen.shape[2]
     add = dq is not None
     dq = empty(tuple(q.shape), q) if dq is None else dq
     if not rows:
         return dq
-    ratio = heads // groups
     keys = padded(blocks.longest)
     tile = visit_tile(dim, keys, q.dtype)
     height = max(tile.rows, padded(ratio))
-    chunk = selection_chunk(shape_of(q, k, chosen, blocks), per_item(ratio))
     partial = empty((groups * chunk * slots * ratio, dim), q)
     shape = {"G": groups, "D": dim, "BN": keys, "PERMUTED": blocks.order is not None}
     order = blocks.offsets if blocks.order is None else blocks.order
@@ -216,7 +219,7 @@ def selection_backward(
             DP=padded(dim), PER_ITEM=lists.per_item, num_warps=8, **shape,
         )  # fmt: skip
         launch(_join_queries, (end - begin, groups),
-            partial, chosen, dq, begin, end - begin, scale,
+            partial, chosen, dq, begin, end - begin, 1.0 if q.dtype == torch.float16 else scale,
             H=heads, G=groups, S=slots, D=dim, DP=padded(dim), RP=padded(ratio, 1),
             STEP=math.gcd(slots, JOIN_STEP), ADD=add, num_warps=join_warps(ratio, dim),
         )  # fmt: skip

@@ -16,7 +16,7 @@ from torch import Tensor
 from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import INTERPRET, LOG2E, Tile, empty, launch, padded, precision
 from nsa_kernels.selection.lists import build_lists
-from nsa_kernels.selection.split import most_keys, split_blocks
+from nsa_kernels.selection.split import split_blocks
 from nsa_kernels.selection.walk import (
     block_keys,
     dot_halves,
@@ -30,7 +30,7 @@ from nsa_kernels.selection.walk import (
     store_products,
 )
 from nsa_kernels.tiles import exp2
-from nsa_kernels.workspace import Shape, selection_chunk
+from nsa_kernels.workspace import Shape, most_keys, selection_chunk
 
 JOIN_STEP = 8
 """Slots whose loads are in flight together when a query joins its partial outputs."""
@@ -143,7 +143,8 @@ def selection_forward(
     chosen [Tq, G, S] int32: the blocks of each (query, group), -1 for an empty slot.
     """
     rows, heads, dim = q.shape
-    blocks, chosen = split_blocks(blocks, chosen, most_keys(dim, q.dtype))
+    chunk = selection_chunk(shape_of(q, k, chosen, blocks))
+    blocks, chosen = split_blocks(blocks, chosen, most_keys(dim, q.element_size()))
     groups, slots = k.shape[1], chosen.shape[2]
     out, lse = empty(tuple(q.shape), q), q.new_empty((rows, heads), dtype=torch.float32)
     if not rows:
@@ -152,7 +153,6 @@ def selection_forward(
     keys = padded(blocks.longest)
     tile = visit_tile(dim, keys, q.dtype)
     height = max(tile.rows, padded(ratio))
-    chunk = selection_chunk(shape_of(q, k, chosen, blocks))
     partial = empty((groups * chunk * slots * ratio, dim), q)
     partial_lse = empty((groups * chunk * slots * ratio,), q, torch.float32)
     for begin in range(0, rows, chunk):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
-from nsa_kernels.checks import check_chosen, check_keys, check_length
+from nsa_kernels.checks import check_chosen, check_keys, check_length, check_scale
 from nsa_kernels.combine.products import products
 from nsa_kernels.selection.backward import selection_backward
 from nsa_kernels.selection.forward import selection_forward
@@ -24,7 +24,7 @@ def selection_attention(
     check_keys(q, k, v, blocks)
     check_chosen(chosen, q, k.shape[1])
     check_length(blocks)
-    scale = q.shape[2] ** -0.5 if scale is None else scale
+    scale = check_scale(scale, q)
     heads = q.contiguous(), k.contiguous(), v.contiguous()
     return _selection(*heads, chosen.contiguous(), blocks.flat(), blocks.sizes, scale)[0]
 

@@ -6,14 +6,10 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
-from nsa_kernels.runtime import INTERPRET, cdiv, padded
+from nsa_kernels.runtime import cdiv
 
-
-def most_keys(head_dim: int, dtype: torch.dtype) -> int:
-    """Keys whose keys and values fit beside a tile of queries: 32 KiB each, 64 KiB in float32."""
-    if INTERPRET:
-        return 32
-    return (2**16 if dtype == torch.float32 else 2**15) // (padded(head_dim) * dtype.itemsize)
+ROWS = 4096
+"""Queries whose choice is rewritten at a time."""
 
 
 def split_blocks(blocks: Blocks, chosen: Tensor, limit: int) -> tuple[Blocks, Tensor]:
@@ -24,8 +20,13 @@ def split_blocks(blocks: Blocks, chosen: Tensor, limit: int) -> tuple[Blocks, Te
     part = torch.arange(parts, dtype=torch.int32, device=chosen.device)
     cuts = torch.minimum(blocks.offsets[:-1, None] + part * limit, blocks.offsets[1:, None])
     offsets = torch.cat([cuts.flatten(), blocks.offsets[-1:]])
-    pieces = chosen[..., None] * parts + part
-    there = (chosen[..., None] >= 0) & (offsets.diff() > 0)[pieces.clamp(min=0)]
+    filled = offsets.diff() > 0
+    split = chosen.new_empty((*chosen.shape[:2], chosen.shape[2] * parts))
+    for begin in range(0, len(chosen), ROWS):
+        some = chosen[begin : begin + ROWS, :, :, None]
+        pieces = some * parts + part
+        there = (some >= 0) & filled[pieces.clamp(min=0)]
+        split[begin : begin + ROWS] = torch.where(there, pieces, -1).flatten(2)
     smaller = replace(
         blocks,
         offsets=offsets,
@@ -33,4 +34,4 @@ def split_blocks(blocks: Blocks, chosen: Tensor, limit: int) -> tuple[Blocks, Te
         end=blocks.end.repeat_interleave(parts),
         sizes=[limit, *blocks.sizes[1:]],
     )
-    return smaller, torch.where(there, pieces, -1).flatten(2).contiguous()
+    return smaller, split

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
-from nsa_kernels.checks import check, check_bias, check_choice, check_pooled, check_queries
+from nsa_kernels.checks import check, check_bias, check_choice, check_pooled, check_queries, check_scale
 from nsa_kernels.compression.op import as_bias, compression_lse
 from nsa_kernels.topk.forward import topk_forward
 
@@ -41,13 +41,14 @@ def choose_blocks(
     check_pooled(q, pooled_k, None, blocks)
     check_bias(block_bias, blocks)
     check_choice(blocks, block_count, initial_blocks, local_blocks, token_budget, leader, query_tile)
-    scale = q.shape[2] ** -0.5 if scale is None else scale
+    scale = check_scale(scale, q)
     lse = compression_lse(q, pooled_k, blocks, scale=scale, block_bias=block_bias) if lse is None else lse
     wanted = [q.shape[1], q.shape[0]]
     check(list(lse.shape) == wanted and lse.dtype == torch.float32, f"lse must be float32 {wanted}")
-    inputs = q.contiguous(), pooled_k.contiguous(), lse.contiguous(), as_bias(block_bias), leader
+    inputs = q.contiguous(), pooled_k.contiguous(), lse.contiguous(), as_bias(block_bias)
+    leader = None if leader is None else leader.contiguous()
     forced = initial_blocks, local_blocks, token_budget or 0, query_tile
-    return _topk(*inputs, blocks.flat(), blocks.sizes, scale, block_count, *forced)
+    return _topk(*inputs, leader, blocks.flat(), blocks.sizes, scale, block_count, *forced)
 
 
 @torch.library.custom_op("nsa_kernels::topk", mutates_args=())

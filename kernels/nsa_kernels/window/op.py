@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
-from nsa_kernels.checks import check_keys, check_window
+from nsa_kernels.checks import check_keys, check_scale, check_window
 from nsa_kernels.combine.products import products
 from nsa_kernels.window.backward import window_backward
 from nsa_kernels.window.forward import window_forward
@@ -21,8 +21,8 @@ def window_attention(
     Raises ValueError for arguments that do not fit.
     """
     check_keys(q, k, v, blocks)
-    check_window(size)
-    scale = q.shape[2] ** -0.5 if scale is None else scale
+    size = check_window(size)
+    scale = check_scale(scale, q)
     return _window(q.contiguous(), k.contiguous(), v.contiguous(), blocks.flat(), blocks.sizes, size, scale)[0]
 
 
