@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from nsa_kernels.runtime import INTERPRET
 from nsa_lab.attention.smooth import moving_average, smooth
 from nsa_lab.model import build_model, load_model, recording
 from nsa_lab.partition import PARTITIONERS, Partitioner, partition_from_block_id
@@ -33,13 +34,13 @@ def make(tokenizer, *overrides):
 
 def batch_of(model, shapes=SHAPES):
     batch = model_batch(model, shapes)
-    return batch | {"pixel_values_videos": batch["pixel_values_videos"].double()}
+    return batch | {"pixel_values_videos": batch["pixel_values_videos"].to(model.dtype)}
 
 
 def with_frame_changed(batch, frame):
     patches = slice(frame * HEIGHT * WIDTH * 4, (frame + 1) * HEIGHT * WIDTH * 4)
     pixels = batch["pixel_values_videos"].clone()
-    pixels[patches] = torch.randn(pixels[patches].shape, generator=torch.Generator().manual_seed(frame)).double() * 3
+    pixels[patches] = torch.randn(pixels[patches].shape, generator=torch.Generator().manual_seed(frame)).to(pixels) * 3
     return batch | {"pixel_values_videos": pixels}
 
 
@@ -51,11 +52,11 @@ def run(model, batch):
     return logits, [record.partition.block_id for record in records.values()]
 
 
-def leaks(model, shapes=SHAPES):
+def leaks(model, shapes=SHAPES, frames=range(1, FRAMES)):
     """Per frame that is changed: the greatest change of a logit before it, and whether any layer's blocks moved."""
     batch = batch_of(model, shapes)
     logits, blocks = run(model, batch)
-    for frame in range(1, FRAMES):
+    for frame in frames:
         after, blocks_after = run(model, with_frame_changed(batch, frame))
         seen = BEFORE + frame * HEIGHT * WIDTH
         assert (logits[seen:] - after[seen:]).abs().max() > 1e-6
@@ -73,6 +74,15 @@ def test_no_output_of_the_model_depends_on_a_later_frame(tokenizer, kind, overri
     assert any(moved for _, moved in found) == PARTITIONERS[kind].needs_features, (
         "the blocks never changed, or should not"
     )
+
+
+@pytest.mark.skipif(not INTERPRET, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("kind", ["scene", "router"])
+def test_no_output_of_the_triton_path_depends_on_a_later_frame(tokenizer, kind):
+    model = make(tokenizer, f"attention.partition.kind={kind}", "attention.backend=triton").float()
+    found = list(leaks(model, frames=(4,)))
+    assert max(change for change, _ in found) < 1e-5 and any(moved for _, moved in found)
 
 
 def test_a_router_per_layer_does_not_leak_either(tokenizer):
