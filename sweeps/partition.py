@@ -9,11 +9,11 @@ differs from `uniform` or `frame` beyond chance. On `duration` all lie within 2.
 intervals), so that a larger gain is unlikely there. On `recall` the intervals reach 6 to 18 points: accuracies vary
 from 0.45 to 1.00, as some seeds have not left a plateau after 200 steps. Blocks that follow the content (`scene`) do no
 better than the same rule's boundaries of another clip (`foreign`; -1.3 +- 5.3 and -0.3 +- 1.5 points): nothing here
-says that following the content helps. Budgets are equal by rule: 23 to 27 tokens are read per query, and 3 (`router`,
-counted before it had learned) to 10 (`frame`, whose blocks are single frames of 4 tokens) pooled keys.
+says that following the content helps. Budgets are equal by rule: 23 to 27 tokens are read per query (counted before
+training here, after it below), and 3 (`router`) to 10 (`frame`, whose blocks are single frames of 4) pooled keys.
 
 Found in experiments/results/partition/cpu/runs.csv: the same on CPU cores with a `random_like` that draws an order for
-every clip (5 seeds, 8 of `uniform`, `frame` and `random_like`). Lengths at random places seem to cost a little on
+every clip (5 seeds, 8 or 9 of `uniform`, `frame` and `random_like`). Lengths at random places seem to cost a little on
 `duration`: a loss 0.026 +- 0.014 above that of `uniform` (p 0.030 by t-test, 0.125 by sign flips), 2.3 +- 1.5 points of
 accuracy (0.080, 0.250). On `recall` `foreign` has a higher loss than `frame` (0.127 +- 0.047; p 0.014, 0.438). No other
 difference from `uniform`, `frame` or `random_like` stands out. `scene` is ahead of `foreign` on `recall` (4.3 +- 3.7

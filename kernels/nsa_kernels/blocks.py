@@ -113,6 +113,7 @@ def blocks_from_offsets(
     bounds = torch.cat([block_at_place, block_at_place.new_tensor([len(offsets) - 1])])
     first_block = bounds[cu_seqlens]
     smallest, greatest = _extent(offsets, order)
+    end_given = end is not None
     start = smallest if start is None else torch.maximum(start.long(), smallest)
     end = greatest if end is None else torch.maximum(end.long(), greatest)
     late = (start != smallest).any() | (end != greatest).any()
@@ -132,15 +133,17 @@ def blocks_from_offsets(
         "query_at": query_at,
         "query_stop": query_at[cu_seqlens[1:]][sample],
     }
+    whole, aligned = (offsets[0] == 0) & (offsets[-1] == len(keys)), torch.isin(cu_seqlens, offsets).all()
     asked = {
-        "the offsets must go from 0 to the number of keys": (offsets[0] == 0) & (offsets[-1] == len(keys)),
-        "every bound of cu_seqlens must be among the offsets, else a block crosses two samples": torch.isin(
-            cu_seqlens, offsets
-        ).all(),
-        "query_index must ascend": (position.diff() > 0).all(),
-        "order must be a permutation of each sample's keys": _permutes(order, sample),
-        "end must lie inside the block's sample": (end < cu_seqlens[1:][sample[smallest]]).all(),
+        "the offsets must go from 0 to the number of keys": whole,
+        "every bound of cu_seqlens must be among the offsets, else a block crosses two samples": aligned,
     }
+    if query_index is not None:
+        asked["query_index must ascend"] = (position.diff() > 0).all()
+    if order is not None:
+        asked["order must be a permutation of each sample's keys"] = _permutes(order.long(), sample)
+    if end_given:
+        asked["end must lie inside the block's sample"] = (end < cu_seqlens[1:][sample[smallest]]).all()
     late, *sizes = _sizes(offsets, asked, late, tensors["last_block"] - tensors["first_block"] + 1)
     if late and order is None:
         order = keys
@@ -177,13 +180,10 @@ def _check_counts(keys: int, blocks: int, order: Tensor | None, start: Tensor | 
             raise ValueError(f"{name} must be [{count}], not {list(given.shape)}")
 
 
-def _permutes(order: Tensor | None, sample: Tensor) -> Tensor:
-    """Whether `order` moves keys inside their samples only, each to one place."""
-    if order is None:
-        return sample.new_ones((), dtype=torch.bool)
-    wide = order.long()
-    hit = torch.zeros_like(sample).scatter_(0, wide, 1)
-    return hit.all() & (sample[wide] == sample).all()
+def _permutes(order: Tensor, sample: Tensor) -> Tensor:
+    """Whether `order` [T] int64 moves keys inside their samples only, each to one place."""
+    hit = torch.zeros_like(sample).scatter_(0, order, 1)
+    return hit.all() & (sample[order] == sample).all()
 
 
 def _sizes(offsets: Tensor, asked: dict[str, Tensor], late: Tensor, begun: Tensor) -> list[int]:

@@ -55,7 +55,7 @@ def question(comparison: Comparison) -> str:
     return _paragraphs(comparison)[0]
 
 
-def found(comparison: Comparison, files: Iterable[Path]) -> list[str]:
+def findings(comparison: Comparison, files: Iterable[Path]) -> list[str]:
     """The paragraphs of the file's docstring that say what was found in one of `files`: "Found in PATH: ..."."""
     starts = tuple(f"Found in {file.as_posix()}:" for file in files)
     return [text for text in _paragraphs(comparison) if text.startswith(starts)]

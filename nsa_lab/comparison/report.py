@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from nsa_lab.comparison.markdown import format_interval, found, question, to_markdown
+from nsa_lab.comparison.markdown import findings, format_interval, question, to_markdown
 from nsa_lab.comparison.rows import Row, check_one_training_each, read_rows
 from nsa_lab.comparison.spec import Comparison, load_comparison
 from nsa_lab.comparison.tables import differences, experiments_of, means, variants_of
@@ -24,7 +24,7 @@ def report(file: Path, rows_files: Sequence[Path], out: Path | None = None) -> P
     comparison, out = load_comparison(file), out or rows_files[0].parent / "RESULTS.md"
     sections = [to_markdown(comparison, _rows(file, rows), f"`{rows}`") for rows in rows_files]
     command = f"nsa-lab report {file} {' '.join(map(str, rows_files))} --out {out}"
-    parts = [HEAD.format(command=command), question(comparison), *found(comparison, rows_files), *sections]
+    parts = [HEAD.format(command=command), question(comparison), *findings(comparison, rows_files), *sections]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("\n\n".join(parts))

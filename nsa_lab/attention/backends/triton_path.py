@@ -96,7 +96,7 @@ def window(q: Tensor, k: Tensor, v: Tensor, context: Context, *, size: int, scal
     from nsa_kernels import autocast, window_attention
 
     q, k, v = autocast(q, k, v)
-    return window_attention(q, k, v, kernel_blocks(context), size=min(size, len(k) + 1), scale=scale)
+    return window_attention(q, k, v, kernel_blocks(context), size=size, scale=scale)
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, context: Context, *, scale: float) -> Tensor:
