@@ -12,3 +12,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-golden", action="store_true", help="record tests/golden anew instead of comparing")

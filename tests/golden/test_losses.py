@@ -1,0 +1,70 @@
+"""Losses and gradient norms of 20 steps, recorded before the code was moved: a refactoring changes none of them.
+
+Bit by bit where the machine computes as the recording one did, within TOLERANCE elsewhere. To record anew, in a commit
+of its own that says why: pytest tests/golden --update-golden
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nsa_lab.config import load_config
+from nsa_lab.training import run
+from nsa_lab.training.pictures import read_series
+
+GOLDEN = Path(__file__).with_name("losses.json")
+STEPS = 20
+TOLERANCE = 2e-3
+FEW_CLIPS = 320
+METRICS = ("train/loss", "gradient_norm", "val/loss")
+EXPERIMENTS = ("experiments/smoke.yaml", "experiments/tasks/needle.yaml", "experiments/partition/recall.yaml")
+CASES = [
+    *(pytest.param(file, None, id=Path(file).stem, marks=pytest.mark.slow) for file in EXPERIMENTS),
+    *(pytest.param(file, FEW_CLIPS, id=f"{Path(file).stem}-few-clips") for file in EXPERIMENTS),
+]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return tmp_path_factory.mktemp("clips")
+
+
+@pytest.mark.parametrize(("file", "train_clips"), CASES)
+def test_twenty_steps(file, train_clips, clips, tmp_path, request):
+    name = request.node.callspec.id
+    found = {"arithmetic": arithmetic(), "series": series(file, train_clips, clips, tmp_path)}
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if request.config.getoption("--update-golden"):
+        GOLDEN.write_text(json.dumps(golden | {name: found}, indent=1, sort_keys=True) + "\n")
+        return
+    known = golden[name]
+    if known["arithmetic"] == found["arithmetic"]:
+        assert found["series"] == known["series"]
+    for metric in METRICS:
+        assert found["series"][metric] == pytest.approx(known["series"][metric], rel=TOLERANCE, abs=TOLERANCE), metric
+
+
+def arithmetic() -> dict[str, str]:
+    """What decides in which order, and so to which last bit, PyTorch adds up on this machine."""
+    return {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(), "model": cpu_model()}
+
+
+def cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].partition(":")[2].strip() if names else ""
+
+
+def series(file, train_clips, clips, folder):
+    """The golden metrics of a run of STEPS steps of `file`, by name, in the order of the steps."""
+    torch.set_num_threads(1)
+    task = "recall" if "recall" in file else "needle"
+    few = {} if train_clips is None else {f"tasks.{task}.train_clips": train_clips, f"tasks.{task}.val_clips": 16}
+    places = {"data.cache_dir": str(clips), "output.dir": str(folder), "tracking.enabled": False}
+    steps = dict.fromkeys(("training.steps", "training.val_every", "training.checkpoint_every"), STEPS)
+    pins = {"training.log_every": 1, "training.accelerator": "cpu", "training.threads": 1, "seed": 0}
+    result = run(load_config(file, places | steps | pins | few), progress_bar=False)
+    measured = read_series(result.directory / "metrics.jsonl")
+    return {metric: [measured[metric][step] for step in sorted(measured[metric])] for metric in METRICS}
