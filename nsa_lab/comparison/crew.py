@@ -18,7 +18,7 @@ from typing import Any
 
 from nsa_lab.comparison.spec import Training
 from nsa_lab.errors import NsaLabError
-from nsa_lab.worker_process import end_with_parent, redirect_output, share_machine
+from nsa_lab.runner.process import end_with_parent, redirect_output, share_machine
 
 ORIGIN_FILE = "origin.json"
 
@@ -97,7 +97,7 @@ def _end(pool: ProcessPoolExecutor) -> None:
 
 
 def _train(training: Training) -> Outcome:
-    from nsa_lab.bench import machine_facts
+    from nsa_lab.bench.run import machine_facts
     from nsa_lab.training import run
 
     started = time.monotonic()

@@ -9,7 +9,7 @@ from typing import Any
 
 from nsa_lab.config import ExperimentConfig, config_hash, load_config
 from nsa_lab.errors import NsaLabError
-from nsa_lab.python_file import execute, experiment_file
+from nsa_lab.runner.python_file import execute, experiment_file
 
 NEEDED = ("EXPERIMENTS", "VARIANTS", "REFERENCES", "METRICS", "SEEDS")
 MEASURED = (

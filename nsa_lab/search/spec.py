@@ -10,7 +10,7 @@ from typing import Any
 
 from nsa_lab.config import ExperimentConfig, flatten, load_config, to_dict
 from nsa_lab.errors import NsaLabError
-from nsa_lab.python_file import execute, experiment_file, kind_of, place_of
+from nsa_lab.runner.python_file import execute, experiment_file, kind_of, place_of
 
 DIRECTIONS = ("maximize", "minimize")
 DEFAULT_TRIALS = 20

@@ -9,7 +9,7 @@ import sqlalchemy
 from optuna.storages.journal import JournalFileBackend
 
 from nsa_lab.errors import NsaLabError
-from nsa_lab.tracking_record import file_lock
+from nsa_lab.tracking.record import file_lock
 
 BUSY_TIMEOUT_S = 120
 

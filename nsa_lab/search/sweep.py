@@ -26,7 +26,7 @@ from nsa_lab.search.supervisor import Supervisor
 from nsa_lab.search.trial import Job
 from nsa_lab.search.view import open_view
 from nsa_lab.search.worker import DEFAULT_RUNNER
-from nsa_lab.tracking_record import file_lock
+from nsa_lab.tracking.record import file_lock
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nsa_lab.errors import NsaLabError
-from nsa_lab.worker_process import end_with_parent, redirect_output, share_machine
+from nsa_lab.runner.process import end_with_parent, redirect_output, share_machine
 
 DEFAULT_RUNNER = "nsa_lab.training.run:run"
 

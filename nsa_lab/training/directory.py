@@ -9,7 +9,7 @@ from typing import Any
 
 from nsa_lab.config import ExperimentConfig, config_hash, load_config, to_yaml
 from nsa_lab.errors import NsaLabError
-from nsa_lab.tracking_record import Record, set_aside
+from nsa_lab.tracking.record import Record, set_aside
 
 
 @dataclass(frozen=True)

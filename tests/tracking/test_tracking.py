@@ -16,7 +16,8 @@ from nsa_lab import tracking
 from nsa_lab.config import load_config
 from nsa_lab.errors import NsaLabError
 from nsa_lab.tracking import Tracker
-from nsa_lab.tracking_sender import Unreachable
+from nsa_lab.tracking import tracker as tracker_file
+from nsa_lab.tracking.sender import Unreachable
 
 
 def config_in(folder, **overrides):
@@ -78,10 +79,10 @@ def test_what_cannot_change_a_result_is_no_param_and_may_change(store, tmp_path)
 
 
 def test_uncommitted_changes_are_kept(store, tmp_path, monkeypatch):
-    from nsa_lab import tracking_origin
+    from nsa_lab.tracking import origin
 
-    source = tracking_origin.Source("abc", "diff --git a b\n")
-    monkeypatch.setattr(tracking_origin, "source_state", lambda: source)
+    source = origin.Source("abc", "diff --git a b\n")
+    monkeypatch.setattr(origin, "source_state", lambda: source)
     tracker = Tracker.open(config_in(store), tmp_path)
     tracker.finish()
     run = client_of(config_in(store)).get_run(tracker.run_id)
@@ -127,8 +128,8 @@ def test_a_changed_config_is_refused_and_the_directory_released(store, tmp_path)
 
 
 def test_two_processes_cannot_record_in_one_directory(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("nsa_lab.tracking_record.LOCK_PATIENCE_S", 0.0)
-    monkeypatch.setattr("nsa_lab.tracking_record.Record.lock.__defaults__", (0.0,))
+    monkeypatch.setattr("nsa_lab.tracking.record.LOCK_PATIENCE_S", 0.0)
+    monkeypatch.setattr("nsa_lab.tracking.record.Record.lock.__defaults__", (0.0,))
     tracker = Tracker.open(config_in(store), tmp_path)
     with pytest.raises(NsaLabError, match="another process records a run"):
         Tracker.open(config_in(store), tmp_path)
@@ -152,11 +153,11 @@ def test_without_tracking_the_record_can_be_pushed_later(store, tmp_path):
 
 
 def test_an_outage_costs_nothing(store, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("nsa_lab.tracking_sender.INTERVAL_S", 0.05)
+    monkeypatch.setattr("nsa_lab.tracking.sender.INTERVAL_S", 0.05)
     config = config_in(store)
     tracker = Tracker.open(config, tmp_path)
     with monkeypatch.context() as broken:
-        broken.setattr(tracking, "_send_all", unreachable)
+        broken.setattr(tracker_file, "_send_all", unreachable)
         tracker.metrics({"train/loss": 1.0}, 1)
         time.sleep(0.5)
     tracker.finish()
@@ -165,13 +166,13 @@ def test_an_outage_costs_nothing(store, tmp_path, monkeypatch, caplog):
 
 
 def test_a_server_that_stays_away_ends_with_one_error(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "FINISH_PATIENCE_S", 0.5)
-    monkeypatch.setattr(tracking, "TRIAL_FINISH_PATIENCE_S", 0.5)
+    monkeypatch.setattr(tracker_file, "FINISH_PATIENCE_S", 0.5)
+    monkeypatch.setattr(tracker_file, "TRIAL_FINISH_PATIENCE_S", 0.5)
     config = config_in(store)
     trackers = [Tracker.open(config, tmp_path / "alone")]
     trackers.append(Tracker.open(config, tmp_path / "trial", parent=trackers[0].run_id))
     with monkeypatch.context() as broken:
-        broken.setattr(tracking, "_send_all", unreachable)
+        broken.setattr(tracker_file, "_send_all", unreachable)
         for tracker in trackers:
             tracker.metrics({"train/loss": 1.0}, 1)
         with pytest.raises(NsaLabError, match=r"no route.*everything is kept in .*alone.*`nsa-lab push"):
@@ -185,7 +186,7 @@ def test_a_server_that_stays_away_ends_with_one_error(store, tmp_path, monkeypat
 
 def test_a_lost_answer_does_not_double_the_run(store, tmp_path, monkeypatch):
     config = config_in(store, **{"tracking.experiment": "lost-answer"})
-    client = tracking._client(tracking.tracking_uri(config))
+    client = tracker_file._client(tracking.tracking_uri(config))
     create, lost = client.create_run, []
 
     def create_and_lose(*arguments):
@@ -225,9 +226,9 @@ def test_a_long_reason_is_cut(store, tmp_path, said):
         raise OSError(said)
 
     with pytest.raises(Unreachable) as caught:
-        tracking._guarded("http://somewhere", fail)
+        tracker_file._guarded("http://somewhere", fail)
     reason = str(caught.value)
-    assert 0 < len(reason) <= tracking.REASON_LENGTH and "why" not in reason
+    assert 0 < len(reason) <= tracker_file.REASON_LENGTH and "why" not in reason
 
 
 def test_runs_are_kept_in_sqlite_unless_said_otherwise(tmp_path):
@@ -247,7 +248,7 @@ def test_six_processes_open_a_fresh_store_at_once(tmp_path):
 
 @pytest.mark.slow
 def test_runs_survive_a_real_server_that_goes_away(tmp_path, monkeypatch):
-    monkeypatch.setattr("nsa_lab.tracking_sender.INTERVAL_S", 0.1)
+    monkeypatch.setattr("nsa_lab.tracking.sender.INTERVAL_S", 0.1)
     monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{tmp_path}/server.db")
     monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", str(tmp_path / "artifacts"))
     with serving(0) as port:

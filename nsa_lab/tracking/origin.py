@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nsa_lab.config import ExperimentConfig, config_hash, flatten, to_dict, to_yaml
 from nsa_lab.config.rules import enabled_tasks
-from nsa_lab.tracking_record import Record
+from nsa_lab.tracking.record import Record
 
 LIBRARIES = ("torch", "transformers", "lightning", "optuna", "mlflow")
 DIFF_LIMIT = 1_000_000

@@ -6,7 +6,7 @@ import torch
 
 from nsa_lab.attention.backends import BACKENDS, choose_backend
 from nsa_lab.attention.layer import HeadDims, SparseAttention
-from nsa_lab.bench import Measurement, Point, bench_device, memory_mib, now
+from nsa_lab.bench.measure import Measurement, Point, bench_device, memory_mib, now
 from nsa_lab.config import layer_attention, load_config
 from nsa_lab.config.sizes import model_size
 from nsa_lab.layout import layout_from_token_ids

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from nsa_lab.tracking_record import Record
+from nsa_lab.tracking.record import Record
 
 INTERVAL_S = 2.0
 LONGEST_WAIT_S = 30.0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from nsa_lab import cli, tracking
+from nsa_lab import cli
 from nsa_lab.config import load_config
 from nsa_lab.training.directory import RunDirectory
 
@@ -255,7 +255,7 @@ def test_tracking_uri_that_is_none(folder, refused):
 
 
 def test_tracking_server_that_does_not_answer(folder, refused, monkeypatch):
-    monkeypatch.setattr(tracking, "START_PATIENCE_S", 0.0)
+    monkeypatch.setattr("nsa_lab.tracking.tracker.START_PATIENCE_S", 0.0)
     uri = "http://127.0.0.1:9"
     lines = refused("train", "base.yaml", "--quiet", "tracking.enabled=true", f"tracking.uri={uri}")
     one(lines, uri, "nsa-lab push", "tracking.enabled=false")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nsa_lab.cli_analyze import analyze_app
-from nsa_lab.cli_compare import compare, report
-from nsa_lab.cli_sweep import sweep_app
+from nsa_lab.cli.analyze import analyze_app
+from nsa_lab.cli.compare import compare, report
+from nsa_lab.cli.sweep import sweep_app
 from nsa_lab.errors import NsaLabError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def train(
 
     `nsa-lab train experiments/smoke.yaml training.resume=false`
     """
-    from nsa_lab.cli_output import print_result, say
+    from nsa_lab.cli.output import print_result, say
     from nsa_lab.config import load_config
     from nsa_lab.config.rules import notices
 
@@ -111,7 +111,7 @@ def show(experiment: Experiment = None) -> None:
 
     `nsa-lab show experiments/smoke.yaml training.steps=50 > mine.yaml`
     """
-    from nsa_lab.cli_output import describe_budget, say
+    from nsa_lab.cli.output import describe_budget, say
     from nsa_lab.config import config_hash, to_yaml
     from nsa_lab.config.rules import notices
 
@@ -132,7 +132,7 @@ def tasks() -> None:
 
     `nsa-lab train experiments/smoke.yaml tasks.order.enabled=true tasks.order.events=6`
     """
-    from nsa_lab.cli_output import describe_tasks
+    from nsa_lab.cli.output import describe_tasks
 
     typer.echo(describe_tasks())
 
@@ -195,7 +195,7 @@ def bench(
 
     `nsa-lab bench --layer --sizes 7b --lengths 32768 --repeats 1`
     """
-    from nsa_lab.bench import run_bench
+    from nsa_lab.bench.run import run_bench
 
     run_bench(
         _load(experiment or []),
@@ -245,7 +245,3 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
             print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         raise
-
-
-if __name__ == "__main__":
-    main()

@@ -4,44 +4,22 @@ import csv
 import dataclasses
 import datetime
 import importlib.metadata
-import math
 import multiprocessing
 import os
 import platform
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nsa_lab.config import ExperimentConfig, load_config, to_dict
+from nsa_lab.bench.measure import Measurement, Point
+from nsa_lab.config import ExperimentConfig, to_dict
 from nsa_lab.config.rules import broken_rules
-from nsa_lab.config.sizes import MERGE, SIZES
+from nsa_lab.config.sizes import SIZES
 from nsa_lab.errors import ConfigError, NsaLabError
 
 FRAME_TOKENS = 64
-ANSWER = "red"
-MIB = 1 << 20
-
-
-@dataclass(frozen=True)
-class Point:
-    """One measurement to take: a model size, an attention mode and the video tokens of the one sample."""
-
-    size: str
-    mode: str
-    video_tokens: int
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The fastest of the timed steps, and memory above that of the libraries and the model, in MiB."""
-
-    seconds: float
-    peak_mib: float
-    base_mib: float
 
 
 def run_bench(
@@ -81,77 +59,11 @@ def run_bench(
     return rows
 
 
-def measure(tree: dict[str, Any], point: Point, repeats: int) -> Measurement:
-    """Build the model and time forward, backward and optimiser on a random clip, in this process."""
-    import torch
-
-    from nsa_lab.data import load_tokenizer
-    from nsa_lab.model import build_model
-    from nsa_lab.training.schedule import build_optimizer
-    from nsa_lab.training.score import score_answers
-
-    config = load_config(None, tree)
-    if config.training.threads is not None:
-        torch.set_num_threads(config.training.threads)
-    device = bench_device(config)
-    tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
-    torch.manual_seed(config.seed)
-    model = build_model(config, tokenizer).to(device).train()
-    optimizer, _ = build_optimizer(model, config.training)
-    batch = {
-        k: v.to(device) if hasattr(v, "to") else v
-        for k, v in random_batch(point.video_tokens, tokenizer, config).items()
-    }
-    bf16 = config.training.precision.startswith("bf16")
-
-    def step() -> float:
-        started = now(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = score_answers(model, batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return now(device) - started
-
-    base = memory_mib(device, peak=False)
-    step()
-    seconds = min(step() for _ in range(repeats))
-    return Measurement(seconds, memory_mib(device, peak=True) - base, base)
-
-
-def random_batch(video_tokens: int, tokenizer: Any, config: ExperimentConfig) -> dict[str, Any]:
-    """One sample of random pixels with `video_tokens` tokens, a question and an answer, packed for training."""
-    import torch
-
-    from nsa_lab.data import Example, Turn, pack
-    from nsa_lab.data.chat import VIDEO_TOKEN, encode_chat
-    from nsa_lab.data.positions import mrope_positions
-
-    frames = video_tokens // FRAME_TOKENS
-    side = MERGE * math.isqrt(FRAME_TOKENS)
-    grid = torch.tensor([[frames, side, side]])
-    turns = [Turn("Which colour came first?", ANSWER)]
-    chat = encode_chat(turns, video_tokens, tokenizer, config.data.system_prompt)
-    is_video = chat.input_ids == tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
-    seconds = torch.arange(frames, dtype=torch.float64) * 2 / config.data.fps
-    example = Example(
-        input_ids=chat.input_ids,
-        labels=chat.labels,
-        position_ids=mrope_positions(is_video, grid, seconds, 2.0),
-        pixel_values=torch.randn(frames * side * side, 1176, generator=torch.Generator().manual_seed(config.seed)),
-        grid_thw=grid,
-        answer_index=chat.answer_index,
-        task="bench",
-        token_types=is_video.long() * 2,
-    )
-    return pack([example])
-
-
 def machine_facts(config: ExperimentConfig) -> dict[str, str]:
     """Where numbers come from: device, cores, library versions, commit, date."""
     import torch
 
-    from nsa_lab.tracking_origin import source_state
+    from nsa_lab.tracking.origin import source_state
 
     source = source_state()
     on_gpu = torch.cuda.is_available() and config.training.accelerator != "cpu"
@@ -200,10 +112,11 @@ def _with(config: ExperimentConfig, point: Point) -> ExperimentConfig:
 
 def _in_fresh_process(config: ExperimentConfig, point: Point, repeats: int, layer: bool) -> Measurement:
     """Peak memory of a process never falls, so each point gets its own."""
-    if layer:
-        from nsa_lab.bench_layer import measure_layer as measure_point
-    else:
-        measure_point = measure
+    # Imported here, because `nsa-lab --help` and a faulty command need neither torch nor the model.
+    from nsa_lab.bench.layer import measure_layer
+    from nsa_lab.bench.step import measure_step
+
+    measure_point = measure_layer if layer else measure_step
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(measure_point, to_dict(config), point, repeats).result()
@@ -212,37 +125,6 @@ def _in_fresh_process(config: ExperimentConfig, point: Point, repeats: int, laye
                 f"the process that measured {point.size} {point.mode} at {point.video_tokens} tokens "
                 "was killed, most likely for want of memory; use shorter --lengths"
             ) from error
-
-
-def bench_device(config: ExperimentConfig) -> Any:
-    """The GPU where there is one and the config does not say cpu."""
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() and config.training.accelerator != "cpu" else "cpu")
-
-
-def memory_mib(device: Any, peak: bool) -> float:
-    """Memory of this process in MiB, now or at its peak: resident on a CPU, allocated tensors on a GPU."""
-    if device.type == "cuda":
-        import torch
-
-        return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / MIB
-    # Not getrusage: its maximum is inherited from the process that started this one.
-    field = "VmHWM:" if peak else "VmRSS:"
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return float("nan")
-    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
-def now(device: Any) -> float:
-    """Seconds on a clock that has waited for the device."""
-    if device.type == "cuda":
-        import torch
-
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def _line(point: Point, measured: Measurement, rows: list[dict[str, Any]]) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from nsa_lab.errors import NsaLabError
-from nsa_lab.tracking_record import Record, State, now_ms, set_aside
-from nsa_lab.tracking_sender import Unreachable
+from nsa_lab.tracking.record import Record, State, now_ms, set_aside
+from nsa_lab.tracking.sender import Unreachable
 
 Send = Callable[[Record], None]
 

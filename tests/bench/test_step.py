@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from nsa_lab.bench import Point
-from nsa_lab.bench_layer import measure_layer
+from nsa_lab.bench.layer import measure_layer
+from nsa_lab.bench.measure import Point
 from nsa_lab.config import to_dict
 from nsa_lab.testing import tiny_config
 

@@ -1,6 +1,6 @@
-"""Every run's record: on disk first, then in MLflow. The only file that imports MLflow.
+"""Every run's record: on disk first, then in MLflow.
 
-`Tracker` writes to the run directory (see `tracking_record`) and a thread carries that to the server, so
+`Tracker` writes to the run directory (see `record`) and a thread carries that to the server, so
 a server that goes away costs nothing but patience; `push` sends a directory later.
 """
 
@@ -15,11 +15,11 @@ from typing import Any, Literal, TypeVar
 
 from nsa_lab.config import ExperimentConfig
 from nsa_lab.errors import NsaLabError
-from nsa_lab.tracking_origin import describe_run, origin_tags
-from nsa_lab.tracking_outbox import annotate_record, open_record, push_records, send_within, unsent
-from nsa_lab.tracking_record import Record, State, file_lock, now_ms
-from nsa_lab.tracking_sender import Sender, Unreachable
-from nsa_lab.tracking_ui import check_address, serve
+from nsa_lab.tracking.origin import describe_run, origin_tags
+from nsa_lab.tracking.outbox import annotate_record, open_record, push_records, send_within, unsent
+from nsa_lab.tracking.record import Record, State, file_lock, now_ms
+from nsa_lab.tracking.sender import Sender, Unreachable
+from nsa_lab.tracking.ui import check_address, serve
 
 START_PATIENCE_S = 20.0
 FINISH_PATIENCE_S = 60.0
