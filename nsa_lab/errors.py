@@ -1,6 +1,9 @@
 """Errors that are the user's to mend: one clear line, exit code 2, no traceback."""
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 class NsaLabError(Exception):
@@ -24,3 +27,9 @@ class ConfigError(NsaLabError):
     def __init__(self, problems: list[Problem]):
         self.problems = problems
         super().__init__("\n".join(str(problem) for problem in problems))
+
+
+def nearest(value: Any, known: Iterable[str]) -> str:
+    """`did you mean ...? ` where one of `known` is like `value`, else nothing."""
+    near = difflib.get_close_matches(str(value), list(known), n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}? " if near else ""

@@ -10,6 +10,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+MERGE = 2
+PATCH = 14
+TOKEN_PIXELS = MERGE * PATCH
+FRAMES_PER_PATCH = 2
+"""How Qwen2.5-VL cuts a video: a token is 2 x 2 patches of 14 x 14 pixels over two frames."""
+
 
 @dataclass(frozen=True)
 class TokenLayout:

@@ -121,3 +121,36 @@ def model_batch(model: Any, shapes: Sequence[Shape], seed: int = 0) -> dict[str,
         batch["pixel_values_videos"] = torch.randn(patches, 1176, generator=generator)
         batch["video_grid_thw"] = grid_thw
     return batch
+
+
+def block_rule(
+    block_count: int,
+    initial_blocks: int = 0,
+    local_blocks: int = 1,
+    kind: str = "top_n",
+    token_budget: int | None = None,
+    query_tile: int = 1,
+) -> Any:
+    """The BlockRule whose rule is called `kind`."""
+    from nsa_lab.attention.select import RULES, BlockRule
+
+    settings: dict[str, Any] = {"block_count": block_count} | (
+        {"token_budget": token_budget} if kind == "token_budget" else {}
+    )
+    return BlockRule(RULES[kind](RULES[kind].Config(**settings)), initial_blocks, local_blocks, query_tile)
+
+
+def compression_scorer() -> Any:
+    """The scorer of NSA and the paper."""
+    from nsa_lab.attention.dims import HeadDims
+    from nsa_lab.attention.select import CompressionScorer
+
+    return CompressionScorer(CompressionScorer.Config(), HeadDims(64, 4, 2, 16))
+
+
+def gated_branches(attention: Any, dims: Any) -> Any:
+    """The sparse part of a layer with these attention settings."""
+    from nsa_lab.attention.sparse import GatedBranches
+    from nsa_lab.plugin import settings
+
+    return GatedBranches(settings(attention, "method"), attention.backend, dims)

@@ -17,7 +17,7 @@ Expected: not measured yet. Text rows attend densely and can find the event them
 from typing import Any
 
 from nsa_lab.config import ExperimentConfig
-from nsa_lab.config.rules import enabled_tasks, video_tokens
+from nsa_lab.config.rules import clip_tokens
 
 BASE = "experiments/tasks/needle.yaml"
 OBJECTIVES = {"val/accuracy": "maximize", "budget/keys_per_query": "minimize"}
@@ -59,5 +59,5 @@ def constraints(config: ExperimentConfig) -> dict[str, float]:
     branches = config.attention.branches
     selected = branches.selection.block_count * config.attention.partition.block_size
     read = selected * branches.selection.enabled + branches.window.size * branches.window.enabled
-    shortest = min(video_tokens(task) for task in enabled_tasks(config).values())
+    shortest = min(clip_tokens(config).values())
     return {"reads_less_than_the_clip": float(read - shortest + 1)}

@@ -1,7 +1,7 @@
 """Look at one forward: every sparse layer's partition, and which blocks one query took from it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from nsa_lab.attention.branches import BranchInputs
-from nsa_lab.attention.layer import SparseAttention
-from nsa_lab.attention.select import compression_scores
-from nsa_lab.model import MODEL_INPUTS, VideoNSAForConditionalGeneration, recording
+from nsa_lab.attention.select.compression import compression_scores
+from nsa_lab.attention.trace import Trace
+from nsa_lab.model import MODEL_INPUTS, VideoNSAForConditionalGeneration
 from nsa_lab.partition import Context, Partition
 
 
@@ -45,42 +45,34 @@ class Look:
 @torch.no_grad()
 def look(model: VideoNSAForConditionalGeneration, batch: Mapping[str, Any], query: int) -> Look:
     """Run `batch`, one packed sample, and look at video token `query`; all tensors of the result are on the CPU."""
-    layers: dict[int, LayerLook] = {}
     embeddings: list[Tensor] = []
     is_video = batch["input_ids"] == model.config.video_token_id
 
     def keep_embeddings(module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
         embeddings.append(given["inputs_embeds"][is_video].float().cpu())
 
-    hooks = [model.model.language_model.register_forward_pre_hook(keep_embeddings, with_kwargs=True)]
-    for index, layer in model.sparse_layers().items():
-        hooks.append(layer.register_forward_hook(_keeper(layers, index, query)))
+    hook = model.model.language_model.register_forward_pre_hook(keep_embeddings, with_kwargs=True)
     was_training = model.training
+    trace = Trace("inputs", "choice")
     try:
         model.eval()
         inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-        with recording(model):
-            model(**inputs, use_cache=False, logits_to_keep=1)
+        model(**inputs, use_cache=False, logits_to_keep=1, trace=trace)
     finally:
         model.train(was_training)
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
+    choices = trace.of("choice")
+    layers = {layer: _look(found, choices.get(layer), query) for layer, found in trace.of("inputs").items()}
     return Look(layers, embeddings[0], query)
 
 
-def _keeper(layers: dict[int, LayerLook], index: int, query: int) -> Callable[..., None]:
-    def keep(module: SparseAttention, args: tuple[Any, ...], output: Tensor) -> None:
-        assert module.record is not None
-        chosen = module.record.notes.get("blocks")
-        inputs = module.pooled_inputs(*args[1:])
-        layers[index] = LayerLook(
-            context=_on_cpu(inputs.context),
-            partition=_on_cpu(inputs.partition),
-            chosen=None if chosen is None else chosen[query].cpu(),
-            scores=None if inputs.pooled_k is None else block_scores(inputs, query).cpu(),
-        )
-
-    return keep
+def _look(inputs: BranchInputs, choice: Tensor | None, query: int) -> LayerLook:
+    return LayerLook(
+        context=_on_cpu(inputs.context),
+        partition=_on_cpu(inputs.partition),
+        chosen=None if choice is None else choice[query].cpu(),
+        scores=None if inputs.pooled_k is None else block_scores(inputs, query).cpu(),
+    )
 
 
 def block_scores(inputs: BranchInputs, query: int) -> Tensor:

@@ -10,6 +10,7 @@ from nsa_lab.config import ExperimentConfig, layer_attention
 from nsa_lab.data import VideoDataset, pack
 from nsa_lab.errors import NsaLabError
 from nsa_lab.model import VideoNSAForConditionalGeneration
+from nsa_lab.plugin import settings
 
 DPI = 110
 MAX_LAYERS = 4
@@ -18,7 +19,8 @@ MAX_LAYERS = 4
 def is_adaptive(config: ExperimentConfig, num_layers: int) -> bool:
     """Whether any sparse layer's partition is another than `uniform`."""
     designs = (layer_attention(config.attention, layer) for layer in range(num_layers))
-    return any(design.mode == "sparse" and design.partition.kind != "uniform" for design in designs)
+    partitions = (getattr(settings(design, "method"), "partition", None) for design in designs)
+    return any(partition is not None and partition.kind != "uniform" for partition in partitions)
 
 
 def watch(
@@ -62,14 +64,14 @@ def typical_layers(seen: Look) -> list[int]:
 
 def check_layer(model: VideoNSAForConditionalGeneration, layer: int | None) -> None:
     """Raise NsaLabError unless `layer` (None: any layer) is sparse."""
-    count, sparse = model.config.text_config.num_hidden_layers, list(model.sparse_layers())
+    count, sparse = model.config.text_config.num_hidden_layers, list(model.partitions.slot_of_layer)
     if not sparse:
-        raise NsaLabError("every layer of this run attends densely: there is no partition; choose a sparse run")
+        raise NsaLabError("no layer of this run reads a partition; choose a run with attention.method=nsa")
     if layer is not None and not 0 <= layer < count:
         raise NsaLabError(f"layer {layer} does not exist: the model has layers 0 to {count - 1}; correct --layer")
     if layer is not None and layer not in sparse:
         named = ", ".join(map(str, sparse))
-        raise NsaLabError(f"layer {layer} attends densely and has no partition; choose --layer among {named}")
+        raise NsaLabError(f"layer {layer} reads no partition; choose --layer among {named}")
 
 
 def draw_partition(

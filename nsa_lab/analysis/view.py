@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nsa_lab.analysis.look import LayerLook
-from nsa_lab.config.sizes import FRAMES_PER_PATCH, TOKEN_PIXELS
 from nsa_lab.data import Sample
+from nsa_lab.layout import FRAMES_PER_PATCH, TOKEN_PIXELS
 
 MAX_NAME = 40
 

@@ -1,31 +1,31 @@
-"""How much attention a design spends: the paper's figure, and exact counts.
+"""How much attention a design spends: exact counts, and the paper's figure.
 
 A key read by two branches counts twice, as in the paper.
 """
 
-from nsa_lab.config.schema import AttentionConfig
+from dataclasses import dataclass
 
 
-def paper_ratio(attention: AttentionConfig, length: int) -> float:
-    """2K / (L - 1) over L video tokens, K = block_count * block_size (or token_budget) + window (VideoNSA, section 4).
+@dataclass(frozen=True)
+class Cost:
+    """What a query reads, the mean over queries and groups: keys token by token, pooled keys, keys scored alone."""
+
+    keys: float = 0.0
+    pooled: float = 0.0
+    scored: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.keys + other.keys, self.pooled + other.pooled, self.scored + other.scored)
+
+    def flops(self, num_heads: int, head_dim: int) -> float:
+        """Forward FLOPs of one query: q.k and p.v over what is read, q.k alone over what is scored."""
+        return num_heads * head_dim * (4 * (self.keys + self.pooled) + 2 * self.scored)
+
+
+def paper_ratio(attended: int | None, length: int) -> float:
+    """2K / (L - 1) over L video tokens, K = `attended`, the tokens a late query reads (VideoNSA, section 4); None: all.
 
     Compressed keys are not counted, and neither is the ramp at the start of the video: short videos give more than
     1. Dense attention is 1. At L = 128,000, 64 x 32 blocks and a window of 256 give 3.600%.
     """
-    if attention.mode == "dense":
-        return 1.0
-    return 2 * attended_tokens(attention) / max(length - 1, 1)
-
-
-def attended_tokens(attention: AttentionConfig) -> int:
-    """K: the tokens a late query reads in the selection and window branches."""
-    selection, window = attention.branches.selection, attention.branches.window
-    selected = selection.block_count * attention.partition.block_size
-    if selection.token_budget is not None:
-        selected = selection.token_budget
-    return selected * selection.enabled + window.size * window.enabled
-
-
-def attention_flops(keys: float, scored_keys: float, num_heads: int, head_dim: int) -> float:
-    """Forward FLOPs of one query: q.k and p.v over `keys`, q.k alone over `scored_keys` (block scores)."""
-    return num_heads * head_dim * (4 * keys + 2 * scored_keys)
+    return 1.0 if attended is None else 2 * attended / max(length - 1, 1)

@@ -1,16 +1,19 @@
-"""One layer's attention of video queries, forward, on random heads: what `nsa-lab bench --layer` measures."""
+"""One layer's attention of a video, forward, on random heads: what `nsa-lab bench --layer` measures."""
 
 from typing import Any
 
 import torch
 
-from nsa_lab.attention.backends import BACKENDS, choose_backend
-from nsa_lab.attention.layer import HeadDims, SparseAttention
+from nsa_lab.attention.dims import HeadDims
+from nsa_lab.attention.methods import Method
+from nsa_lab.attention.trace import Trace
 from nsa_lab.bench.measure import Measurement, Point, bench_device, memory_mib, now
 from nsa_lab.config import layer_attention, load_config
 from nsa_lab.config.sizes import model_size
 from nsa_lab.layout import layout_from_token_ids
-from nsa_lab.partition import build_partitioner, sparse_context
+from nsa_lab.model.partitions import LayerPartitions
+from nsa_lab.model.plan import AttentionPlan
+from nsa_lab.plugin import build
 
 SIDE = 8
 
@@ -29,21 +32,16 @@ def measure_layer(tree: dict[str, Any], point: Point, repeats: int) -> Measureme
     frames = point.video_tokens // SIDE**2
     ids = torch.ones(1, point.video_tokens, dtype=torch.int64, device=device)
     layout = layout_from_token_ids(ids, 1, torch.tensor([[frames, 2 * SIDE, 2 * SIDE]]))
-    context = sparse_context(layout, design.context)
     x = torch.randn(point.video_tokens, dims.hidden_size, device=device)
     q, k, v = (torch.randn(point.video_tokens, heads, dims.head_dim, device=device)
                for heads in (dims.num_heads, dims.num_kv_heads, dims.num_kv_heads))  # fmt: skip
-    if design.mode == "dense":
-        ops = BACKENDS[choose_backend(design.backend, device)]
+    method: Method = build(design, "method", design, dims, 0).to(device)
+    partitions = LayerPartitions([design], dims.hidden_size).to(device)
 
-        def forward() -> torch.Tensor:
-            return ops.dense(q, k, v, context, scale=dims.head_dim**-0.5)
-    else:
-        layer = SparseAttention(design, dims).to(device)
-        partitioner = build_partitioner(design.partition, dims.hidden_size).to(device)
-
-        def forward() -> torch.Tensor:
-            return layer(x, q, k, v, context, partitioner(context, x))
+    def forward() -> None:
+        plan = AttentionPlan(layout, (1, point.video_tokens), Trace())
+        plan.start(partitions, x[None])
+        method.prefill(x, q, k, v, plan)
 
     seconds = []
     for _ in range(repeats):

@@ -14,10 +14,10 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement to take: a model size, an attention mode and the video tokens of the one sample."""
+    """One measurement to take: a model size, an attention method and the video tokens of the one sample."""
 
     size: str
-    mode: str
+    method: str
     video_tokens: int
 
 

@@ -31,7 +31,7 @@ def run_bench(
     out: Path | None,
     layer: bool = False,
 ) -> list[dict[str, Any]]:
-    """Measure every size, length and mode, print a table as it grows, and append the rows to the CSV `out`.
+    """Measure every size, length and method, print a table as it grows, and append the rows to the CSV `out`.
 
     A training step of the model, or with `layer` the forward of one layer's attention.
 
@@ -41,7 +41,7 @@ def run_bench(
     machine = machine_facts(config)
     rows: list[dict[str, Any]] = []
     print(f"{machine['device']}, {machine['threads']} of {machine['cores']} cores, torch {machine['torch']}")
-    print(f"{'size':>6} {'tokens':>7} {'mode':>6} {'seconds':>9} {'peak MiB':>9} {'vs dense':>9}")
+    print(f"{'size':>6} {'tokens':>7} {'method':>6} {'seconds':>9} {'peak MiB':>9} {'vs dense':>9}")
     for point in points:
         measured = _in_fresh_process(_with(config, point), point, repeats, layer)
         rows.append(
@@ -96,14 +96,14 @@ def _points(lengths: Sequence[int], sizes: Sequence[str]) -> Iterator[Point]:
                 raise NsaLabError(
                     f"--lengths {length} is not a positive multiple of {FRAME_TOKENS}, a frame pair's tokens"
                 )
-            yield from (Point(size, mode, length) for mode in ("dense", "sparse"))
+            yield from (Point(size, method, length) for method in ("dense", "nsa"))
 
 
 def _with(config: ExperimentConfig, point: Point) -> ExperimentConfig:
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, size=point.size),  # type: ignore[arg-type]
-        attention=dataclasses.replace(config.attention, mode=point.mode),  # type: ignore[arg-type]
+        attention=dataclasses.replace(config.attention, method=point.method),  # type: ignore[arg-type]
     )
     if problems := broken_rules(config):
         raise ConfigError(problems)
@@ -122,16 +122,16 @@ def _in_fresh_process(config: ExperimentConfig, point: Point, repeats: int, laye
             return pool.submit(measure_point, to_dict(config), point, repeats).result()
         except BrokenProcessPool as error:
             raise NsaLabError(
-                f"the process that measured {point.size} {point.mode} at {point.video_tokens} tokens "
+                f"the process that measured {point.size} {point.method} at {point.video_tokens} tokens "
                 "was killed, most likely for want of memory; use shorter --lengths"
             ) from error
 
 
 def _line(point: Point, measured: Measurement, rows: list[dict[str, Any]]) -> str:
-    same = [r for r in rows if (r["size"], r["video_tokens"], r["mode"]) == (point.size, point.video_tokens, "dense")]
-    ratio = f"{same[0]['seconds'] / measured.seconds:.2f}x" if same and point.mode == "sparse" else ""
+    same = [r for r in rows if (r["size"], r["video_tokens"], r["method"]) == (point.size, point.video_tokens, "dense")]
+    ratio = f"{same[0]['seconds'] / measured.seconds:.2f}x" if same and point.method != "dense" else ""
     return (
-        f"{point.size:>6} {point.video_tokens:>7} {point.mode:>6} {measured.seconds:>9.4f} "
+        f"{point.size:>6} {point.video_tokens:>7} {point.method:>6} {measured.seconds:>9.4f} "
         f"{measured.peak_mib:>9.0f} {ratio:>9}"
     )
 

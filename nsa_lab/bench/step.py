@@ -8,10 +8,10 @@ import torch
 
 from nsa_lab.bench.measure import Measurement, Point, bench_device, memory_mib, now
 from nsa_lab.config import ExperimentConfig, load_config
-from nsa_lab.config.sizes import MERGE
 from nsa_lab.data import Example, Turn, load_tokenizer, pack
 from nsa_lab.data.chat import VIDEO_TOKEN, encode_chat
 from nsa_lab.data.positions import mrope_positions
+from nsa_lab.layout import MERGE
 from nsa_lab.model import build_model
 from nsa_lab.training.schedule import build_optimizer
 from nsa_lab.training.score import score_answers

@@ -84,7 +84,7 @@ def train(
 
     `nsa-lab train experiments/smoke.yaml`
 
-    `nsa-lab train experiments/smoke.yaml seed=1 attention.mode=dense name=dense`
+    `nsa-lab train experiments/smoke.yaml seed=1 attention.method=dense name=dense`
 
     `nsa-lab train experiments/smoke.yaml training.resume=false`
     """

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from nsa_lab.config import ExperimentConfig
-from nsa_lab.config.rules import enabled_tasks, video_tokens
-from nsa_lab.config.schema import TasksConfig
+from nsa_lab.config.rules import clip_tokens
+from nsa_lab.plugin import settings
 
 if TYPE_CHECKING:
     from nsa_lab.training import RunResult
@@ -50,28 +50,29 @@ def format_metric(name: str, value: float) -> str:
 
 def describe_budget(config: ExperimentConfig) -> list[str]:
     """The paper's budget, 2K/(L-1), for the clips of each task and for 128K tokens."""
-    from nsa_lab.attention.budget import attended_tokens, paper_ratio
+    from nsa_lab.attention.budget import paper_ratio
+    from nsa_lab.attention.methods import METHODS
 
-    if config.attention.mode == "dense":
-        return ["dense attention: every past token"]
-    lengths = {f"a {name} clip": video_tokens(task) for name, task in enabled_tasks(config).items()}
+    attended = METHODS[config.attention.method].attended(settings(config.attention, "method"))
+    if attended is None:
+        return [f"{config.attention.method} attention: every past token"]
+    lengths = {f"a {name} clip": tokens for name, tokens in clip_tokens(config).items()}
     shares = ", ".join(
-        f"{100 * paper_ratio(config.attention, length):.3g}% of dense for {what} ({length:,} tokens)"
+        f"{100 * paper_ratio(attended, length):.3g}% of dense for {what} ({length:,} tokens)"
         for what, length in {**lengths, "the paper's length": PAPER_LENGTH}.items()
     )
     layers = "; layers differ, see attention.layers" if config.attention.layers else ""
-    return [f"{attended_tokens(config.attention):,} tokens a query: {shares}{layers}"]
+    return [f"{attended:,} tokens a query: {shares}{layers}"]
 
 
 def describe_tasks() -> str:
     """Every task: what it asks, its dials with their defaults, chance, and recorded accuracies."""
     from nsa_lab.tasks import TASKS
 
-    defaults = TasksConfig()
     blocks = []
     for name, task in TASKS.items():
-        dials = dataclasses.asdict(getattr(defaults, name))
+        dials = dataclasses.asdict(task.Config())
         dials.pop("enabled")
         shown = " ".join(f"{dial}={value}" for dial, value in dials.items())
-        blocks.append(f"{task.describe()}\n  dials (tasks.{name}.*): {shown}")
+        blocks.append(f"{task.describe(name)}\n  dials (tasks.{name}.*): {shown}")
     return "\n\n".join(blocks)

@@ -1,16 +1,17 @@
 """Configs: the schema, how one is loaded, and the rules that hold across fields."""
 
-from nsa_lab.config.identity import config_hash, is_incidental
-from nsa_lab.config.load import (
+from nsa_lab.config.identity import config_hash, identity, is_incidental
+from nsa_lab.config.load import load_config, to_yaml
+from nsa_lab.config.schema import AttentionConfig, ExperimentConfig
+from nsa_lab.config.tree import (
     attention_from_dict,
     flatten,
     layer_attention,
-    load_config,
     parse_layer_range,
+    read_settings,
     to_dict,
-    to_yaml,
+    unflatten,
 )
-from nsa_lab.config.schema import AttentionConfig, ExperimentConfig
 
 __all__ = [
     "AttentionConfig",
@@ -18,10 +19,13 @@ __all__ = [
     "attention_from_dict",
     "config_hash",
     "flatten",
+    "identity",
     "is_incidental",
     "layer_attention",
     "load_config",
     "parse_layer_range",
+    "read_settings",
     "to_dict",
     "to_yaml",
+    "unflatten",
 ]

@@ -4,11 +4,14 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from nsa_lab.config.partition_rules import longest_block, partition_rules
-from nsa_lab.config.schema import AttentionConfig, ExperimentConfig, TaskConfig
-from nsa_lab.config.sizes import FRAMES_PER_PATCH, TOKEN_PIXELS, model_size
-from nsa_lab.config.task_rules import task_rules
+from nsa_lab.attention.methods import METHODS
+from nsa_lab.config.identity import defaults
+from nsa_lab.config.schema import AttentionConfig, ExperimentConfig
+from nsa_lab.config.sizes import model_size
+from nsa_lab.config.tree import flatten, layer_attention, parse_layer_range, read_settings, to_dict
 from nsa_lab.errors import Problem
+from nsa_lab.plugin import at, problems_of, settings, switched_on
+from nsa_lab.tasks import TASKS
 
 POSITIVE = (
     "tasks.fps",
@@ -47,53 +50,48 @@ def broken_rules(config: ExperimentConfig) -> list[Problem]:
         *_model_rules(config),
         *_attention_rules(config),
         *_data_rules(config),
-        *(problem for name, task in enabled_tasks(config).items() for problem in task_rules(task, f"tasks.{name}")),
+        *_task_rules(config),
     ]
 
 
 def notices(config: ExperimentConfig) -> list[str]:
     """What is allowed but worth saying before a run starts."""
-    said = []
-    for name, task in enabled_tasks(config).items():
-        tokens = video_tokens(task)
-        blocks = -(-tokens // config.attention.partition.block_size)
-        count = config.attention.branches.selection.block_count
-        selection = config.attention.branches.selection
-        if config.attention.mode == "dense" or not selection.enabled:
-            continue
-        if selection.token_budget is not None and selection.token_budget >= tokens:
-            said.append(
-                f"attention.branches.selection.token_budget={selection.token_budget} holds all {tokens} tokens of a"
-                f" {name} clip: selection reads every past token there"
-            )
-        elif selection.token_budget is None and count > blocks:
-            said.append(
-                f"attention.branches.selection.block_count={count} is more than the {blocks} blocks of a {name} clip"
-                f" ({tokens} tokens): selection reads every past token there"
-            )
-    return said
+    method, own = METHODS[config.attention.method], settings(config.attention, "method")
+    said = [
+        notice
+        for name, task in switched_on(config.tasks).items()
+        for notice in method.notices(own, name, TASKS[name].video_tokens(task))
+    ]
+    return said + [f"{key}={value} is read by nothing that is chosen" for key, value in _misplaced(config)]
 
 
-def enabled_tasks(config: ExperimentConfig) -> dict[str, TaskConfig]:
-    """The tasks switched on, by name."""
-    tasks: dict[str, TaskConfig] = {
-        "needle": config.tasks.needle,
-        "order": config.tasks.order,
-        "recall": config.tasks.recall,
-        "duration": config.tasks.duration,
-    }
-    return {name: task for name, task in tasks.items() if task.enabled}
+def _misplaced(config: ExperimentConfig) -> Iterator[tuple[str, Any]]:
+    """Settings other than their defaults that nothing reads, in sections that are read and on."""
+    read, usual = read_settings(config), defaults()
+    sections = {key.rpartition(".")[0] for key in read}
+    for key, value in flatten(to_dict(config)).items():
+        section = key.rpartition(".")[0]
+        off = read.get(f"{section}.enabled") is False
+        if key in usual.keys() - read.keys() and value != usual[key] and section in sections and not off:
+            yield key, value
 
 
-def video_tokens(task: TaskConfig) -> int:
-    """Video tokens of one clip of a task."""
-    return (task.frames // FRAMES_PER_PATCH) * (task.height // TOKEN_PIXELS) * (task.width // TOKEN_PIXELS)
+def enabled_tasks(config: ExperimentConfig) -> dict[str, Any]:
+    """The settings of the tasks that are switched on, by name."""
+    return switched_on(config.tasks)
+
+
+def clip_tokens(config: ExperimentConfig) -> dict[str, int]:
+    """Video tokens of one clip of each task that is switched on."""
+    return {name: TASKS[name].video_tokens(task) for name, task in switched_on(config.tasks).items()}
+
+
+def _task_rules(config: ExperimentConfig) -> Iterator[Problem]:
+    for name, task in switched_on(config.tasks).items():
+        yield from at(f"tasks.{name}", TASKS[name].problems(task, config.tasks))
 
 
 def _number_rules(config: ExperimentConfig) -> Iterator[Problem]:
-    # Imported here because load.py imports this module.
-    from nsa_lab.config.load import flatten, to_dict
-
     endless = {k: v for k, v in flatten(to_dict(config)).items() if isinstance(v, float) and not math.isfinite(v)}
     if endless:
         yield from (Problem(path, f"{value} is not a finite number") for path, value in endless.items())
@@ -148,9 +146,6 @@ def _model_rules(config: ExperimentConfig) -> Iterator[Problem]:
 
 
 def _attention_rules(config: ExperimentConfig) -> Iterator[Problem]:
-    # Imported here because load.py imports this module.
-    from nsa_lab.config.load import layer_attention, parse_layer_range
-
     yield from _layer_rules(config.attention, "attention")
     layers = model_size(config.model).num_layers
     for key in config.attention.layers:
@@ -161,73 +156,11 @@ def _attention_rules(config: ExperimentConfig) -> Iterator[Problem]:
 
 
 def _layer_rules(attention: AttentionConfig, path: str) -> Iterator[Problem]:
-    branches = attention.branches
-    yield from partition_rules(attention, f"{path}.partition")
-    if attention.compressor.mlp_hidden < 1:
-        yield Problem(f"{path}.compressor.mlp_hidden", f"{attention.compressor.mlp_hidden} is not positive")
-    if attention.gate.temperature <= 0:
-        yield Problem(f"{path}.gate.temperature", f"{attention.gate.temperature} is not positive")
     if attention.text_window is not None and attention.text_window < 1:
         yield Problem(
             f"{path}.text_window", f"{attention.text_window} holds no token; use 1 or more, or null for all tokens"
         )
-    if attention.mode == "dense":
-        return
-    if not (branches.compression.enabled or branches.selection.enabled or branches.window.enabled):
-        yield Problem(f"{path}.branches", f"all branches are off; enable one, or set {path}.mode=dense")
-    if branches.window.enabled and branches.window.size < 1:
-        yield Problem(
-            f"{path}.branches.window.size",
-            f"a window of {branches.window.size} holds no token; use 1 or more or {path}.branches.window.enabled=false",
-        )
-    if branches.selection.enabled:
-        yield from _selection_rules(attention, f"{path}.branches.selection")
-    if attention.compressor.kind == "mlp" and not branches.compression.enabled:
-        yield Problem(
-            f"{path}.compressor.kind",
-            "'mlp' learns only through the compression branch, which is off; use mean or enable the branch",
-        )
-
-
-def _selection_rules(attention: AttentionConfig, path: str) -> Iterator[Problem]:
-    selection = attention.branches.selection
-    forced = selection.initial_blocks + selection.local_blocks
-    for field in ("initial_blocks", "local_blocks"):
-        if getattr(selection, field) < 0:
-            yield Problem(f"{path}.{field}", f"{getattr(selection, field)} is negative; use 0 or more")
-    if selection.query_tile < 1:
-        yield Problem(f"{path}.query_tile", f"{selection.query_tile} is not positive; 1 lets each query choose alone")
-        return
-    # A tile's local blocks reach from its first query to its last.
-    spanned = -(-(selection.query_tile - 1) // max(1, attention.partition.block_size)) if selection.local_blocks else 0
-    if selection.block_count < 1:
-        yield Problem(f"{path}.block_count", f"{selection.block_count} is not positive")
-    elif selection.block_count < forced:
-        yield Problem(
-            f"{path}.block_count",
-            f"{selection.block_count} is less than the {forced} forced blocks (initial_blocks + local_blocks)",
-        )
-    elif selection.block_count < forced + spanned:
-        yield Problem(
-            f"{path}.query_tile",
-            f"{selection.query_tile} queries can span {spanned} more blocks than one, {forced + spanned} forced blocks "
-            f"in all, more than block_count={selection.block_count}; lower query_tile or raise block_count",
-        )
-    yield from _token_budget_rules(attention, forced + spanned, path)
-
-
-def _token_budget_rules(attention: AttentionConfig, forced: int, path: str) -> Iterator[Problem]:
-    selection, longest = attention.branches.selection, longest_block(attention.partition)
-    if selection.rule != "token_budget":
-        if selection.token_budget is not None:
-            yield Problem(f"{path}.token_budget", f"stands beside rule={selection.rule}; set {path}.rule=token_budget")
-    elif selection.token_budget is None:
-        yield Problem(f"{path}.token_budget", "is not set, but rule=token_budget needs it: tokens per query and group")
-    elif selection.token_budget < max(1, forced * longest):
-        yield Problem(
-            f"{path}.token_budget",
-            f"{selection.token_budget} tokens do not hold the {forced} forced blocks of up to {longest} tokens each",
-        )
+    yield from at(path, problems_of(attention, "method", attention))
 
 
 def _data_rules(config: ExperimentConfig) -> Iterator[Problem]:

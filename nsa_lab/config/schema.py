@@ -1,117 +1,19 @@
 """Every knob of nsa-lab, with its default. A YAML file and the command line hold only differences.
 
-The defaults of `attention` are the paper's (arXiv 2510.02295, section 4: blocks of 64, 32 selected, window 256).
+The settings of plug-ins stand in their own files; here is what holds them together. The defaults of `attention` are the
+paper's (arXiv 2510.02295, section 4: blocks of 64, 32 selected, window 256).
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from nsa_lab.config.plugins import plugin_names
-
-
-@dataclass
-class TileConfig:
-    """Space-time tiles: the shapes that layers take in turn, and how many frames a tile may span at most."""
-
-    cycle: str = "time row cube"
-    max_frames: int = 8
+from nsa_lab.attention.backends import BACKENDS
+from nsa_lab.attention.methods import METHODS
+from nsa_lab.plugin import chosen
+from nsa_lab.tasks import TasksConfig
 
 
-@dataclass
-class RouterConfig:
-    """The learned router: weight of its ratio loss, and how many layers share one (null: all)."""
-
-    loss_weight: float = 0.03
-    group_size: int | None = None
-
-
-@dataclass
-class ClusterConfig:
-    """Content clusters: how many share one closed segment of `blocks` x `block_size` tokens; a power of two."""
-
-    blocks: int = 4
-
-
-@dataclass
-class PartitionConfig:
-    """How video tokens are cut into blocks, in tokens. Kinds are the lines of `nsa_lab.partition.PARTITIONERS`.
-
-    `block_size` is the length (uniform, shifted), the cap (frame, tile, cluster) or the mean length to aim for
-    (scene, router and the controls made from scene), which then lies between `min_size` (scene and its controls) and
-    `max_size` (null: twice the block size). `phase` shortens the first block of `shifted` (null: by half); `seed`
-    shuffles `random_like`.
-    """
-
-    kind: Literal[plugin_names("partition", "PARTITIONERS")] = "uniform"  # type: ignore[valid-type]
-    block_size: int = 64
-    max_size: int | None = None
-    min_size: int = 1
-    phase: int | None = None
-    seed: int = 0
-    tile: TileConfig = field(default_factory=TileConfig)
-    router: RouterConfig = field(default_factory=RouterConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-
-
-@dataclass
-class CompressorConfig:
-    """How one block becomes one key and one value. `mlp_hidden` is the width of the `mlp` compressor."""
-
-    kind: Literal["mean", "mlp"] = "mean"
-    mlp_hidden: int = 64
-
-
-@dataclass
-class CompressionConfig:
-    """Attention over one pooled key per closed block. `log_length_bias` adds log n of the block to its logit."""
-
-    enabled: bool = True
-    log_length_bias: bool = False
-
-
-@dataclass
-class SelectionConfig:
-    """Attention over the tokens of the best blocks; forced blocks count towards `block_count` and `token_budget`.
-
-    `top_n` takes `block_count` blocks by score. `token_budget` takes blocks by score per token while their lengths sum
-    to at most `token_budget`, never more than `block_count`: for blocks of unequal length. `query_tile` neighbouring
-    queries of a frame share one choice of blocks; above 1 the layer is causal frame by frame.
-    """
-
-    enabled: bool = True
-    block_count: int = 32
-    initial_blocks: int = 0
-    local_blocks: int = 1
-    scorer: Literal["compression"] = "compression"
-    rule: Literal["top_n", "token_budget"] = "top_n"
-    token_budget: int | None = None
-    query_tile: int = 1
-
-
-@dataclass
-class WindowConfig:
-    """Attention over the last `size` tokens, the query's own included."""
-
-    enabled: bool = True
-    size: int = 256
-
-
-@dataclass
-class BranchesConfig:
-    compression: CompressionConfig = field(default_factory=CompressionConfig)
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
-    window: WindowConfig = field(default_factory=WindowConfig)
-
-
-@dataclass
-class GateConfig:
-    """How branches are weighed. `value` is the weight of `fixed`; the learned kinds start at 0.5 (softmax: 1/R)."""
-
-    kind: Literal["mlp", "linear", "softmax", "constant", "fixed"] = "mlp"
-    temperature: float = 1.0
-    value: float = 1.0
-
-
+@chosen(method=METHODS)
 @dataclass
 class AttentionConfig:
     """One decoder layer's attention. `layers` overrides any of these by layer range ("0-3", "7").
@@ -120,16 +22,14 @@ class AttentionConfig:
     reaches an answer only through the video rows' own attention.
     """
 
-    mode: Literal["sparse", "dense"] = "sparse"
-    semantics: Literal["paper"] = "paper"
-    context: Literal["video", "all"] = "video"
+    method: str = "nsa"
     text_window: int | None = None
-    backend: Literal["auto", "reference", "torch", "triton", "fla"] = "auto"
-    partition: PartitionConfig = field(default_factory=PartitionConfig)
-    compressor: CompressorConfig = field(default_factory=CompressorConfig)
-    branches: BranchesConfig = field(default_factory=BranchesConfig)
-    gate: GateConfig = field(default_factory=GateConfig)
+    backend: Literal["auto", *BACKENDS] = "auto"  # type: ignore[valid-type]
     layers: dict[str, Any] = field(default_factory=dict)
+
+    if TYPE_CHECKING:  # the settings of the methods
+
+        def __getattr__(self, name: str) -> Any: ...
 
 
 @dataclass
@@ -147,78 +47,6 @@ class ModelConfig:
     vision_layers: int | None = None
     initializer_range: float | None = None
     rope_theta: float | None = None
-
-
-@dataclass
-class TaskConfig:
-    """The clips of a task. `frames` is their length; `noise` is a pixel standard deviation in [0, 1]."""
-
-    enabled: bool = False
-    frames: int = 64
-    width: int = 56
-    height: int = 56
-    noise: float = 0.05
-    distractors: int = 2
-    train_clips: int = 512
-    val_clips: int = 128
-
-
-@dataclass
-class NeedleConfig(TaskConfig):
-    """A rare event of `event_frames` frames somewhere in a long clip."""
-
-    event_frames: int = 2
-    questions: int = 1
-
-
-@dataclass
-class OrderConfig(TaskConfig):
-    """Which of two events came first. `events` flashes of distinct colours, one question per disjoint pair."""
-
-    events: int = 4
-    event_frames: int = 4
-    questions: int = 2
-
-
-@dataclass
-class ScenesConfig(TaskConfig):
-    """Scenes of very different length, hard cuts; in frames, one lasts at least `shortest_frames`, and the last
-    `closing_frames` show none."""
-
-    frames: int = 40
-    noise: float = 0.02
-    distractors: int = 0
-    train_clips: int = 1024
-    val_clips: int = 256
-    scenes: int = 4
-    shortest_frames: int = 2
-    closing_frames: int = 8
-
-
-@dataclass
-class RecallConfig(ScenesConfig):
-    """In which scene was the white flash? It lasts `event_frames` frames up to its whole scene."""
-
-    event_frames: int = 2
-
-
-@dataclass
-class DurationConfig(ScenesConfig):
-    """Which scene lasted longest, by at least `lead_frames` frames?"""
-
-    lead_frames: int = 4
-
-
-@dataclass
-class TasksConfig:
-    """The procedural tasks to train on. `seed` draws the clips, apart from the training seed; `fps` is their rate."""
-
-    seed: int = 0
-    fps: float = 2.0
-    needle: NeedleConfig = field(default_factory=NeedleConfig)
-    order: OrderConfig = field(default_factory=OrderConfig)
-    recall: RecallConfig = field(default_factory=RecallConfig)
-    duration: DurationConfig = field(default_factory=DurationConfig)
 
 
 @dataclass

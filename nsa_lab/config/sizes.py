@@ -9,11 +9,6 @@ from dataclasses import dataclass
 
 from nsa_lab.config.schema import ModelConfig
 
-MERGE = 2
-PATCH = 14
-TOKEN_PIXELS = MERGE * PATCH
-FRAMES_PER_PATCH = 2
-
 
 @dataclass(frozen=True)
 class ModelSize:

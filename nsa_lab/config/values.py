@@ -1,9 +1,10 @@
 """One value against the type of its setting: what is taken, and what is said where it does not fit."""
 
-import difflib
 import types
 import typing
 from typing import Any
+
+from nsa_lab.errors import nearest
 
 NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string", types.NoneType: "null"}
 
@@ -44,9 +45,3 @@ def unknown_key(key: Any, known: list[str]) -> str:
 def _kinds(expected: Any) -> tuple[Any, ...]:
     """The alternatives of `int | None`; a plain type is its own."""
     return typing.get_args(expected) or (expected,)
-
-
-def nearest(value: Any, known: list[str]) -> str:
-    """`did you mean ...? ` where one of `known` is like `value`, else nothing."""
-    near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}? " if near else ""

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from nsa_lab.config.schema import DataConfig
-from nsa_lab.config.sizes import FRAMES_PER_PATCH, MERGE, PATCH
 from nsa_lab.data.annotations import Sample
 from nsa_lab.data.chat import VIDEO_TOKEN, encode_chat
 from nsa_lab.data.errors import KINDS, TOO_LONG, BadSampleError
@@ -19,6 +18,7 @@ from nsa_lab.data.pixels import patchify, resize
 from nsa_lab.data.positions import mrope_positions
 from nsa_lab.data.video import Clip, read_clip
 from nsa_lab.errors import NsaLabError
+from nsa_lab.layout import FRAMES_PER_PATCH, MERGE, PATCH
 
 logger = logging.getLogger(__name__)
 

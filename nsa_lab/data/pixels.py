@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nsa_lab.config.sizes import FRAMES_PER_PATCH, MERGE, PATCH, TOKEN_PIXELS
 from nsa_lab.data.errors import BadSampleError
+from nsa_lab.layout import FRAMES_PER_PATCH, MERGE, PATCH, TOKEN_PIXELS
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nsa_lab.config.sizes import MERGE
+from nsa_lab.layout import MERGE
 
 ROUNDING_GUARD = 1e-6
 

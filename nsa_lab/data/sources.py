@@ -7,7 +7,7 @@ from pathlib import Path
 from nsa_lab.config.rules import enabled_tasks
 from nsa_lab.config.schema import ExperimentConfig
 from nsa_lab.data.annotations import Sample, read_annotations
-from nsa_lab.tasks import ensure_clips
+from nsa_lab.tasks.clips import ensure_clips
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""A decoder layer's attention: video rows through the sparse branches, text rows densely; prefill and decode."""
+"""A decoder layer's attention: its method in the prefill, dense attention to the cache afterwards."""
 
 from typing import Any
 
@@ -7,21 +7,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
-from nsa_lab.attention.backends import BACKENDS, choose_backend
-from nsa_lab.attention.layer import HeadDims, SparseAttention
+from nsa_lab.attention.dims import HeadDims
+from nsa_lab.attention.methods import Method
 from nsa_lab.config import layer_attention
 from nsa_lab.model.config import get_design
 from nsa_lab.model.plan import AttentionPlan
+from nsa_lab.plugin import build
 
 
 class VideoNSAAttention(qwen.Qwen2_5_VLAttention):
-    """Video rows through the sparse branches, text rows through dense attention (VideoNSA, section 2)."""
+    """Qwen2.5-VL's projections around the layer's method."""
 
     def __init__(self, config: Any, layer_idx: int):
         super().__init__(config, layer_idx)
         self.design = layer_attention(get_design(config), layer_idx)
         dims = HeadDims(self.hidden_size, self.num_heads, self.num_key_value_heads, self.head_dim)
-        self.sparse = SparseAttention(self.design, dims) if self.design.mode == "sparse" else None
+        self.method: Method = build(self.design, "method", self.design, dims, layer_idx)
 
     def forward(
         self,
@@ -46,30 +47,10 @@ class VideoNSAAttention(qwen.Qwen2_5_VLAttention):
             out = _decode(q, cached_k, cached_v, attention_mask, past_length, self.scaling, self.design.text_window)
         else:
             q, k, v = (attention_plan.pack(x.transpose(1, 2)) for x in (q, k, v))
-            out = attention_plan.unpack(self._prefill(hidden_states, q, k, v, attention_plan))
+            out = attention_plan.unpack(
+                self.method.prefill(attention_plan.pack(hidden_states), q, k, v, attention_plan)
+            )
         return self.o_proj(out.flatten(2)), None
-
-    def _prefill(self, hidden_states: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> Tensor:
-        """q [T, H, D], k and v [T, G, D] in packed order to [T, H, D]."""
-        ops = BACKENDS[choose_backend(self.design.backend, q.device)]
-        layout, text_window = plan.layout, self.design.text_window
-        if self.sparse is None and text_window is None:
-            return ops.dense(q, k, v, plan.full, scale=self.scaling)
-        size = len(k) if text_window is None else text_window
-        text = ops.window(q[layout.text_index], k, v, plan.text, size=size, scale=self.scaling)
-        if self.sparse is None:
-            video = ops.dense(q[layout.video_index], k, v, plan.sparse("all"), scale=self.scaling)
-            return torch.cat([text, video])[plan.time_order]
-        context = plan.sparse(self.design.context)
-        video = self.sparse(
-            plan.pack(hidden_states)[layout.video_index],
-            q[layout.video_index],
-            k[context.token_index],
-            v[context.token_index],
-            context,
-            plan.partition(self.layer_idx, hidden_states),
-        )
-        return torch.cat([text, video])[plan.time_order]
 
 
 def _decode(

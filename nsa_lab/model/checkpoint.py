@@ -10,12 +10,9 @@ from nsa_lab.config import AttentionConfig, ExperimentConfig
 from nsa_lab.config.sizes import model_size
 from nsa_lab.errors import NsaLabError
 from nsa_lab.model.config import VideoNSAConfig, config_from_size, set_design
-from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration
+from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration, plugged_in
 
 log = logging.getLogger(__name__)
-
-FRESH = (".self_attn.sparse.", ".partitions.")
-"""Weights that Qwen2.5-VL does not have: gates, compressors and routers."""
 
 
 def build_model(config: ExperimentConfig, tokenizer: Any) -> VideoNSAForConditionalGeneration:
@@ -30,9 +27,9 @@ def load_model(
 ) -> VideoNSAForConditionalGeneration:
     """A model from a folder or hub id that holds Qwen2.5-VL or VideoNSA weights.
 
-    `attention` is the design to run; without it the design stored in the checkpoint. Gates and compressors that the
-    checkpoint does not have start fresh, and that is said. Raises NsaLabError where the checkpoint cannot be read,
-    or any other weight is missing, unexpected or of another shape.
+    `attention` is the design to run; without it the design stored in the checkpoint. What plug-ins own (gates,
+    compressors, routers) and the checkpoint does not have starts fresh, and that is said. Raises NsaLabError where the
+    checkpoint cannot be read, or any other weight is missing, unexpected or of another shape.
     """
     config = _read_config(path, attention)
     try:
@@ -44,8 +41,9 @@ def load_model(
             f"model.path={path} cannot be loaded: {_first_line(error)}; check the folder's weights"
         ) from error
     missing = sorted(info["missing_keys"])
+    own = tuple(f"model.language_model.{name}." for name in plugged_in(model.model.language_model))
     wrong = {
-        "missing": [key for key in missing if not any(part in key for part in FRESH)],
+        "missing": [key for key in missing if not key.startswith(own)],
         "unexpected": sorted(info["unexpected_keys"]),
         "of another shape": sorted(str(key[0]) for key in info["mismatched_keys"]),
     }
@@ -55,7 +53,8 @@ def load_model(
             f"model.path={path} does not fit the model: weights {'; '.join(faults)}; check model and attention"
         )
     if missing:
-        log.warning("%s: %d gate and compressor weights are not in the checkpoint and start fresh", path, len(missing))
+        some = f"{len(missing)} weights of plug-ins (such as {missing[0]})"
+        log.warning("%s: %s are not in the checkpoint and start fresh", path, some)
     return model
 
 

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from nsa_lab.attention.trace import Trace
 from nsa_lab.config import AttentionConfig
-from nsa_lab.partition import PARTITIONERS, Partition, Partitioner
+from nsa_lab.partition import PARTITIONERS, Partition, Partitioner, build_partitioner
+from nsa_lab.plugin import settings
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One partition of a forward: the keys it is made over and the first layer that asks for it."""
+    """One partition of a forward: its kind, the keys it is made over and the first layer that asks for it."""
 
+    kind: str
     context: Literal["video", "all"]
     first_layer: int
 
@@ -24,8 +27,7 @@ class Slot:
 class LayerPartitions(nn.Module):
     """One partitioner per distinct partition. Layers with equal settings, of one group, share it.
 
-    slot_of_layer: the number of each sparse layer's partitioner. After a forward `last` holds its partitions by number,
-    with the graph of their auxiliary losses.
+    slot_of_layer: the number of the partitioner of each layer whose method reads a partition.
     """
 
     def __init__(self, designs: list[AttentionConfig], hidden_size: int):
@@ -33,23 +35,24 @@ class LayerPartitions(nn.Module):
         self.partitioners = nn.ModuleList()
         self.slots: list[Slot] = []
         self.slot_of_layer: dict[int, int] = {}
-        self.last: dict[int, Partition] = {}
         self.clock = PartitionClock()
         numbers: dict[str, int] = {}
         for layer, design in enumerate(designs):
-            if design.mode != "sparse":
+            own = settings(design, "method")
+            if not hasattr(own, "partition"):
                 continue
-            kind = PARTITIONERS[design.partition.kind]
-            key = repr((design.context, design.partition, kind.group(design.partition, layer)))
+            config = settings(own.partition)
+            group = PARTITIONERS[own.partition.kind].group(config, layer)
+            key = repr((own.context, own.partition.kind, config, group))
             if key not in numbers:
                 numbers[key] = len(self.slots)
-                self.slots.append(Slot(design.context, layer))
-                self.partitioners.append(kind(design.partition, hidden_size))
+                self.slots.append(Slot(own.partition.kind, own.context, layer))
+                self.partitioners.append(build_partitioner(own.partition, hidden_size))
             self.slot_of_layer[layer] = numbers[key]
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave out what belongs to one forward."""
-        return self.__dict__ | {"last": {}, "clock": PartitionClock()}
+        return self.__dict__ | {"clock": PartitionClock()}
 
     def partitioner(self, number: int) -> Partitioner:
         found = self.partitioners[number]
@@ -60,17 +63,16 @@ class LayerPartitions(nn.Module):
         """Adds what runs inside to `clock`, in training only."""
         return self.clock.running(device) if self.training else nullcontext()
 
-    def auxiliary_loss(self) -> Tensor | None:
-        """The sum over the partitions of the last forward, or None where none has one."""
-        losses = [p.auxiliary_loss for p in self.last.values() if p.auxiliary_loss is not None]
-        return torch.stack(losses).sum() if losses else None
 
-    def statistics(self) -> dict[str, float]:
-        """What the last forward's partitions look like: `partition/blocks` and so on, the mean over partitions."""
-        rows = [describe(partition) for partition in self.last.values()]
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        values = {name: [row[name] for row in rows if name in row] for name in names}
-        return {name: sum(found) / len(found) for name, found in values.items()}
+def partition_statistics(trace: Trace) -> dict[str, float]:
+    """What the partitions of a forward look like: `partition/blocks` and so on, the mean over partitions.
+
+    The trace must want `partition`.
+    """
+    rows = [describe(partition) for partition in trace.of("partition").values()]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    values = {name: [row[name] for row in rows if name in row] for name in names}
+    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def describe(partition: Partition) -> dict[str, float]:

@@ -6,8 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nsa_lab.attention.trace import Trace
 from nsa_lab.layout import TokenLayout
-from nsa_lab.model.partitions import LayerPartitions
+from nsa_lab.model.partitions import LayerPartitions, Slot
 from nsa_lab.partition import Context, Partition, full_context, sparse_context, text_context
 
 
@@ -17,9 +18,10 @@ class AttentionPlan:
     `start` comes before the first layer.
     """
 
-    def __init__(self, layout: TokenLayout, batch_shape: tuple[int, int]):
+    def __init__(self, layout: TokenLayout, batch_shape: tuple[int, int], trace: Trace):
         self.layout = layout
         self.batch_shape = batch_shape
+        self.trace = trace
         self.partitions: dict[int, Partition] = {}
         self._contexts: dict[str, Context] = {}
 
@@ -29,7 +31,7 @@ class AttentionPlan:
         with partitioners.timed(embeddings.device):
             for number, slot in enumerate(partitioners.slots):
                 if partitioners.partitioner(number).scope == "model":
-                    self.partitions[number] = self._make(number, slot.context, embeddings, slot.first_layer)
+                    self._make(number, slot, self.pack(embeddings), slot.first_layer)
 
     @cached_property
     def text(self) -> Context:
@@ -49,22 +51,24 @@ class AttentionPlan:
             self._contexts[kind] = sparse_context(self.layout, kind)
         return self._contexts[kind]
 
-    def partition(self, layer: int, hidden_states: Tensor) -> Partition:
-        """The partition of a sparse layer, whose attention inputs are hidden_states [B, L, hidden].
+    def partition(self, layer: int, x: Tensor) -> Partition:
+        """The partition of a layer whose attention inputs are x [T, hidden].
 
         The first layer of a group always makes it: activation checkpointing repeats what it saw.
         """
         number = self.partitioners.slot_of_layer[layer]
         slot = self.partitioners.slots[number]
         if self.partitioners.partitioner(number).scope == "layer" and slot.first_layer == layer:
-            with self.partitioners.timed(hidden_states.device):
-                self.partitions[number] = self._make(number, slot.context, hidden_states, layer)
+            with self.partitioners.timed(x.device):
+                self._make(number, slot, x, layer)
         return self.partitions[number]
 
-    def _make(self, number: int, kind: Literal["video", "all"], x: Tensor, layer: int) -> Partition:
-        context, partitioner = self.sparse(kind), self.partitioners.partitioner(number)
-        features = self.pack(x)[context.token_index] if partitioner.needs_features else None
-        return partitioner(context, features, layer)
+    def _make(self, number: int, slot: Slot, x: Tensor, layer: int) -> None:
+        context, partitioner = self.sparse(slot.context), self.partitioners.partitioner(number)
+        features = x[context.token_index] if partitioner.needs_features else None
+        partition = self.partitions[number] = partitioner(context, features, layer)
+        self.trace.record(layer, "partition", partition)
+        self.trace.add_loss(layer, slot.kind, partition.auxiliary_loss)
 
     def pack(self, x: Tensor) -> Tensor:
         """[B, L, ...] to [T, ...]."""

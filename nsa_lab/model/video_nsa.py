@@ -13,9 +13,7 @@ from transformers.conversion_mapping import (
 )
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
-from nsa_lab.attention.compressor import TokenMLP
-from nsa_lab.attention.gate import ConstantGate, GateLinear
-from nsa_lab.attention.layer import SparseAttention
+from nsa_lab.attention.trace import Trace
 from nsa_lab.data.positions import mrope_positions
 from nsa_lab.layout import TokenLayout, layout_from_mrope, layout_from_token_ids
 from nsa_lab.model.attention import VideoNSAAttention
@@ -23,7 +21,6 @@ from nsa_lab.model.config import VideoNSAConfig
 from nsa_lab.model.partitions import LayerPartitions
 from nsa_lab.model.plan import AttentionPlan
 from nsa_lab.model.vision import batch_windows
-from nsa_lab.partition import Partitioner
 
 
 class VideoNSATextModel(qwen.Qwen2_5_VLTextModel):
@@ -35,14 +32,16 @@ class VideoNSATextModel(qwen.Qwen2_5_VLTextModel):
             layer.self_attn = VideoNSAAttention(config, index)
         designs = [layer.self_attn.design for layer in self.layers]
         self.partitions = LayerPartitions(designs, config.hidden_size)
+        for module in plugged_in(self).values():
+            module.is_plugged_in = True
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module: torch.nn.Module) -> None:
-        if isinstance(module, GateLinear | ConstantGate | TokenMLP | Partitioner):
-            module.reset_parameters()
-        else:
+    def _init_weights(self, module: Any) -> None:
+        if not getattr(module, "is_plugged_in", False):
             super()._init_weights(module)
+        elif any(True for _ in module.parameters(recurse=False)):
+            module.reset_parameters()
 
     def forward(
         self,
@@ -56,16 +55,27 @@ class VideoNSATextModel(qwen.Qwen2_5_VLTextModel):
         if attention_plan is not None:
             assert inputs_embeds is not None
             attention_plan.start(self.partitions, inputs_embeds)
-        output = super().forward(
+        return super().forward(
             *args,
             attention_mask={"full_attention": attention_mask},
             inputs_embeds=inputs_embeds,
             attention_plan=attention_plan,
             **kwargs,
         )
-        if attention_plan is not None:
-            self.partitions.last = dict(attention_plan.partitions)
-        return output
+
+
+def plugged_in(decoder: torch.nn.Module) -> dict[str, Any]:
+    """The modules that Qwen2.5-VL does not have, by name: those of methods and partitioners, and what they hold.
+
+    Raises TypeError where one owns parameters and says nothing of their start values.
+    """
+    roots = (".self_attn.method.", "partitions.")
+    found = {name: module for name, module in decoder.named_modules() if any(root in f"{name}." for root in roots)}
+    for name, module in found.items():
+        own = [parameter for parameter, _ in module.named_parameters(recurse=False)]
+        if own and not hasattr(module, "reset_parameters"):
+            raise TypeError(f"{type(module).__name__} ({name}) owns {', '.join(own)} but has no reset_parameters()")
+    return found
 
 
 class VideoNSAModel(qwen.Qwen2_5_VLModel):
@@ -86,6 +96,7 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         video_grid_thw: Tensor | None = None,
+        trace: Trace | None = None,
         **kwargs: Any,
     ) -> Any:
         """As Qwen2.5-VL's, and: a packed batch (row 0 of position_ids restarts) never makes a cache.
@@ -98,7 +109,7 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
             layout = self._layout(input_ids, inputs_embeds, attention_mask, position_ids, video_grid_thw)
             source = input_ids if input_ids is not None else inputs_embeds
             assert source is not None
-            plan = AttentionPlan(layout, (source.shape[0], source.shape[1]))
+            plan = AttentionPlan(layout, (source.shape[0], source.shape[1]), trace or Trace())
             if len(layout.cu_seqlens) - 1 > source.shape[0]:
                 use_cache, past_key_values = False, None
         elif input_ids is not None and bool((input_ids == self.config.video_token_id).any()):
@@ -203,10 +214,11 @@ class VideoNSAForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
 
     # generate() reads off the signature which inputs are the model's.
     @functools.wraps(Qwen2_5_VLForConditionalGeneration.forward)
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As Qwen2.5-VL's; a loss (given labels) includes the auxiliary losses of the partitioners."""
-        output = super().forward(*args, **kwargs)
-        extra = self.partitions.auxiliary_loss()
+    def forward(self, *args: Any, trace: Trace | None = None, **kwargs: Any) -> Any:
+        """As Qwen2.5-VL's. `trace` collects what the forward says of itself; its losses are part of a loss (labels)."""
+        trace = Trace() if trace is None else trace
+        output = super().forward(*args, trace=trace, **kwargs)
+        extra = trace.loss()
         if output.loss is not None and extra is not None:
             output.loss = output.loss + extra
         return output
@@ -220,13 +232,12 @@ class VideoNSAForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
 
     @property
     def partitions(self) -> LayerPartitions:
-        """The partitioners of the layers, and what they made in the last forward."""
+        """The partitioners of the layers."""
         return self.model.language_model.partitions
 
-    def sparse_layers(self) -> dict[int, SparseAttention]:
-        """The sparse attention of each layer that has one, by layer number."""
-        layers = enumerate(self.model.language_model.layers)
-        return {index: layer.self_attn.sparse for index, layer in layers if layer.self_attn.sparse is not None}
+    def attentions(self) -> list[VideoNSAAttention]:
+        """The attention of each decoder layer."""
+        return [layer.self_attn for layer in self.model.language_model.layers]
 
 
 # transformers looks checkpoint-key conversions up by class name; without this line a hub checkpoint's text weights

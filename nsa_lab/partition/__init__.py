@@ -1,6 +1,7 @@
 """Partitioners: how the tokens of a context are cut into blocks. A new one is one file and one line here."""
 
-from nsa_lab.config.schema import PartitionConfig
+from dataclasses import dataclass
+
 from nsa_lab.partition.base import (
     Context,
     Partition,
@@ -19,6 +20,7 @@ from nsa_lab.partition.scene import Scene
 from nsa_lab.partition.shifted import Shifted
 from nsa_lab.partition.tile import Tile
 from nsa_lab.partition.uniform import Uniform
+from nsa_lab.plugin import build, chosen, settings
 
 PARTITIONERS: dict[str, type[Partitioner]] = {
     "uniform": Uniform,
@@ -33,9 +35,23 @@ PARTITIONERS: dict[str, type[Partitioner]] = {
 }
 
 
+@chosen(kind=PARTITIONERS)
+@dataclass
+class PartitionConfig(Partitioner.Config):
+    """How video tokens are cut into blocks, in tokens."""
+
+    kind: str = "uniform"
+
+
 def build_partitioner(config: PartitionConfig, hidden_size: int = 1) -> Partitioner:
     """The partitioner that `config` names."""
-    return PARTITIONERS[config.kind](config, hidden_size)
+    partitioner: Partitioner = build(config, "kind", hidden_size)
+    return partitioner
+
+
+def longest_block(config: PartitionConfig) -> int:
+    """How many tokens a block of the partitioner that `config` names may hold at most."""
+    return PARTITIONERS[config.kind].longest(settings(config))
 
 
 __all__ = [
@@ -47,6 +63,7 @@ __all__ = [
     "build_partitioner",
     "check_partition",
     "full_context",
+    "longest_block",
     "partition_from_block_id",
     "partition_from_starts",
     "sparse_context",

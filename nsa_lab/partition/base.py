@@ -1,5 +1,6 @@
 """What a partition is: blocks that cover the context's tokens exactly once and never cross two segments."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -7,7 +8,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from nsa_lab.config.schema import PartitionConfig
+from nsa_lab.errors import Problem
+from nsa_lab.plugin import Plugin
 
 Causality = Literal["token", "frame", "look_ahead", "video"]
 
@@ -106,7 +108,7 @@ class Partition:
         return self.cu_blocks.tolist()
 
 
-class Partitioner(nn.Module):
+class Partitioner(Plugin, nn.Module):
     """Cuts the keys of a context into blocks. A new one is a subclass in a file of its own and a line in PARTITIONERS.
 
     causality: what a block may depend on, as a query sees it: the tokens up to the query (`token`), the query's whole
@@ -116,23 +118,34 @@ class Partitioner(nn.Module):
     needs_features: `forward` reads its features.
     """
 
+    @dataclass
+    class Config:
+        """`block_size` is the length in tokens, the cap or the mean length to aim for: the partitioner says which."""
+
+        block_size: int = 64
+
     causality: ClassVar[Causality]
     prefix_consistent: ClassVar[bool]
     look_ahead_frames: ClassVar[int] = 0
     needs_features: ClassVar[bool] = False
     scope: Literal["model", "layer"] = "model"
 
-    def __init__(self, config: PartitionConfig, hidden_size: int):
+    def __init__(self, config: Any, hidden_size: int):
         super().__init__()
         self.config = config
 
     @classmethod
-    def longest(cls, config: PartitionConfig) -> int:
-        """The most tokens a block can hold."""
-        return config.block_size
+    def problems(cls, config: Any, design: Any) -> Iterator[Problem]:
+        if config.block_size < 1:
+            yield Problem("block_size", f"{config.block_size} is not positive")
 
     @classmethod
-    def group(cls, config: PartitionConfig, layer: int) -> int:
+    def longest(cls, config: Any) -> int:
+        """The most tokens a block can hold."""
+        return int(config.block_size)
+
+    @classmethod
+    def group(cls, config: Any, layer: int) -> int:
         """Layers of one number share one partition, made by the first of them."""
         return 0
 

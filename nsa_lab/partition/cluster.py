@@ -1,14 +1,25 @@
 """Blocks of like tokens: content clusters inside stretches of video that are closed before they are used."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nsa_lab.errors import Problem
 from nsa_lab.partition.base import Context, Partition, Partitioner, partition_from_block_id
 from nsa_lab.partition.segments import place_in_run, run_lengths
 
 STEPS = 4
 """Of power iteration, towards the direction in which a group of tokens differs most."""
+
+
+@dataclass
+class ClusterSegments:
+    """How many clusters share one closed stretch of `blocks` x `block_size` tokens; a power of two."""
+
+    blocks: int = 4
 
 
 class Cluster(Partitioner):
@@ -20,9 +31,22 @@ class Cluster(Partitioner):
     window reaches into it.
     """
 
+    @dataclass
+    class Config(Partitioner.Config):
+        """`block_size` is the size of a cluster."""
+
+        cluster: ClusterSegments = field(default_factory=ClusterSegments)
+
     causality = "token"
     prefix_consistent = True
     needs_features = True
+
+    @classmethod
+    def problems(cls, config: Config, design: object) -> Iterator[Problem]:
+        yield from super().problems(config, design)
+        blocks = config.cluster.blocks
+        if blocks < 2 or blocks & (blocks - 1):
+            yield Problem("cluster.blocks", f"{blocks} is not a power of two from 2 on; a stretch is halved")
 
     @torch.no_grad()
     def forward(self, context: Context, features: Tensor | None = None, layer: int = 0) -> Partition:

@@ -5,21 +5,47 @@ the frame before.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nsa_lab.config.schema import PartitionConfig
-from nsa_lab.partition.base import Causality, Context, Partition, partition_from_starts
+from nsa_lab.errors import Problem
+from nsa_lab.partition.base import Causality, Context, Partition, Partitioner, partition_from_starts
 from nsa_lab.partition.segments import next_start, part_starts, run_starts
 
 FLOOR = 1e-6
 """Novelty of a still frame: float noise must not count as change."""
 GAIN = 0.5
 """How hard the budget pulls the mean length back: a greater gain misses changes, a smaller one lets the mean drift."""
+
+
+class Averaged(Partitioner):
+    """A partitioner that has block_size as the mean length to aim for, and max_size as the cap."""
+
+    @dataclass
+    class Config(Partitioner.Config):
+        """Blocks of min_size to max_size tokens (null: twice the block size), block_size on average."""
+
+        max_size: int | None = None
+        min_size: int = 1
+
+    @classmethod
+    def longest(cls, config: Any) -> int:
+        return int(2 * config.block_size if config.max_size is None else config.max_size)
+
+    @classmethod
+    def problems(cls, config: Any, design: Any) -> Iterator[Problem]:
+        yield from super().problems(config, design)
+        size = config.block_size
+        if config.max_size is not None and config.max_size < size:
+            yield Problem("max_size", f"{config.max_size} is less than block_size={size}, the mean length to aim for")
+        if size >= 1 and not 1 <= config.min_size <= size:
+            yield Problem("min_size", f"{config.min_size} is outside 1 to the mean length, block_size={size}")
 
 
 @dataclass(frozen=True)
@@ -51,7 +77,7 @@ def segments_of(context: Context, features: Tensor, block_size: int) -> list[Seg
     ]
 
 
-def budget_lengths(segment: Segment, config: PartitionConfig) -> list[int]:
+def budget_lengths(segment: Segment, config: Averaged.Config) -> list[int]:
     """Block lengths in tokens that an online novelty budget gives `segment`.
 
     A unit costs its tokens times its novelty over the mean novelty so far: still frames are cheap, changes dear. One
@@ -60,7 +86,7 @@ def budget_lengths(segment: Segment, config: PartitionConfig) -> list[int]:
     many, which holds the mean near `block_size`. No block is longer than the cap, nor, where the cap lets it be,
     shorter than `min_size`. Nothing looks ahead: a unit's cut follows from it and those before.
     """
-    cap = max_size(config)
+    cap = Averaged.longest(config)
     lengths: list[int] = []
     block, spent, budget = 0, 0.0, math.inf
     total, count, tokens = 0.0, 0, 0
@@ -78,11 +104,6 @@ def budget_lengths(segment: Segment, config: PartitionConfig) -> list[int]:
             rate = 1.0
         block, spent, tokens = block + length, spent + length * rate, tokens + length
     return [*lengths, block]
-
-
-def max_size(config: PartitionConfig) -> int:
-    """The cap on an adaptive block's length."""
-    return 2 * config.block_size if config.max_size is None else config.max_size
 
 
 def partition_of_lengths(lengths: list[int], context: Context, causality: Causality) -> Partition:

@@ -1,8 +1,10 @@
 """A control: the block lengths that `scene` finds in each video, in an order that has nothing to do with the video."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+from nsa_lab.errors import Problem
 from nsa_lab.partition.novelty import Segment
 from nsa_lab.partition.scene import Scene
 
@@ -14,8 +16,20 @@ class RandomLike(Scene):
     have orders of their own, so that no fixed uneven grid is there to be learnt.
     """
 
+    @dataclass
+    class Config(Scene.Config):
+        """As scene's; `seed` draws the orders."""
+
+        seed: int = 0
+
     causality = "video"
     prefix_consistent = False
+
+    @classmethod
+    def problems(cls, config: Config, design: object) -> Iterator[Problem]:
+        yield from super().problems(config, design)
+        if config.seed < 0:
+            yield Problem("seed", f"{config.seed} is negative; use 0 or more")
 
     def lengths(self, segments: Sequence[Segment]) -> list[int]:
         shuffled = []

@@ -1,16 +1,28 @@
 """Boundaries that are learned: a router that compares each token with the one before (H-Net, arXiv 2507.07955)."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nsa_lab.config.schema import PartitionConfig
-from nsa_lab.partition.base import Context, Partition, Partitioner, partition_from_starts
-from nsa_lab.partition.novelty import max_size
+from nsa_lab.errors import Problem
+from nsa_lab.partition.base import Context, Partition, partition_from_starts
+from nsa_lab.partition.novelty import Averaged
 from nsa_lab.partition.segments import next_start, place_in_run
 
 
-class Router(Partitioner):
+@dataclass
+class RouterLearning:
+    """Weight of the ratio loss, and how many layers share one router (null: all)."""
+
+    loss_weight: float = 0.03
+    group_size: int | None = None
+
+
+class Router(Averaged):
     """A block opens where p = (1 - cos(W_q x_t, W_k x_{t-1})) / 2 is at least 0.5, and at the cap.
 
     W_q and W_k start as the identity, a detector of change. Gradient reaches them through `confidence`: p of a block
@@ -18,11 +30,17 @@ class Router(Partitioner):
     N being the block size: N / (N - 1) ((N - 1) F G + (1 - F)(1 - G)), with G the mean of p.
     """
 
+    @dataclass
+    class Config(Averaged.Config):
+        """`block_size` is the mean length that the ratio loss aims for; `min_size` is not read."""
+
+        router: RouterLearning = field(default_factory=RouterLearning)
+
     causality = "token"
     prefix_consistent = True
     needs_features = True
 
-    def __init__(self, config: PartitionConfig, hidden_size: int):
+    def __init__(self, config: Config, hidden_size: int):
         super().__init__(config, hidden_size)
         self.scope = "model" if config.router.group_size is None else "layer"
         self.query = nn.Parameter(torch.empty(hidden_size, hidden_size))
@@ -30,11 +48,20 @@ class Router(Partitioner):
         self.reset_parameters()
 
     @classmethod
-    def longest(cls, config: PartitionConfig) -> int:
-        return max_size(config)
+    def problems(cls, config: Config, design: Any) -> Iterator[Problem]:
+        yield from super().problems(config, design)
+        if config.router.loss_weight < 0:
+            yield Problem("router.loss_weight", f"{config.router.loss_weight} is negative; use 0 or more")
+        if config.router.group_size is not None and config.router.group_size < 1:
+            yield Problem("router.group_size", f"{config.router.group_size} is not positive; null shares one router")
+        if not design.branches.compression.enabled:
+            yield Problem(
+                "kind",
+                "'router' learns only through the compression branch, which is off; enable it or use another kind",
+            )
 
     @classmethod
-    def group(cls, config: PartitionConfig, layer: int) -> int:
+    def group(cls, config: Config, layer: int) -> int:
         return 0 if config.router.group_size is None else layer // config.router.group_size
 
     def reset_parameters(self) -> None:
@@ -46,7 +73,7 @@ class Router(Partitioner):
         first = place_in_run(context.segment) == 0
         p = self.probability(features, first)
         opened = (p >= 0.5) | first
-        starts = place_in_run(opened.cumsum(0)) % max_size(self.config) == 0
+        starts = place_in_run(opened.cumsum(0)) % self.longest(self.config) == 0
         confidence = torch.where(opened, p, 1 - p)[starts]
         inner = (~first).to(p.dtype)
         count = inner.sum().clamp(min=1)

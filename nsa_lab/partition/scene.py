@@ -5,21 +5,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from nsa_lab.config.schema import PartitionConfig
-from nsa_lab.partition.base import Causality, Context, Partition, Partitioner
-from nsa_lab.partition.novelty import Segment, budget_lengths, max_size, partition_of_lengths, segments_of
+from nsa_lab.partition.base import Causality, Context, Partition
+from nsa_lab.partition.novelty import Averaged, Segment, budget_lengths, partition_of_lengths, segments_of
 
 
-class Scene(Partitioner):
+class Scene(Averaged):
     """Whole frames, cut by an online novelty budget (see `novelty.budget_lengths`), `block_size` tokens on average."""
 
     causality: ClassVar[Causality] = "frame"
     prefix_consistent = True
     needs_features = True
-
-    @classmethod
-    def longest(cls, config: PartitionConfig) -> int:
-        return max_size(config)
 
     def forward(self, context: Context, features: Tensor | None = None, layer: int = 0) -> Partition:
         assert features is not None

@@ -1,12 +1,13 @@
 """Space-time tiles whose shape changes from layer to layer (VMoBA's cycling; tiles as in VSA, without padding)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from nsa_lab.config.schema import PartitionConfig
+from nsa_lab.errors import Problem, nearest
 from nsa_lab.partition.base import Context, Partition, Partitioner, partition_from_block_id
 from nsa_lab.partition.segments import place_in_run, place_of_run, run_lengths, run_starts
 
@@ -21,6 +22,14 @@ PREFERENCES: dict[str, Callable[[Shape], tuple]] = {
 """What each word of `tile.cycle` wants the most of."""
 
 
+@dataclass
+class TileShapes:
+    """The shapes that layers take in turn, and how many frames a tile may span at most."""
+
+    cycle: str = "time row cube"
+    max_frames: int = 8
+
+
 class Tile(Partitioner):
     """Each layer takes the next shape of `tile.cycle`: many frames (time), few (row) or even sides (cube).
 
@@ -28,12 +37,30 @@ class Tile(Partitioner):
     its last frame is there, which is why `tile.max_frames` bounds it. Text is cut into blocks of `block_size`.
     """
 
+    @dataclass
+    class Config(Partitioner.Config):
+        """`block_size` is the cap on a tile's tokens."""
+
+        tile: TileShapes = field(default_factory=TileShapes)
+
     causality = "token"
     prefix_consistent = True
     scope = "layer"
 
     @classmethod
-    def group(cls, config: PartitionConfig, layer: int) -> int:
+    def problems(cls, config: Config, design: object) -> Iterator[Problem]:
+        yield from super().problems(config, design)
+        words, known = config.tile.cycle.split(), ", ".join(PREFERENCES)
+        if not words:
+            yield Problem("tile.cycle", f"names no shape; write some of {known}")
+        for word in words:
+            if word not in PREFERENCES:
+                yield Problem("tile.cycle", f"unknown shape {word!r}; {nearest(word, PREFERENCES)}known: {known}")
+        if config.tile.max_frames < 1:
+            yield Problem("tile.max_frames", f"{config.tile.max_frames} is not positive")
+
+    @classmethod
+    def group(cls, config: Config, layer: int) -> int:
         return layer % len(config.tile.cycle.split())
 
     def forward(self, context: Context, features: Tensor | None = None, layer: int = 0) -> Partition:

@@ -4,12 +4,15 @@ import functools
 import importlib.resources
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
+from nsa_lab.errors import Problem
+from nsa_lab.layout import FRAMES_PER_PATCH, MERGE, PATCH, TOKEN_PIXELS
+from nsa_lab.plugin import Plugin
 from nsa_lab.tasks.words import COLOURS
 
 
@@ -54,12 +57,52 @@ class Record:
     commit: str
 
 
-class Task(ABC):
-    """A procedural video task."""
+class Task(Plugin, ABC):
+    """A procedural video task.
 
-    name: ClassVar[str]
+    counts: settings that must be positive. spans: settings in frames that must be positive and whole temporal patches.
+    """
+
+    @dataclass
+    class Config:
+        """The clips of a task. `frames` is their length; `noise` is a pixel standard deviation in [0, 1]."""
+
+        enabled: bool = False
+        frames: int = 64
+        width: int = 56
+        height: int = 56
+        noise: float = 0.05
+        distractors: int = 2
+        train_clips: int = 512
+        val_clips: int = 128
+
     summary: ClassVar[str]
-    config_class: ClassVar[type]
+    counts: ClassVar[tuple[str, ...]] = ("train_clips", "val_clips")
+    spans: ClassVar[tuple[str, ...]] = ("frames",)
+
+    @classmethod
+    def problems(cls, config: Any, design: Any) -> Iterator[Problem]:
+        for side in ("width", "height"):
+            pixels = getattr(config, side)
+            if pixels < TOKEN_PIXELS or pixels % TOKEN_PIXELS:
+                yield Problem(side, f"{pixels} is not a multiple of {TOKEN_PIXELS} pixels ({PATCH} x {MERGE})")
+        for name in cls.spans:
+            frames = getattr(config, name)
+            if frames < FRAMES_PER_PATCH or frames % FRAMES_PER_PATCH:
+                yield Problem(name, f"{frames} is not a positive multiple of {FRAMES_PER_PATCH}")
+        for name in cls.counts:
+            if getattr(config, name) < 1:
+                yield Problem(name, f"{getattr(config, name)} is not positive")
+        if config.distractors < 0:
+            yield Problem("distractors", f"{config.distractors} is negative; use 0 or more")
+        if not 0 <= config.noise <= 1:
+            yield Problem("noise", f"{config.noise} is outside 0 to 1")
+
+    @staticmethod
+    def video_tokens(config: Any) -> int:
+        """Video tokens of one clip."""
+        per_frame = (config.height // TOKEN_PIXELS) * (config.width // TOKEN_PIXELS)
+        return int(config.frames // FRAMES_PER_PATCH * per_frame)
 
     @staticmethod
     @abstractmethod
@@ -72,15 +115,10 @@ class Task(ABC):
         """The script of clip `index`; attributes that answers ask for are balanced over the indices."""
 
     @classmethod
-    def records(cls) -> list[Record]:
-        """What dense and blind models reached, as measured so far."""
-        return [Record(**row) for row in _all_records().get(cls.name, [])]
-
-    @classmethod
-    def describe(cls) -> str:
+    def describe(cls, name: str) -> str:
         """The task in a few lines: what it asks, chance, and the recorded accuracies."""
-        lines = [f"{cls.name}: {cls.summary}", f"  chance {cls.chance(cls.config_class()):.1%}"]
-        for record in cls.records():
+        lines = [f"{name}: {cls.summary}", f"  chance {cls.chance(cls.Config()):.1%}"]
+        for record in records(name):
             lines.append(
                 f"  {record.setting}: dense {record.dense:.1%}, blind {record.blind:.1%}"
                 f" ({record.model}, {record.steps} steps, {record.seeds} seed{'s' * (record.seeds > 1)},"
@@ -118,6 +156,11 @@ def scenes_in_turn(colours: Sequence[str], lengths: Sequence[int]) -> tuple[Scen
     """One scene after the other from the clip's first frame."""
     starts = np.cumsum([0, *lengths]).tolist()
     return tuple(Scene(*scene) for scene in zip(colours, starts, lengths, strict=False))
+
+
+def records(name: str) -> list[Record]:
+    """What dense and blind models reached with the task `name`, as measured so far."""
+    return [Record(**row) for row in _all_records().get(name, [])]
 
 
 @functools.cache

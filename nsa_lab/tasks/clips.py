@@ -15,22 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from nsa_lab.config.schema import TasksConfig
 from nsa_lab.errors import NsaLabError
-from nsa_lab.tasks.base import Script, Task
-from nsa_lab.tasks.duration import DurationTask
-from nsa_lab.tasks.needle import NeedleTask
-from nsa_lab.tasks.order import OrderTask
-from nsa_lab.tasks.recall import RecallTask
+from nsa_lab.tasks import TASKS, TasksConfig
+from nsa_lab.tasks.base import Script
 
 logger = logging.getLogger(__name__)
-
-TASKS: dict[str, type[Task]] = {
-    "needle": NeedleTask,
-    "order": OrderTask,
-    "recall": RecallTask,
-    "duration": DurationTask,
-}
 
 # Part of the folder's name: raise it whenever the same config gives other clips.
 GENERATOR_VERSION = 1

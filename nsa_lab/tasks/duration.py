@@ -1,23 +1,35 @@
 """Duration: scenes of different colours; which of them lasted longest?"""
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
-from nsa_lab.config.schema import DurationConfig
-from nsa_lab.tasks.base import Script, Task, colours_with, scenes_in_turn, uneven_lengths
+from nsa_lab.tasks.base import Script, colours_with, scenes_in_turn, uneven_lengths
+from nsa_lab.tasks.scenes import ScenesTask
 from nsa_lab.tasks.words import COLOURS
 
 
-class DurationTask(Task):
-    name = "duration"
+class Duration(ScenesTask):
+    @dataclass
+    class Config(ScenesTask.Config):
+        """Which scene lasted longest, by at least `lead_frames` frames?"""
+
+        lead_frames: int = 4
+
     summary = "scenes of different colours and very different length: which colour (of 8) lasted longest"
-    config_class = DurationConfig
+    spans = (*ScenesTask.spans, "lead_frames")
 
     @staticmethod
-    def chance(config: DurationConfig) -> float:
+    def frames_needed(config: Any) -> int:
+        return int(ScenesTask.frames_needed(config) + config.lead_frames)
+
+    @staticmethod
+    def chance(config: Config) -> float:
         return 1 / len(COLOURS)
 
     @staticmethod
-    def script(config: DurationConfig, index: int, rng: np.random.Generator) -> Script:
+    def script(config: Config, index: int, rng: np.random.Generator) -> Script:
         # The answer goes through all colours, the longest scene through all places in the clip.
         answer, longest = COLOURS[index % len(COLOURS)], index // len(COLOURS) % config.scenes
         colours = colours_with(answer, longest, config.scenes, rng)

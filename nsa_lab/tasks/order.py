@@ -1,23 +1,48 @@
 """Order: several flashes of different colours; of two of them, which came first?"""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 
-from nsa_lab.config.schema import OrderConfig
+from nsa_lab.errors import Problem
 from nsa_lab.tasks.base import Event, Script, Task, free_starts
 from nsa_lab.tasks.words import COLOURS, PLACES
 
 
-class OrderTask(Task):
-    name = "order"
+class Order(Task):
+    @dataclass
+    class Config(Task.Config):
+        """Which of two events came first. `events` flashes of distinct colours, one question per disjoint pair."""
+
+        events: int = 4
+        event_frames: int = 4
+        questions: int = 2
+
     summary = "flashes of different colours at different times: which of two came first"
-    config_class = OrderConfig
+    counts = (*Task.counts, "event_frames", "questions")
+
+    @classmethod
+    def problems(cls, config: Config, design: object) -> Iterator[Problem]:
+        yield from super().problems(config, design)
+        events, pairs = config.events, config.questions
+        if not 2 <= events <= len(COLOURS):
+            yield Problem("events", f"{events} events; use 2 to {len(COLOURS)}, one colour each")
+        elif 2 * pairs > events:
+            yield Problem("questions", f"{pairs} questions need {2 * pairs} events, of which there are {events}")
+        # An event begins on an even frame, so one of odd length takes a frame more.
+        if events * (config.event_frames + config.event_frames % 2) > config.frames:
+            yield Problem(
+                "event_frames",
+                f"{events} events of {config.event_frames} frames do not fit into {config.frames} frames",
+            )
 
     @staticmethod
-    def chance(config: OrderConfig) -> float:
+    def chance(config: Config) -> float:
         return 1 / 2
 
     @staticmethod
-    def script(config: OrderConfig, index: int, rng: np.random.Generator) -> Script:
+    def script(config: Config, index: int, rng: np.random.Generator) -> Script:
         colours = [str(colour) for colour in rng.permutation(COLOURS)[: config.events]]
         starts = free_starts(config.frames, config.event_frames, config.events, rng)
         events = tuple(

@@ -1,23 +1,40 @@
 """Recall: scenes of different colours follow one another, a white disc flashes in one; which colour was there then?"""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 
-from nsa_lab.config.schema import RecallConfig
-from nsa_lab.tasks.base import Event, Scene, Script, Task, colours_with, scenes_in_turn, uneven_lengths
+from nsa_lab.errors import Problem
+from nsa_lab.tasks.base import Event, Scene, Script, colours_with, scenes_in_turn, uneven_lengths
+from nsa_lab.tasks.scenes import ScenesTask
 from nsa_lab.tasks.words import COLOURS, PLACES
 
 
-class RecallTask(Task):
-    name = "recall"
+class Recall(ScenesTask):
+    @dataclass
+    class Config(ScenesTask.Config):
+        """In which scene was the white flash? It lasts `event_frames` frames up to its whole scene."""
+
+        event_frames: int = 2
+
     summary = "scenes of very different length: which colour (of 8) was there when the flash came"
-    config_class = RecallConfig
+    spans = (*ScenesTask.spans, "event_frames")
+
+    @classmethod
+    def problems(cls, config: Config, design: object) -> Iterator[Problem]:
+        yield from super().problems(config, design)
+        if config.event_frames > config.shortest_frames:
+            yield Problem(
+                "event_frames", f"{config.event_frames} is more than shortest_frames={config.shortest_frames}"
+            )
 
     @staticmethod
-    def chance(config: RecallConfig) -> float:
+    def chance(config: Config) -> float:
         return 1 / len(COLOURS)
 
     @staticmethod
-    def script(config: RecallConfig, index: int, rng: np.random.Generator) -> Script:
+    def script(config: Config, index: int, rng: np.random.Generator) -> Script:
         lengths = uneven_lengths(config.frames - config.closing_frames, config.scenes, config.shortest_frames, rng)
         # The flash comes at a moment, all being equally likely: a long scene is asked for more often than a short one.
         asked = int(rng.choice(config.scenes, p=np.array(lengths) / sum(lengths)))

@@ -1,5 +1,6 @@
 """Where a run's numbers come from: tags that say what was run, with which code, and on which machine."""
 
+import dataclasses
 import functools
 import importlib.metadata
 import os
@@ -8,8 +9,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from nsa_lab.config import ExperimentConfig, config_hash, flatten, to_dict, to_yaml
+from nsa_lab.config import ExperimentConfig, config_hash, read_settings, to_yaml
 from nsa_lab.config.rules import enabled_tasks
+from nsa_lab.plugin import settings, switched_on
 from nsa_lab.tracking.record import Record
 
 LIBRARIES = ("torch", "transformers", "lightning", "optuna", "mlflow")
@@ -26,23 +28,30 @@ class Source:
 
 def design_tags(config: ExperimentConfig) -> dict[str, str]:
     """Tags to filter runs by: the attention design, the model, the tasks."""
-    attention = config.attention
-    branches = attention.branches
-    on = [name for name in ("compression", "selection", "window") if getattr(branches, name).enabled]
     data = Path(config.data.annotations).name if config.data.annotations else ""
     return {
         "experiment_name": config.name,
         "config_hash": config_hash(config),
-        "attention": attention.mode,
-        "branches": "+".join(on) if attention.mode == "sparse" else "dense",
-        "partition": attention.partition.kind,
-        "compressor": attention.compressor.kind,
-        "gate": attention.gate.kind,
+        **_attention_tags(config),
         "model": Path(config.model.path).name if config.model.path else config.model.size,
         "tasks": "+".join(enabled_tasks(config)) or data,
         "seed": str(config.seed),
         "blind": str(config.data.blind).lower(),
     }
+
+
+def _attention_tags(config: ExperimentConfig) -> dict[str, str]:
+    """The method, and of its sections which branches are on and which kinds are chosen."""
+    method = config.attention.method
+    tags = {"method": method, "branches": method}
+    own = settings(config.attention, "method")
+    for field in dataclasses.fields(own):
+        section = getattr(own, field.name)
+        if hasattr(section, "PARTS"):
+            tags[field.name] = "+".join(switched_on(section))
+        elif hasattr(section, "CHOICES"):
+            tags[field.name] = section.kind
+    return tags
 
 
 def origin_tags() -> dict[str, str]:
@@ -68,7 +77,7 @@ def _version(library: str) -> str:
 
 def describe_run(record: Record, config: ExperimentConfig) -> None:
     """Record what is known before the first step: params, tags, the config, the uncommitted changes."""
-    record.add_params(flatten(to_dict(config)))
+    record.add_params(read_settings(config))
     record.add_tags(design_tags(config))
     config_file, diff_file = record.directory / "config.yaml", record.directory / "dirty.diff"
     if not config_file.exists():

@@ -9,7 +9,8 @@ import lightning as L
 import torch
 
 from nsa_lab.config.schema import TrainingConfig
-from nsa_lab.model import gate_means, measure_budget
+from nsa_lab.model import gate_metrics, measure_budget
+from nsa_lab.model.partitions import partition_statistics
 from nsa_lab.training.module import VideoModule
 
 
@@ -102,15 +103,15 @@ class Reporter(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, module: VideoModule) -> None:  # type: ignore[override]
         self.validated_step = trainer.global_step
         # What a learned partition costs changes while it learns.
-        self._log(trainer, module.val_metrics() | gate_means(module.model) | _budget(trainer, module))
+        self._log(trainer, module.val_metrics() | gate_metrics(module.trace) | _budget(trainer, module))
         self._tell(trainer, validated=True)
         self.clock.start()
 
     def _partitions(self, module: VideoModule) -> dict[str, float]:
         """The blocks of the last batch, and as `partition/share_of_step` their share of the time since the last lap."""
-        partitions = module.model.partitions
-        share = partitions.clock.lap() / self.clock.current[0]
-        return partitions.statistics() | ({"partition/share_of_step": share} if partitions.last else {})
+        share = module.model.partitions.clock.lap() / self.clock.current[0]
+        statistics = partition_statistics(module.trace)
+        return statistics | ({"partition/share_of_step": share} if statistics else {})
 
     def _log(self, trainer: L.Trainer, values: dict[str, float]) -> None:
         self.metrics |= values

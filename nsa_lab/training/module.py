@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from nsa_lab.attention.trace import Trace
 from nsa_lab.config.schema import TrainingConfig
 from nsa_lab.model import VideoNSAForConditionalGeneration
 from nsa_lab.training.schedule import build_optimizer
@@ -32,7 +33,7 @@ class VideoModule(L.LightningModule):
         self.model, self.config, self.seed = model, config, seed
         self.train_meter, self.val_meter = Meter(), Meter()
         self.gradient_norm = self.learning_rate = 0.0
-        self.router_loss: Tensor | None = None
+        self.trace = Trace()
         self.batch_number = 0
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -44,10 +45,11 @@ class VideoModule(L.LightningModule):
             self.train_meter.reset()
         self.batch_number = batch_idx
         self.learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        score = score_answers(self.model, batch)
+        self.trace = Trace("partition")
+        score = score_answers(self.model, batch, self.trace)
         self.train_meter.add(score)
-        self.router_loss = self.model.partitions.auxiliary_loss()
-        loss = score.loss if self.router_loss is None else score.loss + self.router_loss
+        extra = self.trace.loss()
+        loss = score.loss if extra is None else score.loss + extra
         self._check_finite("the loss", loss.item(), batch_idx)
         return loss
 
@@ -68,7 +70,8 @@ class VideoModule(L.LightningModule):
         self.val_meter.reset()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.val_meter.add(score_answers(self.model, batch))
+        self.trace = Trace("gate_means")
+        self.val_meter.add(score_answers(self.model, batch, self.trace))
 
     def val_metrics(self) -> dict[str, float]:
         """Metrics of the validation just run. Raises Divergence where the loss is not finite."""
@@ -79,13 +82,16 @@ class VideoModule(L.LightningModule):
     def train_metrics(self) -> dict[str, float]:
         """Metrics of the optimiser step just taken; the learning rate is the one it used.
 
-        `train/router_loss` is what the partitioners add to the loss (of the step's last batch), weighted.
+        `train/router_loss` and so on: what parts of that name add to the loss (of the step's last batch), weighted.
         """
-        router = {} if self.router_loss is None else {"train/router_loss": self.router_loss.item()}
+        extra: dict[str, float] = {}
+        for (_, name), value in self.trace.losses.items():
+            key = f"train/{name}_loss"
+            extra[key] = extra.get(key, 0.0) + value.item()
         return self.train_meter.metrics("train", by_task=False) | {
             "gradient_norm": self.gradient_norm,
             "learning_rate": self.learning_rate,
-            **router,
+            **extra,
         }
 
     def configure_optimizers(self) -> dict[str, Any]:

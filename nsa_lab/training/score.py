@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nsa_lab.attention.trace import Trace
 from nsa_lab.model import MODEL_INPUTS
 
 IGNORED = -100
@@ -23,16 +24,17 @@ class Score:
     tasks: list[str]
 
 
-def score_answers(model: nn.Module, batch: Mapping[str, Any]) -> Score:
+def score_answers(model: nn.Module, batch: Mapping[str, Any], trace: Trace | None = None) -> Score:
     """Teacher-forced loss and exact matches of a packed batch (see `nsa_lab.data.collate`).
 
     The loss is the mean cross-entropy over labelled tokens. An answer is correct when every labelled token of it is
     the argmax, which is when greedy decoding would write it. Logits exist only for the rows that predict a label.
+    `trace` collects what the forward says of itself, its auxiliary losses among it.
     """
     labels, answers = batch["labels"][0], batch["answer_index"][0]
     targets = (labels[1:] != IGNORED).nonzero().squeeze(1) + 1
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-    output = model(**inputs, use_cache=False, logits_to_keep=targets - 1)
+    output = model(**inputs, use_cache=False, logits_to_keep=targets - 1, trace=trace)
     logits = output.logits[0].float()
     loss = F.cross_entropy(logits, labels[targets])
     hits = logits.detach().argmax(-1) == labels[targets]

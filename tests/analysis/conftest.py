@@ -28,7 +28,7 @@ SETTINGS = {
     "attention.partition.block_size": 4,
     "attention.branches.selection.block_count": 2,
     "attention.branches.window.size": 4,
-    "attention.layers": {"0": {"mode": "dense"}},
+    "attention.layers": {"0": {"method": "dense"}},
     "training.steps": 2,
     "training.batch_size": 3,
     "training.val_every": 2,

@@ -7,7 +7,8 @@ import torch
 
 from nsa_lab.analysis.look import look
 from nsa_lab.analysis.partition import typical_layers
-from nsa_lab.model import MODEL_INPUTS, build_model, recording
+from nsa_lab.attention.trace import Trace
+from nsa_lab.model import MODEL_INPUTS, build_model
 from nsa_lab.testing import model_batch, tiny_config, tiny_tokenizer
 
 SHAPE = (3, (4, 2, 3), 5)
@@ -25,11 +26,11 @@ def make_model(tmp_path_factory):
     return make
 
 
-def seen_by_recording(model, batch):
-    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-    with torch.no_grad(), recording(model) as records:
-        model(**inputs, use_cache=False)
-    return records
+def choices(model, batch):
+    inputs, trace = {name: batch[name] for name in MODEL_INPUTS if name in batch}, Trace("choice")
+    with torch.no_grad():
+        model(**inputs, use_cache=False, trace=trace)
+    return trace.of("choice")
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -39,11 +40,11 @@ def test_chosen_blocks_are_those_that_the_layer_recorded(make_model, backend):
         pytest.skip("needs TRITON_INTERPRET=1")
     model = make_model("attention.partition.kind=frame", f"attention.backend={backend}")
     batch = model_batch(model, [SHAPE])
-    seen, records = look(model, batch, QUERY), seen_by_recording(model, batch)
-    assert set(seen.layers) == set(records) == {0, 1}
-    for layer, record in records.items():
-        assert torch.equal(seen.layers[layer].chosen, record.notes["blocks"][QUERY])
-    assert all(layer.fusible for layer in model.sparse_layers().values())
+    seen, recorded = look(model, batch, QUERY), choices(model, batch)
+    assert set(seen.layers) == set(recorded) == {0, 1}
+    for layer, choice in recorded.items():
+        assert torch.equal(seen.layers[layer].chosen, choice[QUERY])
+    assert all(attention.method.sparse.fusible for attention in model.attentions())
     assert seen.layers[0].partition.block_id.tolist() == [i // 3 for i in range(24)]  # frames of 6, blocks of 4
 
 
@@ -51,7 +52,7 @@ def test_chosen_blocks_are_those_that_the_layer_recorded(make_model, backend):
 def test_scores_are_the_softmax_over_complete_blocks_and_rank_the_chosen_ones(make_model, query, complete):
     model = make_model("attention.branches.compression.log_length_bias=true", "attention.partition.block_size=5")
     inputs = {}
-    branch = model.sparse_layers()[1].branches["selection"]
+    branch = model.attentions()[1].method.sparse.branches["selection"]
     hook = branch.register_forward_hook(lambda module, args, output: inputs.update(given=args[0]))
     seen = look(model, model_batch(model, [SHAPE]), query).layers[1]
     hook.remove()

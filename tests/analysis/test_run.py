@@ -55,7 +55,7 @@ def test_a_uniform_run_has_no_partition_pictures(make_config, artifacts):
 
 
 def test_one_layer_that_is_not_uniform_is_enough(make_config, artifacts):
-    layers = {"0": {"mode": "dense"}, "2": {"partition": {"kind": "frame"}}}
+    layers = {"0": {"method": "dense"}, "2": {"partition": {"kind": "frame"}}}
     run(make_config({"attention.partition.kind": "uniform", "attention.layers": layers}), progress_bar=False)
     drawn = {name for name in artifacts if name.startswith("blocks")}
     assert drawn == {"blocks-sample0-layer02.png"}  # blocks of 4 are the frames here, so layers 1 and 2 agree
@@ -107,7 +107,7 @@ def test_analyze_draws_into_the_run_by_default(analyze, trained):
     [
         (["--layer", 3], ["layer 3 does not exist", "layers 0 to 2", "--layer"]),
         (["--layer", -1], ["layer -1 does not exist", "--layer"]),
-        (["--layer", 0], ["layer 0 attends densely", "1, 2"]),
+        (["--layer", 0], ["layer 0 reads no partition", "1, 2"]),
         (["--query", 16], ["query 16 is not a video token", "16 video tokens", "0 to 15", "--query"]),
         (["--query", -1], ["query -1 is not a video token", "--query"]),
         (["--sample", 3], ["sample 3 does not exist", "there are 3", "--sample"]),
@@ -144,6 +144,6 @@ def test_restore_refuses_a_checkpoint_that_is_damaged_or_of_another_config(train
 
 
 def test_a_dense_run_has_no_partition(analyze, make_config):
-    result = run(make_config({"attention.mode": "dense", "attention.layers": {}}), progress_bar=False)
+    result = run(make_config({"attention.method": "dense", "attention.layers": {}}), progress_bar=False)
     code, _, err = analyze(result.directory)
-    assert code == 2 and "attends densely" in err and "choose a sparse run" in err
+    assert code == 2 and "reads a partition" in err and "attention.method=nsa" in err

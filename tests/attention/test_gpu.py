@@ -3,11 +3,22 @@
 import pytest
 import torch
 
-from nsa_lab.attention.backends import reference, torch_path
-from nsa_lab.attention.compressor import mean_of_blocks
-from nsa_lab.attention.select import BlockRule, compression_scores
+from nsa_lab.attention.backends import BACKENDS
+from nsa_lab.attention.compressors import mean_of_blocks
 from nsa_lab.partition import PARTITIONERS, sparse_context
-from nsa_lab.testing import ODD_SHAPES, assert_close, make_partition, random_heads, requires_gpu, token_layout
+from nsa_lab.testing import (
+    ODD_SHAPES,
+    assert_close,
+    block_rule,
+    compression_scorer,
+    make_partition,
+    random_heads,
+    requires_gpu,
+    token_layout,
+)
+
+SCORER = compression_scorer()
+reference, torch_path = (BACKENDS["reference"], BACKENDS["torch"])
 
 pytestmark = [pytest.mark.gpu, requires_gpu]
 
@@ -26,15 +37,13 @@ def test_torch_path_on_the_gpu(dtype, tolerance, heads, partition):
     wide = [x.double().requires_grad_() for x in low]
     fast = [x.cuda().requires_grad_() for x in low]
     scale = heads[2] ** -0.5
-    rule = BlockRule(3, 1, 1)
+    rule = block_rule(3, 1, 1)
     chosen = reference.select_blocks(
-        wide[0], mean_of_blocks(wide[1], blocks), host, blocks, scale=scale, scorer=compression_scores, rule=rule
+        wide[0], mean_of_blocks(wide[1], blocks), host, blocks, scale=scale, scorer=SCORER, rule=rule
     )
     if dtype == torch.float32:
         pooled = mean_of_blocks(fast[1], gpu_blocks)
-        found = torch_path.select_blocks(
-            fast[0], pooled, device, gpu_blocks, scale=scale, scorer=compression_scores, rule=rule
-        )
+        found = torch_path.select_blocks(fast[0], pooled, device, gpu_blocks, scale=scale, scorer=SCORER, rule=rule)
         assert (found.cpu() == chosen).float().mean() > 0.999
     for op in ("compression", "selection", "window", "dense"):
         expected = _run(reference, op, wide, chosen, host, blocks, scale)

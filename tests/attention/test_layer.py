@@ -5,16 +5,18 @@ import torch
 
 from nsa_lab.attention import backends
 from nsa_lab.attention.backends import BACKENDS, choose_backend
+from nsa_lab.attention.branches import BRANCHES
 from nsa_lab.attention.budget import paper_ratio
-from nsa_lab.attention.gate import GATES
-from nsa_lab.attention.layer import HeadDims, SparseAttention
+from nsa_lab.attention.dims import HeadDims
+from nsa_lab.attention.gates import GATES
+from nsa_lab.attention.methods import METHODS
+from nsa_lab.attention.trace import Trace
 from nsa_lab.config import AttentionConfig, load_config
 from nsa_lab.errors import NsaLabError
 from nsa_lab.partition import PARTITIONERS, sparse_context
-from nsa_lab.testing import assert_close, make_partition, random_heads, token_layout
+from nsa_lab.testing import assert_close, gated_branches, make_partition, random_heads, token_layout
 
 DIMS = HeadDims(hidden_size=64, num_heads=4, num_kv_heads=2, head_dim=16)
-BRANCHES = ("compression", "selection", "window")
 EXACT = ("reference", "torch")
 """The backends that take float64."""
 
@@ -34,7 +36,7 @@ def only(branch: str) -> list[str]:
 
 def run(layer, config, x, q, k, v, tokens):
     partition = make_partition(config.partition.kind, tokens, config.partition.block_size)
-    return layer(x, q, k, v, tokens, partition)
+    return layer(x, q, k, v, tokens, partition, Trace())
 
 
 @pytest.mark.parametrize("backend", EXACT)
@@ -49,7 +51,7 @@ def test_no_output_depends_on_a_later_token(overrides, partition, backend):
     config.partition.kind = partition
     tokens = sparse_context(token_layout([(2, (5, 2, 3), 1), (1, (2, 2, 2), 0)]), "video")
     torch.manual_seed(0)
-    layer = SparseAttention(config, DIMS).double()
+    layer = gated_branches(config, DIMS).double()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     x = torch.randn(38, 64, dtype=torch.float64)
@@ -66,14 +68,14 @@ def test_no_output_depends_on_a_later_token(overrides, partition, backend):
 
 @pytest.mark.parametrize("name", BRANCHES)
 def test_a_disabled_branch_has_no_gate_column(name):
-    layer = SparseAttention(attention_config(*only(name)), DIMS)
+    layer = gated_branches(attention_config(*only(name)), DIMS)
     assert list(layer.branches) == [name]
     assert layer.gate.down.out_features == DIMS.num_heads
 
 
 @pytest.mark.parametrize("kind", GATES)
 def test_gates_start_even_and_learn(kind):
-    layer = SparseAttention(attention_config(f"attention.gate.kind={kind}", "attention.gate.value=0.25"), DIMS)
+    layer = gated_branches(attention_config(f"attention.gate.kind={kind}", "attention.gate.value=0.25"), DIMS)
     x = torch.randn(7, 64)
     gates = layer.gate(x)
     start = {"softmax": 1 / 3, "fixed": 0.25}.get(kind, 0.5)
@@ -90,11 +92,11 @@ def test_output_is_the_gated_sum_of_the_branches():
     x = torch.randn(30, 64, dtype=torch.float64)
     q, k, v = random_heads(30, 30, (4, 2, 16), torch.float64).all
     whole = attention_config("attention.gate.kind=fixed", "attention.gate.value=0.3")
-    out = run(SparseAttention(whole, DIMS), whole, x, q, k, v, tokens)
+    out = run(gated_branches(whole, DIMS), whole, x, q, k, v, tokens)
     parts = torch.zeros_like(out)
     for name in BRANCHES:
         config = attention_config(*only(name), "attention.gate.kind=fixed", "attention.gate.value=0.3")
-        parts = parts + run(SparseAttention(config, DIMS), config, x, q, k, v, tokens)
+        parts = parts + run(gated_branches(config, DIMS), config, x, q, k, v, tokens)
     assert_close(out, parts, 1e-12)
 
 
@@ -109,7 +111,7 @@ def test_backends_agree_through_the_whole_layer():
             "attention.partition.kind=frame",
             "attention.branches.compression.log_length_bias=true",
         )
-        layer = SparseAttention(config, DIMS).double()
+        layer = gated_branches(config, DIMS).double()
         for parameter in layer.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         x = torch.randn(31, 64, dtype=torch.float64, requires_grad=True)
@@ -149,4 +151,6 @@ def test_a_named_backend_that_cannot_run_says_why(monkeypatch):
 
 
 def test_paper_budget_is_3_point_6_percent():
-    assert round(paper_ratio(AttentionConfig(), 128_000), 5) == 0.036
+    attended = METHODS["nsa"].attended(METHODS["nsa"].Config())
+    assert round(paper_ratio(attended, 128_000), 5) == 0.036
+    assert paper_ratio(METHODS["dense"].attended(METHODS["dense"].Config()), 128_000) == 1.0

@@ -4,18 +4,29 @@ import pytest
 import torch
 
 from nsa_lab.attention import groups
-from nsa_lab.attention.backends import reference, torch_path
+from nsa_lab.attention.backends import BACKENDS
 from nsa_lab.attention.block_major import selection_by_block
-from nsa_lab.attention.compressor import COMPRESSORS, mean_of_blocks
-from nsa_lab.attention.select import BlockRule, compression_scores
+from nsa_lab.attention.compressors import COMPRESSORS, mean_of_blocks
+from nsa_lab.attention.dims import HeadDims
 from nsa_lab.partition import PARTITIONERS, PartitionConfig, full_context, sparse_context, text_context
-from nsa_lab.testing import ODD_SHAPES, assert_close, make_partition, random_heads, token_layout
+from nsa_lab.testing import (
+    ODD_SHAPES,
+    assert_close,
+    block_rule,
+    compression_scorer,
+    make_partition,
+    random_heads,
+    token_layout,
+)
+
+SCORER = compression_scorer()
+reference, torch_path = (BACKENDS["reference"], BACKENDS["torch"])
 
 HEADS = {"group of 1": (4, 4, 16), "group of 2": (4, 2, 16), "group of 7": (7, 1, 16)}
 PAIRS = {name: (torch.float64, heads) for name, heads in HEADS.items()}
 PAIRS["float32"] = (torch.float32, HEADS["group of 7"])
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
-RULE = BlockRule(block_count=3, initial_blocks=1, local_blocks=1)
+RULE = block_rule(block_count=3, initial_blocks=1, local_blocks=1)
 
 
 @pytest.fixture(params=["one piece", "many pieces"])
@@ -56,7 +67,7 @@ def test_ops_equal_the_reference(dtype, heads, context, partition, block_size):
     scale, tolerance = heads[2] ** -0.5, TOLERANCE[dtype]
     bias = blocks.lengths.to(dtype).log()
     chosen = [
-        ops.select_blocks(q, pooled[0], tokens, blocks, scale=scale, scorer=compression_scores, rule=RULE)
+        ops.select_blocks(q, pooled[0], tokens, blocks, scale=scale, scorer=SCORER, rule=RULE)
         for ops in (reference, torch_path)
     ]
     if dtype == torch.float64:
@@ -90,7 +101,7 @@ def test_dense_rows_equal_the_reference(make_context):
 
 @pytest.mark.parametrize(
     "rule",
-    [BlockRule(1, 0, 1), BlockRule(2, 1, 1), BlockRule(2, 0, 0), BlockRule(3, 0, 2), BlockRule(50, 0, 1)],
+    [block_rule(1, 0, 1), block_rule(2, 1, 1), block_rule(2, 0, 0), block_rule(3, 0, 2), block_rule(50, 0, 1)],
 )
 def test_forced_blocks_and_counts(rule):
     tokens = sparse_context(token_layout([(2, (6, 2, 4), 1), (0, (3, 2, 2), 1)]), "video")
@@ -98,7 +109,7 @@ def test_forced_blocks_and_counts(rule):
     q, k, _ = random_heads(len(tokens.query_index), len(tokens.token_index), (4, 2, 16), torch.float64).all
     pooled = mean_of_blocks(k, blocks)
     chosen = [
-        ops.select_blocks(q, pooled, tokens, blocks, scale=0.25, scorer=compression_scores, rule=rule)
+        ops.select_blocks(q, pooled, tokens, blocks, scale=0.25, scorer=SCORER, rule=rule)
         for ops in (reference, torch_path)
     ]
     assert torch.equal(*chosen)
@@ -118,9 +129,9 @@ def test_nothing_to_see_is_zero_and_takes_no_gradient():
     random = random_heads(16, 16, (4, 2, 16), torch.float64)
     q, k, v = random.all
     pooled = mean_of_blocks(k, blocks), mean_of_blocks(v, blocks)
-    rule = BlockRule(2, 0, 0)
+    rule = block_rule(2, 0, 0)
     for ops in (reference, torch_path):
-        chosen = ops.select_blocks(q, pooled[0], tokens, blocks, scale=1.0, scorer=compression_scores, rule=rule)
+        chosen = ops.select_blocks(q, pooled[0], tokens, blocks, scale=1.0, scorer=SCORER, rule=rule)
         outs = [
             ops.compression(q, *pooled, tokens, blocks, scale=1.0),
             ops.selection(q, k, v, chosen, tokens, blocks, scale=1.0),
@@ -142,10 +153,8 @@ def test_a_budget_that_covers_everything_reads_every_block_that_may_be_read(ops,
     blocks = make_partition(partition, tokens, 4)
     random = random_heads(len(tokens.query_index), len(tokens.token_index), (4, 2, 16), torch.float64)
     q, k, v = random.all
-    rule = BlockRule(blocks.num_blocks)
-    chosen = ops.select_blocks(
-        q, mean_of_blocks(k, blocks), tokens, blocks, scale=0.25, scorer=compression_scores, rule=rule
-    )
+    rule = block_rule(blocks.num_blocks)
+    chosen = ops.select_blocks(q, mean_of_blocks(k, blocks), tokens, blocks, scale=0.25, scorer=SCORER, rule=rule)
     dense = reference.dense(q, k, v, tokens, scale=0.25)
     place, key = tokens.query_index[:, None], torch.arange(len(k))
     sample = torch.bucketize(key, tokens.cu_seqlens[1:-1], right=True)
@@ -166,14 +175,15 @@ def test_long_samples_walk_over_blocks_with_the_same_result(monkeypatch):
     random = random_heads(200, 200, (4, 2, 16), torch.float64)
     q, k, v = random.all
     chosen = torch_path.select_blocks(
-        q, mean_of_blocks(k, blocks), tokens, blocks, scale=0.25, scorer=compression_scores, rule=BlockRule(3)
+        q, mean_of_blocks(k, blocks), tokens, blocks, scale=0.25, scorer=SCORER, rule=block_rule(3)
     )
     expected = reference.selection(q, k, v, chosen, tokens, blocks, scale=0.25)
     walked = []
-    monkeypatch.setattr(torch_path, "selection_by_block", lambda *args: walked.append(1) or selection_by_block(*args))
-    monkeypatch.setattr(torch_path, "WALK_PER_MASK", 1)
+    module = "nsa_lab.attention.backends.torch_path"
+    monkeypatch.setattr(f"{module}.selection_by_block", lambda *args: walked.append(1) or selection_by_block(*args))
+    monkeypatch.setattr(f"{module}.WALK_PER_MASK", 1)
     for pairs, walks in ((1, 1), (10**9, 0)):
-        monkeypatch.setattr(torch_path, "PAIRS_PER_VISIT", pairs)
+        monkeypatch.setattr(f"{module}.PAIRS_PER_VISIT", pairs)
         walked.clear()
         check(torch_path.selection(q, k, v, chosen, tokens, blocks, scale=0.25), expected, random, 1e-12)
         assert len(walked) == walks
@@ -185,7 +195,7 @@ def test_low_precision_error_is_that_of_the_dtype():
     exact = random_heads(320, 320, (4, 2, 32), torch.float64)
     q, k, v = (x.detach().bfloat16() for x in exact.all)
     chosen = torch_path.select_blocks(
-        q.double(), mean_of_blocks(k.double(), blocks), tokens, blocks, scale=0.2, scorer=compression_scores, rule=RULE
+        q.double(), mean_of_blocks(k.double(), blocks), tokens, blocks, scale=0.2, scorer=SCORER, rule=RULE
     )
     low = (q, k, v)
     wide = tuple(x.double() for x in low)
@@ -205,7 +215,8 @@ def test_compressors_start_as_the_mean_of_each_block(kind, partition):
     blocks = make_partition(partition, tokens, 7)
     k = random_heads(1, len(tokens.token_index), (2, 2, 16), torch.float64).k
     longest = PARTITIONERS[partition].longest(PartitionConfig(kind=partition, block_size=7))
-    compressor = COMPRESSORS[kind](16, longest, 8).double()
+    dims = HeadDims(hidden_size=32, num_heads=2, num_kv_heads=2, head_dim=16)
+    compressor = COMPRESSORS[kind](COMPRESSORS[kind].Config(), dims, longest).double()
     pooled, _ = compressor(k, k, blocks)
     for block in range(blocks.num_blocks):
         members = blocks.members[block][blocks.members[block] >= 0]

@@ -4,14 +4,25 @@ import pytest
 import torch
 
 from nsa_lab.attention import groups
-from nsa_lab.attention.backends import reference, torch_path
-from nsa_lab.attention.compressor import mean_of_blocks
-from nsa_lab.attention.layer import HeadDims, SparseAttention
+from nsa_lab.attention.backends import BACKENDS
+from nsa_lab.attention.compressors import mean_of_blocks
+from nsa_lab.attention.dims import HeadDims
 from nsa_lab.attention.query_tiles import query_tiles
-from nsa_lab.attention.select import BlockRule, compression_scores
+from nsa_lab.attention.trace import Trace
 from nsa_lab.config import load_config
 from nsa_lab.partition import PARTITIONERS, sparse_context
-from nsa_lab.testing import ODD_SHAPES, make_partition, random_heads, token_layout
+from nsa_lab.testing import (
+    ODD_SHAPES,
+    block_rule,
+    compression_scorer,
+    gated_branches,
+    make_partition,
+    random_heads,
+    token_layout,
+)
+
+SCORER = compression_scorer()
+reference, torch_path = (BACKENDS["reference"], BACKENDS["torch"])
 
 
 @pytest.mark.parametrize("context", ["video", "all"])
@@ -35,11 +46,11 @@ def test_torch_path_equals_the_reference(partition, context, block_size, size, p
     tokens = sparse_context(token_layout(ODD_SHAPES), context)
     blocks = make_partition(partition, tokens, block_size)
     q, k, _ = random_heads(len(tokens.query_index), len(tokens.token_index), (4, 2, 16), torch.float64).all
-    options = {"scale": 0.25, "scorer": compression_scores, "block_bias": blocks.lengths.double().log()}
+    options = {"scale": 0.25, "scorer": SCORER, "block_bias": blocks.lengths.double().log()}
     for rule in (
-        BlockRule(3, 1, 1, query_tile=size),
-        BlockRule(4, 0, 2, query_tile=size),
-        BlockRule(2, 0, 0, query_tile=size),
+        block_rule(3, 1, 1, query_tile=size),
+        block_rule(4, 0, 2, query_tile=size),
+        block_rule(2, 0, 0, query_tile=size),
     ):
         chosen = [
             ops.select_blocks(q, mean_of_blocks(k, blocks), tokens, blocks, rule=rule, **options)
@@ -65,8 +76,8 @@ def test_scores_are_summed_over_the_tile():
                 tokens,
                 blocks,
                 scale=1.0,
-                scorer=compression_scores,
-                rule=BlockRule(2, 0, 1, query_tile=size),
+                scorer=SCORER,
+                rule=block_rule(2, 0, 1, query_tile=size),
             )[6:, 0].tolist()
             for size in (1, 3)
         )
@@ -86,16 +97,16 @@ def test_the_layer_is_causal_frame_by_frame():
     tokens = sparse_context(token_layout([(0, (6, 2, 2), 0)]), "video")
     blocks = make_partition("uniform", tokens, 2)
     torch.manual_seed(0)
-    layer = SparseAttention(config, HeadDims(16, 2, 1, 16)).double()
+    layer = gated_branches(config, HeadDims(16, 2, 1, 16)).double()
     x = torch.randn(24, 16, dtype=torch.float64)
     q, k, v = (t.detach() * 3 for t in random_heads(24, 24, (2, 1, 16), torch.float64).all)
-    before = layer(x, q, k, v, tokens, blocks)
+    before = layer(x, q, k, v, tokens, blocks, Trace())
     inside_frame = False
     for changed in range(24):
         inputs = [t.clone() for t in (x, q, k, v)]
         for t in inputs:
             t[changed:] = torch.randn_like(t[changed:]) * 3
-        after = layer(*inputs, tokens, blocks)
+        after = layer(*inputs, tokens, blocks, Trace())
         frame = changed // 4 * 4
         assert torch.equal(before[:frame], after[:frame])
         inside_frame |= not torch.equal(before[frame:changed], after[frame:changed])

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from nsa_lab.attention import groups
-from nsa_lab.attention.backends import reference, torch_path
-from nsa_lab.attention.compressor import mean_of_blocks
-from nsa_lab.attention.select import RULES, BlockRule, compression_scores
+from nsa_lab.attention.backends import BACKENDS
+from nsa_lab.attention.compressors import mean_of_blocks
 from nsa_lab.partition import partition_from_block_id, sparse_context
-from nsa_lab.testing import ODD_SHAPES, random_heads, token_layout
+from nsa_lab.testing import ODD_SHAPES, block_rule, compression_scorer, random_heads, token_layout
+
+SCORER = compression_scorer()
+reference, torch_path = (BACKENDS["reference"], BACKENDS["torch"])
 
 SHAPES = [(2, (6, 2, 4), 1), (0, (3, 3, 3), 1)]
 
@@ -26,7 +28,7 @@ def ragged_blocks(tokens, longest, seed=0):
 
 
 def budget(tokens, count=8, initial=0, local=1):
-    return BlockRule(count, initial, local, "token_budget", tokens)
+    return block_rule(count, initial, local, "token_budget", tokens)
 
 
 @pytest.fixture(params=["one piece", "many pieces"])
@@ -52,13 +54,13 @@ def test_both_backends_choose_the_same_within_the_budget(rule, shapes, context, 
     chosen = [
         ops.select_blocks(
             q, mean_of_blocks(k, blocks), tokens, blocks,
-            scale=0.25, scorer=compression_scores, rule=rule, block_bias=bias,
+            scale=0.25, scorer=SCORER, rule=rule, block_bias=bias,
         )
         for ops in (reference, torch_path)
     ]  # fmt: skip
     assert torch.equal(*chosen)
     spent = torch.where(chosen[0] >= 0, blocks.lengths[chosen[0].clamp(min=0)], 0).sum(-1)
-    assert spent.max() <= rule.token_budget
+    assert spent.max() <= rule.rule.config.token_budget
     assert (chosen[0] >= 0).sum(-1).max() <= rule.block_count
     if rule.local_blocks:
         assert (chosen[0] == blocks.block_id[tokens.query_index][:, None, None]).any(-1).all()
@@ -70,8 +72,8 @@ def test_blocks_of_one_length_and_a_budget_of_n_blocks_are_the_top_n():
     q, k, _ = random_heads(48, 48, (4, 2, 16), torch.float64).all
     pooled = mean_of_blocks(k, blocks)
     by_count, by_tokens = (
-        torch_path.select_blocks(q, pooled, tokens, blocks, scale=0.25, scorer=compression_scores, rule=rule)
-        for rule in (BlockRule(3, 1, 1), BlockRule(3, 1, 1, "token_budget", 18))
+        torch_path.select_blocks(q, pooled, tokens, blocks, scale=0.25, scorer=SCORER, rule=rule)
+        for rule in (block_rule(3, 1, 1), block_rule(3, 1, 1, "token_budget", 18))
     )
     assert torch.equal(by_count, by_tokens)
 
@@ -82,15 +84,14 @@ def choose(scores, lengths, rule, forced=()):
     is_forced = torch.zeros(1, 1, count, dtype=torch.bool)
     is_forced[..., list(forced)] = True
     visible = torch.ones(1, 1, count, dtype=torch.bool)
-    number = RULES[rule.kind](
-        torch.tensor(scores, dtype=torch.float64)[None, None, None], visible, is_forced, torch.tensor([lengths]), rule
-    )
+    scores = torch.tensor(scores, dtype=torch.float64)[None, None, None]
+    number = rule.rule.choose(scores, visible, is_forced, torch.tensor([lengths]))
     return [block for block in number.flatten().tolist() if block >= 0]
 
 
 def test_mass_per_token_ranks_not_mass():
     assert choose([0.5, 0.3, 0.2], [10, 2, 2], budget(4)) == [1, 2]
-    assert choose([0.5, 0.3, 0.2], [10, 2, 2], BlockRule(1)) == [0]
+    assert choose([0.5, 0.3, 0.2], [10, 2, 2], block_rule(1)) == [0]
 
 
 def test_it_stops_at_the_first_block_that_would_exceed():

@@ -9,15 +9,27 @@ import pytest
 import torch
 
 from nsa_kernels import video_nsa
-from nsa_lab.attention import layer as layer_module
-from nsa_lab.attention.backends import BACKENDS, choose_backend, fla_path, reference, triton_path
-from nsa_lab.attention.compressor import mean_of_blocks
-from nsa_lab.attention.layer import HeadDims, SparseAttention
-from nsa_lab.attention.select import BlockRule, compression_scores
+from nsa_lab.attention.backends import BACKENDS, choose_backend
+from nsa_lab.attention.backends.triton_path import kernel_blocks
+from nsa_lab.attention.compressors import mean_of_blocks
+from nsa_lab.attention.dims import HeadDims
+from nsa_lab.attention.select import Scorer
+from nsa_lab.attention.trace import Trace
 from nsa_lab.config import load_config
 from nsa_lab.errors import NsaLabError
 from nsa_lab.partition import PARTITIONERS, full_context, partition_from_block_id, sparse_context, text_context
-from nsa_lab.testing import assert_close, make_partition, random_heads, token_layout
+from nsa_lab.testing import (
+    assert_close,
+    block_rule,
+    compression_scorer,
+    gated_branches,
+    make_partition,
+    random_heads,
+    token_layout,
+)
+
+SCORER = compression_scorer()
+fla_path, reference, triton_path = (BACKENDS["fla"], BACKENDS["reference"], BACKENDS["triton"])
 
 pytestmark = [
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"),
@@ -63,19 +75,19 @@ def test_ops_equal_the_reference(maker, context):
     pooled = mean_of_blocks(k, blocks), mean_of_blocks(v, blocks)
     bias = blocks.lengths.float().log()
     for rule in (
-        BlockRule(3, 1, 1),
-        BlockRule(3, 0, 2, query_tile=4),
-        BlockRule(2, 0, 0),
-        BlockRule(3, 1, 1, "token_budget", 9),
-        BlockRule(4, 0, 1, "token_budget", 12, query_tile=4),
+        block_rule(3, 1, 1),
+        block_rule(3, 0, 2, query_tile=4),
+        block_rule(2, 0, 0),
+        block_rule(3, 1, 1, "token_budget", 9),
+        block_rule(4, 0, 1, "token_budget", 12, query_tile=4),
     ):
-        options = {"scale": 0.25, "scorer": compression_scores, "rule": rule, "block_bias": bias}
+        options = {"scale": 0.25, "scorer": SCORER, "rule": rule, "block_bias": bias}
         chosen, found = (ops.select_blocks(q, pooled[0], tokens, blocks, **options) for ops in (reference, triton_path))
         assert torch.equal(chosen, found)
     check("compression", (q, *pooled, tokens, blocks), heads, scale=0.25, block_bias=bias)
     check("selection", (q, k, v, chosen, tokens, blocks), heads, scale=0.25)
     check("window", (q, k, v, tokens), heads, size=5, scale=0.25)
-    assert triton_path.kernel_blocks(tokens, blocks) is triton_path.kernel_blocks(tokens, blocks)
+    assert kernel_blocks(tokens, blocks) is kernel_blocks(tokens, blocks)
 
 
 @pytest.mark.parametrize("make_context", [full_context, text_context])
@@ -99,7 +111,7 @@ def build(backend, *overrides):
     base += ["attention.branches.selection.block_count=2", f"attention.backend={backend}"]
     config = load_config(None, [*base, *overrides]).attention
     torch.manual_seed(0)
-    layer = SparseAttention(config, DIMS)
+    layer = gated_branches(config, DIMS)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return layer
@@ -112,50 +124,62 @@ def test_the_whole_layer_equals_the_reference(overrides, fused, monkeypatch):
     blocks = make_partition("frame", tokens, 4)
     calls = []
     fused_op = triton_path.video_nsa
-    if fused:
-        monkeypatch.setattr(triton_path, "video_nsa", lambda *a, **o: calls.append(1) or fused_op(*a, **o))
-    else:
-        monkeypatch.delattr(triton_path, "video_nsa")
+    monkeypatch.setattr(triton_path, "fused", fused)
+    monkeypatch.setattr(triton_path, "video_nsa", lambda *a, **o: calls.append(1) or fused_op(*a, **o))
     results = []
     for backend in ("reference", "triton"):
         layer = build(backend, *overrides)
-        layer.recording = True
+        trace = Trace("choice", "cost")
         x = torch.randn(len(tokens.query_index), 32, generator=torch.Generator().manual_seed(1), requires_grad=True)
         heads = random_heads(len(x), len(x), (4, 2, 16), torch.float32).all
-        out = layer(x, *heads, tokens, blocks)
+        out = layer(x, *heads, tokens, blocks, trace)
         leaves = [x, *heads, *layer.parameters()]
         grads = torch.autograd.grad(out.square().sum(), leaves, allow_unused=True, materialize_grads=True)
-        results.append((out, grads, layer.record))
-    (out, grads, record), (found, found_grads, found_record) = results
+        results.append((out, grads, trace))
+    (out, grads, trace), (found, found_grads, found_trace) = results
     assert len(calls) == fused
     assert_close(found, out, 2e-6)
     for grad, want in zip(found_grads, grads, strict=True):
         assert_close(grad, want, 2e-5)
-    assert found_record.keys_seen == record.keys_seen
-    if "blocks" in record.notes:
-        assert torch.equal(found_record.notes["blocks"], record.notes["blocks"])
+    assert found_trace.of("cost") == trace.of("cost")
+    for layer, choice in trace.of("choice").items():
+        assert torch.equal(found_trace.of("choice")[layer], choice)
 
 
-def test_a_scorer_without_a_kernel_runs_on_the_torch_path_and_says_so(caplog, monkeypatch):
-    def newest(q, pooled_k, visible, block_bias, scale):
+class Newest(Scorer):
+    """The later a block, the better."""
+
+    def forward(self, x, q, pooled_k, visible, block_bias, scale):
         scores = torch.arange(pooled_k.shape[1], dtype=torch.float32)
         return scores.expand(*q.shape[:3], -1)
 
+
+def test_a_scorer_without_a_kernel_chooses_in_pytorch_for_the_fused_call(caplog, monkeypatch):
     tokens = sparse_context(token_layout(SHAPES), "video")
     blocks = make_partition("uniform", tokens, 4)
-    q, k, _ = random_heads(len(tokens.query_index), len(tokens.token_index), (4, 2, 16), torch.float32).all
+    scorer = Newest(Newest.Config(), DIMS)
+    x = torch.randn(len(tokens.query_index), 32)
+    q, k, v = random_heads(len(tokens.query_index), len(tokens.token_index), (4, 2, 16), torch.float32).all
     with caplog.at_level("INFO"):
         for _ in range(2):
             chosen = triton_path.select_blocks(
-                q, mean_of_blocks(k, blocks), tokens, blocks, scale=1.0, scorer=newest, rule=BlockRule(2, 0, 1)
+                q, mean_of_blocks(k, blocks), tokens, blocks, scale=1.0, scorer=scorer, rule=block_rule(2, 0, 1)
             )
     assert chosen[17, 0].tolist() == [3, 4]
-    assert [r.message for r in caplog.records] == [
-        "no Triton kernel chooses blocks by scorer newest, rule top_n: this step runs on the torch path"
-    ]
-    layer = build("triton")
-    layer.branches["selection"].scorer = newest
-    assert not layer_module._fusible(dict(layer.branches.items()))
+    said = "no Triton kernel chooses blocks by Newest and TopN: the choice is made in PyTorch"
+    assert [r.message for r in caplog.records] == [said]
+    found = []
+    for backend in ("reference", "triton"):
+        layer, trace = build(backend), Trace("choice", "cost")
+        layer.branches["selection"].scorer = scorer
+        fused_op, given = triton_path.video_nsa, []
+        with monkeypatch.context() as patch:
+            patch.setattr(triton_path, "video_nsa", lambda *a, **o: given.append(o["chosen"]) or fused_op(*a, **o))  # noqa: B023
+            out = layer(x, q, k, v, tokens, blocks, trace)
+        assert [choice is not None for choice in given] == [True] * (backend == "triton")
+        found.append((out, trace.of("choice")[0]))
+    assert torch.equal(found[0][1], found[1][1])
+    assert_close(found[1][0], found[0][0], 2e-6)
 
 
 def test_triton_runs_on_a_cpu_only_when_named():
@@ -209,7 +233,7 @@ def test_fla_is_called_with_padded_groups(heads, window, monkeypatch):
         )
         gates = torch.stack([g_cmp[0], g_slc[0]], -1)
         return video_nsa(
-            q[0], k[0], v[0], gates, triton_path.kernel_blocks(tokens, blocks), branches=("compression", "selection"),
+            q[0], k[0], v[0], gates, kernel_blocks(tokens, blocks), branches=("compression", "selection"),
             block_count=block_counts, initial_blocks=1, local_blocks=2, scale=scale,
         )[None]  # fmt: skip
 
@@ -222,7 +246,7 @@ def test_fla_is_called_with_padded_groups(heads, window, monkeypatch):
     branches = ("compression", "selection", "window")[: 3 if window else 2]
     gates = torch.rand(39, heads[0], len(branches))
     options = {
-        "branches": branches, "rule": BlockRule(3, 1, 2), "window_size": window or 1, "pooled": None,
+        "branches": branches, "rule": block_rule(3, 1, 2), "window_size": window or 1, "pooled": None,
         "block_bias": None, "scale": 0.25,
     }  # fmt: skip
     results = [m.video_nsa(q, k, v, gates, tokens, blocks, **options)[0] for m in (fla_path, triton_path)]

@@ -95,11 +95,12 @@ def test_the_input_that_the_others_spoil_is_good(folder):
     [
         ("training.stepz=3", ("training.stepz", "unknown key", "did you mean 'steps'?")),
         ("training.steps=soon", ("training.steps", "'soon' is not an integer")),
-        ("attention.mode=spars", ("attention.mode", "did you mean 'sparse'?", "sparse, dense")),
+        ("attention.method=dens", ("attention.method", "did you mean 'dense'?", "nsa, dense")),
+        ("attention.mode=dense", ("attention.mode", "is called method")),
         ("attention.partition.block_size=0", ("attention.partition.block_size", "0 is not positive")),
         ("attention.branches.window.size=0", ("window.size", "use 1 or more", "enabled=false")),
         ("model.num_kv_heads=4", ("model.num_heads", "2 heads do not divide over 4", "change num_kv_heads")),
-        ("attention.layers={5: {mode: dense}}", ("attention.layers.5", "layers 0 to 1", "shorten")),
+        ("attention.layers={5: {method: dense}}", ("attention.layers.5", "layers 0 to 1", "shorten")),
         ("training.steps", ("'training.steps' is not key=value", "training.steps=200")),
         ("seed=-1", ("seed", "-1 is negative")),
         ("training.devices=2", ("training.devices=2", "set training.devices=1")),
@@ -111,11 +112,11 @@ def test_settings(folder, refused, override, parts):
 
 def test_all_branches_off(folder, refused):
     off = [f"attention.branches.{branch}.enabled=false" for branch in ("compression", "selection", "window")]
-    one(refused("train", "base.yaml", *off), "attention.branches", "all branches are off", "mode=dense")
+    one(refused("train", "base.yaml", *off), "attention.branches", "all branches are off", "method=dense")
 
 
 def test_several_faults_are_said_at_once(folder, refused):
-    lines = refused("train", "base.yaml", "training.stepz=3", "attention.mode=spars", "seed=x")
+    lines = refused("train", "base.yaml", "training.stepz=3", "attention.method=dens", "seed=x")
     assert len(lines) == 3
 
 

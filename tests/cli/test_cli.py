@@ -102,9 +102,9 @@ def test_show_prints_a_config_that_loads_again(nsa_lab, config_file, tmp_path):
 
 
 def test_show_needs_no_file(nsa_lab):
-    code, out, err = nsa_lab("show", "attention.mode=dense")
+    code, out, err = nsa_lab("show", "attention.method=dense")
     assert code == 0
-    assert yaml.safe_load(out)["attention"]["mode"] == "dense"
+    assert yaml.safe_load(out)["attention"]["method"] == "dense"
     assert "dense" in err
 
 
@@ -171,7 +171,7 @@ def test_bench_writes_sparse_and_dense_with_the_machine(nsa_lab, tmp_path):
     assert code == 0, err
     header, *rows = [line.split(",") for line in out_file.read_text().splitlines()]
     table = [dict(zip(header, row, strict=True)) for row in rows]
-    assert [(row["video_tokens"], row["mode"]) for row in table] == [("128", "dense"), ("128", "sparse")]
+    assert [(row["video_tokens"], row["method"]) for row in table] == [("128", "dense"), ("128", "nsa")]
     for row in table:
         assert float(row["seconds"]) > 0 and float(row["peak_mib"]) > 0
         assert all(row[name] for name in ("device", "cores", "torch", "transformers", "commit", "date"))

@@ -10,7 +10,7 @@ from nsa_kernels.reference import video_nsa_reference
 from nsa_kernels.runtime import INTERPRET, WORKSPACE_BYTES
 from nsa_kernels.testing import odd_blocks, poisoned, random_heads, relative_error, uneven
 from nsa_kernels.topk.reference import topk_reference
-from nsa_lab.testing import requires_gpu
+from nsa_lab.testing import block_rule, requires_gpu
 
 pytestmark = [
     pytest.mark.gpu,
@@ -254,8 +254,8 @@ def test_128k_stays_within_its_memory():
 
 def test_fla_computes_the_same_layer():
     pytest.importorskip("fla.ops.nsa")
-    from nsa_lab.attention.backends import fla_path, triton_path
-    from nsa_lab.attention.select import BlockRule
+    from nsa_lab.attention.backends import BACKENDS
+    from nsa_lab.attention.backends.triton_path import kernel_blocks
     from nsa_lab.layout import layout_from_token_ids
     from nsa_lab.partition import sparse_context
     from nsa_lab.testing import make_partition
@@ -263,12 +263,12 @@ def test_fla_computes_the_same_layer():
     ids = torch.full((1, 4096), 9, device="cuda")
     tokens = sparse_context(layout_from_token_ids(ids, 9, torch.tensor([[64, 16, 16]])), "video")
     blocks = make_partition("uniform", tokens, 64)
-    q, k, v, gates, do = random_heads(triton_path.kernel_blocks(tokens, blocks), (28, 4, 128), torch.bfloat16)
+    q, k, v, gates, do = random_heads(kernel_blocks(tokens, blocks), (28, 4, 128), torch.bfloat16)
     results = []
-    for module in (fla_path, triton_path):
+    for module in (BACKENDS["fla"], BACKENDS["triton"]):
         leaves = leaves_of(q, k, v, gates)
         out, _ = module.video_nsa(
-            *leaves, tokens, blocks, branches=BRANCHES, rule=BlockRule(16, 1, 2), window_size=256, pooled=None,
+            *leaves, tokens, blocks, branches=BRANCHES, rule=block_rule(16, 1, 2), window_size=256, pooled=None,
             block_bias=None, scale=128**-0.5,
         )  # fmt: skip
         results.append([out, *torch.autograd.grad(out, leaves, do)])

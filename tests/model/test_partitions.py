@@ -7,7 +7,9 @@ import torch
 
 from nsa_kernels.runtime import INTERPRET
 from nsa_lab.attention.smooth import moving_average, smooth
-from nsa_lab.model import build_model, load_model, recording
+from nsa_lab.attention.trace import Trace
+from nsa_lab.model import build_model, load_model
+from nsa_lab.model.partitions import partition_statistics
 from nsa_lab.partition import PARTITIONERS, Partitioner, partition_from_block_id
 from nsa_lab.testing import assert_close, model_batch, tiny_config, tiny_tokenizer
 
@@ -47,9 +49,9 @@ def with_frame_changed(batch, frame):
 @torch.no_grad()
 def run(model, batch):
     """Logits [L, V] and each layer's block of every key."""
-    with recording(model) as records:
-        logits = model(**batch, use_cache=False).logits[0]
-    return logits, [record.partition.block_id for record in records.values()]
+    trace = Trace("inputs")
+    logits = model(**batch, use_cache=False, trace=trace).logits[0]
+    return logits, [inputs.partition.block_id for inputs in trace.of("inputs").values()]
 
 
 def leaks(model, shapes=SHAPES, frames=range(1, FRAMES)):
@@ -145,7 +147,7 @@ def test_layers_share_what_they_can(tokenizer):
     assert overridden.partitions.slot_of_layer == {0: 0, 1: 1, 2: 0}
     grouped = make(tokenizer, "attention.partition.kind=router", "attention.partition.router.group_size=2")
     assert grouped.partitions.slot_of_layer == {0: 0, 1: 0, 2: 1}
-    assert make(tokenizer, "attention.mode=dense").partitions.slot_of_layer == {}
+    assert make(tokenizer, "attention.method=dense").partitions.slot_of_layer == {}
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
@@ -155,8 +157,9 @@ def test_boundaries_get_gradient_from_the_task_and_from_the_ratio_loss(tokenizer
     model = make(tokenizer, "attention.partition.kind=router", *overrides)
     for partitioner in model.partitions.partitioners:
         partitioner.config.router.loss_weight = weight
-    logits = model(**batch_of(model), use_cache=False).logits
-    loss = logits.square().mean() if weight == 0 else model.partitions.auxiliary_loss()
+    trace = Trace()
+    logits = model(**batch_of(model), use_cache=False, trace=trace).logits
+    loss = logits.square().mean() if weight == 0 else trace.loss()
     loss.backward()
     # Nothing reads the video rows of the last layer.
     for number, slot in enumerate(model.partitions.slots):
@@ -168,10 +171,12 @@ def test_boundaries_get_gradient_from_the_task_and_from_the_ratio_loss(tokenizer
 def test_labels_bring_the_auxiliary_loss_into_the_loss(tokenizer):
     model = make(tokenizer, "attention.partition.kind=router", "attention.partition.router.loss_weight=0.5")
     batch = batch_of(model)
+    trace = Trace()
     with torch.no_grad():
-        logits, loss = (lambda out: (out.logits, out.loss))(model(**batch, labels=batch["input_ids"], use_cache=False))
+        out = model(**batch, labels=batch["input_ids"], use_cache=False, trace=trace)
+    logits, loss = out.logits, out.loss
     plain = torch.nn.functional.cross_entropy(logits[0, :-1].float(), batch["input_ids"][0, 1:])
-    extra = model.partitions.auxiliary_loss()
+    extra = trace.loss()
     assert extra > 0.1
     torch.testing.assert_close(loss.float(), (plain + extra).float())
 
@@ -184,8 +189,9 @@ def test_activation_checkpointing_gives_the_same_gradients(tokenizer, kind, over
         model = make(tokenizer, f"attention.partition.kind={kind}", *overrides).train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        logits = model(**batch_of(model), use_cache=False).logits
-        extra = model.partitions.auxiliary_loss()
+        trace = Trace("partition", "gates", "choice", "cost")
+        logits = model(**batch_of(model), use_cache=False, trace=trace).logits
+        extra = trace.loss()
         (logits.square().mean() + (0 if extra is None else extra)).backward()
         found.append({name: p.grad for name, p in model.named_parameters()})
     for name, grad in found[0].items():
@@ -216,10 +222,11 @@ def test_a_model_can_be_copied_after_a_forward(tokenizer):
 
 def test_statistics_describe_the_blocks(tokenizer):
     model = make(tokenizer, "attention.partition.kind=router").train()
-    assert model.partitions.statistics() == {} and model.partitions.clock.lap() == 0
-    model(**batch_of(model), use_cache=False)
-    said = model.partitions.statistics()
-    partition = model.partitions.last[0]
+    trace = Trace("partition")
+    assert partition_statistics(trace) == {} and model.partitions.clock.lap() == 0
+    model(**batch_of(model), use_cache=False, trace=trace)
+    said = partition_statistics(trace)
+    partition = trace.found[0, "partition"]
     assert said["partition/blocks"] == partition.num_blocks
     assert said["partition/mean_length"] == pytest.approx(66 / partition.num_blocks)
     assert 1 <= said["partition/p10_length"] <= said["partition/mean_length"] <= said["partition/p90_length"] <= 8

@@ -10,7 +10,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from nsa_lab.model import VideoNSAForConditionalGeneration, build_model, gate_means, load_model
+from nsa_lab.attention.trace import Trace
+from nsa_lab.model import VideoNSAForConditionalGeneration, build_model, gate_metrics, load_model
 from nsa_lab.testing import model_batch, tiny_config, tiny_tokenizer
 
 SHAPES = [(3, (4, 2, 3), 5)]
@@ -59,10 +60,11 @@ def test_fresh_gates_and_compressors_start_where_they_should(published, nan_in_f
     fresh = {name: weight for name, weight in model.named_parameters() if ".sparse." in name}
     assert fresh and all(weight.isfinite().all() and weight.abs().max() < 2 for weight in fresh.values())
     assert all((weight == 0).all() for name, weight in fresh.items() if "down" in name or "logit" in name)
+    trace = Trace("gate_means")
     with torch.no_grad():
-        logits = model(**model_batch(model, SHAPES), use_cache=False).logits
+        logits = model(**model_batch(model, SHAPES), use_cache=False, trace=trace).logits
     assert logits.isfinite().all()
-    means = gate_means(model)
+    means = gate_metrics(trace)
     assert means and means == pytest.approx(dict.fromkeys(means, start))
 
 

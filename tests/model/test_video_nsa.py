@@ -4,12 +4,13 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from nsa_lab.attention.trace import Trace
 from nsa_lab.config.sizes import model_size
 from nsa_lab.errors import NsaLabError
 from nsa_lab.model import (
     VideoNSAForConditionalGeneration,
     build_model,
-    gate_means,
+    gate_metrics,
     load_model,
     measure_budget,
 )
@@ -62,7 +63,7 @@ def alone(batch):
 
 @pytest.mark.parametrize(
     "overrides",
-    [("attention.mode=dense",), COVER_ALL, (*COVER_ALL, "attention.partition.kind=frame")],
+    [("attention.method=dense",), COVER_ALL, (*COVER_ALL, "attention.partition.kind=frame")],
     ids=["dense mode", "selection of everything", "frame blocks"],
 )
 def test_equals_transformers_when_nothing_is_left_out(tokenizer, overrides):
@@ -205,7 +206,7 @@ def test_design_and_weights_round_trip(tokenizer, tmp_path):
         tokenizer,
         "attention.compressor.kind=mlp",
         "attention.layers.1.branches.window.size=3",
-        "attention.layers.0.mode=dense",
+        "attention.layers.0.method=dense",
     )
     model.save_pretrained(tmp_path)
     loaded = load_model(tmp_path)
@@ -214,7 +215,8 @@ def test_design_and_weights_round_trip(tokenizer, tmp_path):
     assert state.keys() == again.keys() and all(torch.equal(state[k], again[k]) for k in state)
     batch = model_batch(model, SHAPES)
     assert torch.equal(logits(model, batch), logits(loaded.eval(), batch))
-    assert loaded.sparse_layers()[1].branches["window"].size == 3 and 0 not in loaded.sparse_layers()
+    dense, sparse = (attention.method for attention in loaded.attentions())
+    assert sparse.sparse.branches["window"].config.size == 3 and not list(dense.parameters())
 
 
 def test_loads_plain_qwen_weights_with_fresh_gates(tokenizer, tmp_path, caplog):
@@ -222,12 +224,12 @@ def test_loads_plain_qwen_weights_with_fresh_gates(tokenizer, tmp_path, caplog):
     dense_qwen(model).save_pretrained(tmp_path)
     with caplog.at_level("WARNING"):
         loaded = load_model(tmp_path, tiny_config().attention)
-    assert "gate and compressor weights are not in the checkpoint and start fresh" in caplog.text
+    assert "are not in the checkpoint and start fresh" in caplog.text
     state = loaded.state_dict()
     for name, weight in model.state_dict().items():
         if ".sparse." not in name:
             assert torch.equal(state[name], weight), name
-    gate = loaded.sparse_layers()[0].gate
+    gate = loaded.attentions()[0].method.sparse.gate
     assert (gate.down.weight == 0).all() and (gate.down.bias == 0).all() and 0 < gate.up.weight.std() < 0.1
 
 
@@ -275,7 +277,9 @@ def test_the_real_sizes_build_on_meta(tokenizer, size, billions):
         )
     count = sum(p.numel() for p in model.parameters()) / 1e9
     assert count == pytest.approx(billions, abs=0.01), count
-    assert model.sparse_layers()[0].gate.down.out_features == model.config.text_config.num_attention_heads * 3
+    assert (
+        model.attentions()[0].method.sparse.gate.down.out_features == model.config.text_config.num_attention_heads * 3
+    )
 
 
 def test_activation_checkpointing_gives_the_same_gradients(tokenizer):
@@ -302,7 +306,10 @@ def test_gate_means_and_budget(tokenizer):
     model = make(tokenizer, "attention.branches.window.size=2", "attention.branches.selection.block_count=1")
     batch = model_batch(model, [(2, (2, 2, 2), 1)])
     budget = measure_budget(model, batch)
-    means = gate_means(model)
+    trace = Trace("gate_means")
+    with torch.no_grad():
+        model(**batch, use_cache=False, trace=trace)
+    means = gate_metrics(trace)
     assert set(means) == {f"gate/layer{i:02d}/{b}" for i in (0, 1) for b in ("compression", "selection", "window")}
     assert all(0 < mean < 1 for mean in means.values())
     # 8 tokens, blocks of 4, own block only: 1+2+3+4 twice; window of 2: 1, then 2; compressed: 0 0 0 1 1 1 1 2.
@@ -310,7 +317,7 @@ def test_gate_means_and_budget(tokenizer):
     assert budget["budget/keys_per_query_with_compressed"] == pytest.approx((20 + 15 + 6) / 8)
     assert budget["budget/ratio_to_dense"] == pytest.approx(35 / 36)
     assert budget["budget/paper_ratio"] == pytest.approx(2 * 6 / 7)
-    dense = measure_budget(make(tokenizer, "attention.mode=dense"), batch)
+    dense = measure_budget(make(tokenizer, "attention.method=dense"), batch)
     assert dense["budget/ratio_to_dense"] == 1 and dense["budget/keys_per_query"] == 4.5
 
 

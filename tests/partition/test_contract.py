@@ -7,7 +7,6 @@ the query.
 import pytest
 import torch
 
-from nsa_lab.config.plugins import plugin_names
 from nsa_lab.layout import TokenLayout
 from nsa_lab.partition import PARTITIONERS, PartitionConfig, build_partitioner, check_partition, sparse_context
 from nsa_lab.testing import ODD_SHAPES, token_layout
@@ -193,10 +192,6 @@ def test_features_are_needed_where_they_are_said_to_be(name):
     if not PARTITIONERS[name].needs_features:
         assert torch.equal(make(name, tokens, None, 4).block_id, one)
     assert torch.equal(one, other) != PARTITIONERS[name].needs_features
-
-
-def test_the_config_knows_every_partitioner_and_no_other():
-    assert plugin_names("partition", "PARTITIONERS") == tuple(PARTITIONERS)
 
 
 def test_check_partition_refuses_what_breaks_the_contract():

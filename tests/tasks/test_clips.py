@@ -9,18 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from nsa_lab.config.schema import DurationConfig, NeedleConfig, OrderConfig, RecallConfig, TasksConfig
 from nsa_lab.data.annotations import read_annotations
 from nsa_lab.data.video import read_clip
 from nsa_lab.errors import NsaLabError
-from nsa_lab.tasks import clips
+from nsa_lab.tasks import TasksConfig, clips
 from nsa_lab.tasks.clips import clip_folder, ensure_clips
+from nsa_lab.tasks.duration import Duration
+from nsa_lab.tasks.needle import Needle
+from nsa_lab.tasks.order import Order
+from nsa_lab.tasks.recall import Recall
 
 SMALL = TasksConfig(
-    needle=NeedleConfig(frames=8, train_clips=3, val_clips=2),
-    order=OrderConfig(frames=16, train_clips=3, val_clips=2),
-    recall=RecallConfig(train_clips=3, val_clips=2),
-    duration=DurationConfig(train_clips=3, val_clips=2),
+    needle=Needle.Config(frames=8, train_clips=3, val_clips=2),
+    order=Order.Config(frames=16, train_clips=3, val_clips=2),
+    recall=Recall.Config(train_clips=3, val_clips=2),
+    duration=Duration.Config(train_clips=3, val_clips=2),
 )
 
 
@@ -108,9 +111,10 @@ def test_interrupted_inside_a_clip(tmp_path, monkeypatch):
 WRITE = """
 import sys
 from pathlib import Path
-from nsa_lab.config.schema import NeedleConfig, TasksConfig
-from nsa_lab.tasks import ensure_clips
-tasks = TasksConfig(needle=NeedleConfig(frames=32, train_clips=int(sys.argv[2]), val_clips=1))
+from nsa_lab.tasks import TasksConfig
+from nsa_lab.tasks.clips import ensure_clips
+from nsa_lab.tasks.needle import Needle
+tasks = TasksConfig(needle=Needle.Config(frames=32, train_clips=int(sys.argv[2]), val_clips=1))
 print(ensure_clips("needle", tasks, Path(sys.argv[1]))["train"])
 """
 

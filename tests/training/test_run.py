@@ -169,8 +169,8 @@ def test_damaged_checkpoint_is_refused_and_the_one_before_is_named(tiny, tmp_pat
 def test_loss_that_is_not_finite_ends_the_run_at_its_step(tiny, tmp_path, monkeypatch, one_line):
     calls = itertools.count(1)
 
-    def poisoned(model, batch):
-        score = score_answers(model, batch)
+    def poisoned(model, batch, trace):
+        score = score_answers(model, batch, trace)
         factor = float("nan") if next(calls) == 5 else 1.0
         return dataclasses.replace(score, loss=score.loss * factor)
 

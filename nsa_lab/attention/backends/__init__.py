@@ -1,25 +1,23 @@
 """Which implementation runs the attention ops: chosen once, said aloud, never changed silently."""
 
 import logging
-from types import ModuleType
 
 import torch
 
-from nsa_lab.attention.backends import fla_path, reference, torch_path, triton_path
+from nsa_lab.attention.backends.base import Backend
+from nsa_lab.attention.backends.fla_path import Fla
+from nsa_lab.attention.backends.reference import Reference
+from nsa_lab.attention.backends.torch_path import Torch
+from nsa_lab.attention.backends.triton_path import Triton
 from nsa_lab.errors import NsaLabError
 
-BACKENDS: dict[str, ModuleType] = {
-    "triton": triton_path,
-    "torch": torch_path,
-    "fla": fla_path,
-    "reference": reference,
+BACKENDS: dict[str, Backend] = {
+    "triton": Triton(),
+    "torch": Torch(),
+    "fla": Fla(),
+    "reference": Reference(),
 }
-"""In the order `auto` prefers. Each has `why_not(device, named) -> str | None` and the ops of `reference`.
-
-`named` tells whether the backend was asked for by its name: what is only for tests or comparison says no otherwise.
-A backend may have `video_nsa`, which runs the three standard branches in one call (see triton_path), and
-`why_not_design(attention, head_dim)`, which names the rule of its that a design breaks.
-"""
+"""In the order `auto` prefers."""
 
 log = logging.getLogger(__name__)
 _said: set[tuple[str, str]] = set()
@@ -36,8 +34,8 @@ def choose_backend(name: str, device: torch.device) -> str:
             raise NsaLabError(f"attention.backend={name} cannot run on {device}: {reason}; use attention.backend=auto")
         return name
     passed = []
-    for candidate, module in BACKENDS.items():
-        reason = module.why_not(device, named=False)
+    for candidate, backend in BACKENDS.items():
+        reason = backend.why_not(device, named=False)
         if reason is None:
             break
         passed.append(f"{candidate} not: {reason}")

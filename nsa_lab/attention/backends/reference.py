@@ -7,120 +7,114 @@ Sources: VideoNSA (arXiv 2510.02295) section 2, NSA (arXiv 2502.11089) section 3
 import torch
 from torch import Tensor
 
+from nsa_lab.attention.backends.base import Backend
 from nsa_lab.attention.query_tiles import query_tiles
 from nsa_lab.attention.select import BlockRule, Scorer
 from nsa_lab.partition import Context, Partition
 
 
-def why_not(device: torch.device, named: bool) -> str | None:
-    """The reference runs everywhere."""
-    return None
+class Reference(Backend):
+    """One query at a time, slow on purpose: the other backends are tested against it."""
 
+    def why_not(self, device: torch.device, named: bool) -> str | None:
+        return None
 
-def compression(
-    q: Tensor,
-    pooled_k: Tensor,
-    pooled_v: Tensor,
-    context: Context,
-    partition: Partition,
-    *,
-    scale: float,
-    block_bias: Tensor | None = None,
-) -> Tensor:
-    """Softmax over the pooled keys of blocks that ended at or before the query. [Tq, H, D]; no such block: zero.
-
-    block_bias [N] is added to the logits of each block (log n for unequal blocks).
-    """
-    outputs = []
-    for row, place in enumerate(context.host_query_index):
-        blocks = _closed_blocks(context, partition, place)
-        outputs.append(
-            _attend(
-                q[row],
-                pooled_k[blocks],
-                pooled_v[blocks],
-                scale,
-                None if block_bias is None else block_bias[blocks],
-            )
-        )
-    return _stack(outputs, q)
-
-
-def select_blocks(
-    q: Tensor,
-    pooled_k: Tensor,
-    context: Context,
-    partition: Partition,
-    *,
-    scale: float,
-    scorer: Scorer,
-    rule: BlockRule,
-    block_bias: Tensor | None = None,
-) -> Tensor:
-    """The blocks each (query, group) attends, [Tq, G, block_count] int64 ascending, -1 past the last one.
-
-    A block's score is the compression probability summed over the group's heads. Forced are the sample's first
-    `initial_blocks` that have begun and the `local_blocks` that end with the query's own. A tile of `query_tile`
-    queries shares one choice: scores are summed over them (0 where the block has not ended at a query), candidates are
-    the blocks that have ended at the last query, and forced are the initial blocks that have begun there and the
-    local blocks from the first query's to the last one's. Rules: see select.RULES.
-    """
-    groups = pooled_k.shape[1]
-    chosen = torch.full((len(q), groups, rule.block_count), -1, device=q.device)
-    tiles, places = query_tiles(context, rule.query_tile), context.host_query_index
-    for first in sorted(set(tiles.first.tolist())):
-        last = int(tiles.last[first])
-        closed = _closed_blocks(context, partition, places[last])
-        forced = _forced_blocks(context, partition, places[first], places[last], rule)
-        for g in range(groups):
-            score = dict.fromkeys(closed, 0.0)
-            for row in range(first, last + 1):
-                seen = _closed_blocks(context, partition, places[row])
-                heads = q[row].detach().view(groups, -1, q.shape[-1])[g]
-                logits = heads @ pooled_k[seen, g].detach().T * scale
-                if block_bias is not None:
-                    logits = logits + block_bias[seen]
-                for j, x in zip(seen, logits.softmax(-1).sum(0).tolist(), strict=True):
-                    score[j] += x
-            blocks = _chosen_blocks(forced, score, partition, rule)
-            chosen[first : last + 1, g, : len(blocks)] = torch.tensor(blocks, dtype=torch.int64, device=q.device)
-    return chosen
-
-
-def selection(
-    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, context: Context, partition: Partition, *, scale: float
-) -> Tensor:
-    """Softmax over the tokens of `blocks` [Tq, G, n] that stand at or before the query. [Tq, H, D]."""
-    outputs = []
-    for row, place in enumerate(context.host_query_index):
-        per_group = []
-        for g in range(k.shape[1]):
-            chosen = torch.isin(partition.block_id[: place + 1], blocks[row, g])
-            keys = chosen.nonzero().flatten().tolist()
-            per_group.append(
+    def compression(
+        self,
+        q: Tensor,
+        pooled_k: Tensor,
+        pooled_v: Tensor,
+        context: Context,
+        partition: Partition,
+        *,
+        scale: float,
+        block_bias: Tensor | None = None,
+    ) -> Tensor:
+        outputs = []
+        for row, place in enumerate(context.host_query_index):
+            blocks = _closed_blocks(context, partition, place)
+            outputs.append(
                 _attend(
-                    q[row].view(k.shape[1], -1, q.shape[-1])[g],
-                    k[keys][:, g : g + 1],
-                    v[keys][:, g : g + 1],
+                    q[row],
+                    pooled_k[blocks],
+                    pooled_v[blocks],
                     scale,
+                    None if block_bias is None else block_bias[blocks],
                 )
             )
-        outputs.append(torch.cat(per_group))
-    return _stack(outputs, q)
+        return _stack(outputs, q)
 
+    def select_blocks(
+        self,
+        q: Tensor,
+        pooled_k: Tensor,
+        context: Context,
+        partition: Partition,
+        *,
+        scale: float,
+        scorer: Scorer,
+        rule: BlockRule,
+        x: Tensor | None = None,
+        block_bias: Tensor | None = None,
+    ) -> Tensor:
+        groups, lengths = pooled_k.shape[1], dict(enumerate(partition.lengths.tolist()))
+        chosen = torch.full((len(q), groups, rule.block_count), -1, device=q.device)
+        tiles, places = query_tiles(context, rule.query_tile), context.host_query_index
+        for first in sorted(set(tiles.first.tolist())):
+            last = int(tiles.last[first])
+            closed = _closed_blocks(context, partition, places[last])
+            forced = _forced_blocks(context, partition, places[first], places[last], rule)
+            score = [dict.fromkeys(closed, 0.0) for _ in range(groups)]
+            for row in range(first, last + 1):
+                seen = _closed_blocks(context, partition, places[row])
+                own_x, bias = None if x is None else x[row].detach(), None if block_bias is None else block_bias[seen]
+                heads = q[row].detach().view(groups, -1, q.shape[-1])
+                found = scorer.plain(own_x, heads, pooled_k[seen].detach(), bias, scale)
+                for g, values in enumerate(found.tolist()):
+                    for j, value in zip(seen, values, strict=True):
+                        score[g][j] += value
+            for g in range(groups):
+                blocks = rule.rule.plain(forced, score[g], lengths)
+                chosen[first : last + 1, g, : len(blocks)] = torch.tensor(blocks, dtype=torch.int64, device=q.device)
+        return chosen
 
-def window(q: Tensor, k: Tensor, v: Tensor, context: Context, *, size: int, scale: float) -> Tensor:
-    """Softmax over the last `size` keys of the sample, the query's own included. [Tq, H, D]."""
-    outputs = []
-    for row, place in enumerate(context.host_query_index):
-        first = max(int(context.sample_start[row]), place - size + 1)
-        outputs.append(_attend(q[row], k[first : place + 1], v[first : place + 1], scale))
-    return _stack(outputs, q)
+    def selection(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        blocks: Tensor,
+        context: Context,
+        partition: Partition,
+        *,
+        scale: float,
+    ) -> Tensor:
+        outputs = []
+        for row, place in enumerate(context.host_query_index):
+            per_group = []
+            for g in range(k.shape[1]):
+                chosen = torch.isin(partition.block_id[: place + 1], blocks[row, g])
+                keys = chosen.nonzero().flatten().tolist()
+                per_group.append(
+                    _attend(
+                        q[row].view(k.shape[1], -1, q.shape[-1])[g],
+                        k[keys][:, g : g + 1],
+                        v[keys][:, g : g + 1],
+                        scale,
+                    )
+                )
+            outputs.append(torch.cat(per_group))
+        return _stack(outputs, q)
 
+    def window(self, q: Tensor, k: Tensor, v: Tensor, context: Context, *, size: int, scale: float) -> Tensor:
+        outputs = []
+        for row, place in enumerate(context.host_query_index):
+            first = max(int(context.sample_start[row]), place - size + 1)
+            outputs.append(_attend(q[row], k[first : place + 1], v[first : place + 1], scale))
+        return _stack(outputs, q)
 
-def dense(q: Tensor, k: Tensor, v: Tensor, context: Context, *, scale: float) -> Tensor:
-    """Softmax over all keys of the sample at or before the query. [Tq, H, D]."""
-    return window(q, k, v, context, size=len(k) + 1, scale=scale)
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, context: Context, *, scale: float) -> Tensor:
+        return self.window(q, k, v, context, size=len(k) + 1, scale=scale)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
@@ -148,22 +142,6 @@ def _forced_blocks(context: Context, partition: Partition, first: int, last: int
     own_first, own_last = int(partition.block_id[first]), int(partition.block_id[last])
     local = [j for j in blocks if rule.local_blocks and own_first - rule.local_blocks < j <= own_last]
     return {j for j in [*blocks[: rule.initial_blocks], *local] if partition.block_start[j] <= last}
-
-
-def _chosen_blocks(forced: set[int], score: dict[int, float], partition: Partition, rule: BlockRule) -> list[int]:
-    """By score, or under `token_budget` by score per token until the next block would exceed the budget."""
-    worth = dict(score)
-    if rule.kind == "token_budget":
-        worth = {j: value / int(partition.lengths[j]) for j, value in score.items()}
-    ranked = [*sorted(forced), *sorted(set(score) - forced, key=lambda j: (-worth[j], j))][: rule.block_count]
-    chosen: list[int] = []
-    tokens = 0
-    for j in ranked:
-        tokens += int(partition.lengths[j])
-        if rule.token_budget is not None and rule.kind == "token_budget" and tokens > rule.token_budget:
-            break
-        chosen.append(j)
-    return sorted(chosen)
 
 
 def _stack(outputs: list[Tensor], q: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nsa_lab.attention.backends.base import Backend
 from nsa_lab.attention.block_major import selection_by_block
 from nsa_lab.attention.groups import Group, cut_rows, group_pieces, rows_that_fit
 from nsa_lab.attention.piecewise import over_groups
 from nsa_lab.attention.query_tiles import QueryTiles, query_tiles
-from nsa_lab.attention.select import RULES, BlockRule, Scorer
+from nsa_lab.attention.select import BlockRule, Scorer
 from nsa_lab.partition import Context, Partition
 
 PAIRS_PER_VISIT = 20_000
@@ -20,89 +21,93 @@ WALK_PER_MASK = 4
 """How many times more a (query, key, head) triple costs in the walk than under a mask; measured likewise."""
 
 
-def why_not(device: torch.device, named: bool) -> str | None:
-    """The torch path runs everywhere."""
-    return None
+class Torch(Backend):
+    """Vectorised PyTorch on any device."""
 
+    def why_not(self, device: torch.device, named: bool) -> str | None:
+        return None
 
-def compression(
-    q: Tensor,
-    pooled_k: Tensor,
-    pooled_v: Tensor,
-    context: Context,
-    partition: Partition,
-    *,
-    scale: float,
-    block_bias: Tensor | None = None,
-) -> Tensor:
-    """See reference.compression."""
-
-    def piece(group: Group, q: Tensor, pooled_k: Tensor, pooled_v: Tensor) -> Tensor:
-        bias = None if block_bias is None else group.take_keys(block_bias)
-        visible = _visible(group, group.take_rows(context.query_index), partition)
-        return _attend(q, pooled_k, pooled_v, visible[:, None], scale, bias)
-
-    return over_groups(piece, _block_groups(q, context, partition), q, pooled_k, pooled_v)
-
-
-def select_blocks(
-    q: Tensor,
-    pooled_k: Tensor,
-    context: Context,
-    partition: Partition,
-    *,
-    scale: float,
-    scorer: Scorer,
-    rule: BlockRule,
-    block_bias: Tensor | None = None,
-) -> Tensor:
-    """See reference.select_blocks."""
-    groups = pooled_k.shape[1]
-    chosen = torch.full((len(q), groups, rule.block_count), -1, device=q.device)
-    tiles = query_tiles(context, rule.query_tile)
-    with torch.no_grad():
-        for group in _block_groups(q, context, partition, tiles if rule.query_tile > 1 else None):
-            visible = _visible(group, group.take_rows(context.query_index), partition)
-            rows = group.take_rows(q).unflatten(2, (groups, -1))
+    def compression(
+        self,
+        q: Tensor,
+        pooled_k: Tensor,
+        pooled_v: Tensor,
+        context: Context,
+        partition: Partition,
+        *,
+        scale: float,
+        block_bias: Tensor | None = None,
+    ) -> Tensor:
+        def piece(group: Group, q: Tensor, pooled_k: Tensor, pooled_v: Tensor) -> Tensor:
             bias = None if block_bias is None else group.take_keys(block_bias)
-            scores = scorer(rows, group.take_keys(pooled_k), visible, bias, scale)
-            first, last = (context.query_index[group.take_rows(x)] for x in (tiles.first, tiles.last))
-            if rule.query_tile > 1:
-                scores = _sum_over_tiles(scores, group, tiles)
-                visible = _visible(group, last, partition)
-            forced = _forced(group, first, last, partition, rule)
-            local = RULES[rule.kind](scores, visible, forced, group.take_keys(partition.lengths), rule)
-            first_block = group.keys[:, :1, None, None]
-            number = torch.where(local < 0, local, local + first_block)
-            real = group.rows >= 0
-            chosen[group.rows[real], :, : number.shape[-1]] = number[real]
-    return chosen
+            visible = _visible(group, group.take_rows(context.query_index), partition)
+            return _attend(q, pooled_k, pooled_v, visible[:, None], scale, bias)
 
+        return over_groups(piece, _block_groups(q, context, partition), q, pooled_k, pooled_v)
 
-def selection(
-    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, context: Context, partition: Partition, *, scale: float
-) -> Tensor:
-    """See reference.selection. Long samples walk over blocks, short ones mask what was not selected."""
-    pairs = sum((end - begin) ** 2 for _, _, begin, end in context.spans) * q.shape[1]
-    selected = len(q) * blocks.shape[-1] * partition.max_length * q.shape[1]
-    if pairs > PAIRS_PER_VISIT * partition.num_blocks * k.shape[1] + WALK_PER_MASK * selected:
-        return selection_by_block(q, k, v, blocks, context, partition, scale)
-    return _selection_masked(q, k, v, blocks, context, partition, scale)
+    def select_blocks(
+        self,
+        q: Tensor,
+        pooled_k: Tensor,
+        context: Context,
+        partition: Partition,
+        *,
+        scale: float,
+        scorer: Scorer,
+        rule: BlockRule,
+        x: Tensor | None = None,
+        block_bias: Tensor | None = None,
+    ) -> Tensor:
+        groups = pooled_k.shape[1]
+        chosen = torch.full((len(q), groups, rule.block_count), -1, device=q.device)
+        tiles = query_tiles(context, rule.query_tile)
+        with torch.no_grad():
+            for group in _block_groups(q, context, partition, tiles if rule.query_tile > 1 else None):
+                visible = _visible(group, group.take_rows(context.query_index), partition)
+                rows = group.take_rows(q).unflatten(2, (groups, -1))
+                bias = None if block_bias is None else group.take_keys(block_bias)
+                own_x = group.take_rows(x) if x is not None and scorer.needs_x else None
+                scores = scorer(own_x, rows, group.take_keys(pooled_k), visible, bias, scale)
+                first, last = (context.query_index[group.take_rows(t)] for t in (tiles.first, tiles.last))
+                if rule.query_tile > 1:
+                    scores = _sum_over_tiles(scores, group, tiles)
+                    visible = _visible(group, last, partition)
+                forced = _forced(group, first, last, partition, rule)
+                local = rule.rule.choose(scores, visible, forced, group.take_keys(partition.lengths))
+                first_block = group.keys[:, :1, None, None]
+                number = torch.where(local < 0, local, local + first_block)
+                real = group.rows >= 0
+                chosen[group.rows[real], :, : number.shape[-1]] = number[real]
+        return chosen
 
+    def selection(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        blocks: Tensor,
+        context: Context,
+        partition: Partition,
+        *,
+        scale: float,
+    ) -> Tensor:
+        # Long samples walk over blocks, short ones mask what was not selected.
+        pairs = sum((end - begin) ** 2 for _, _, begin, end in context.spans) * q.shape[1]
+        selected = len(q) * blocks.shape[-1] * partition.max_length * q.shape[1]
+        if pairs > PAIRS_PER_VISIT * partition.num_blocks * k.shape[1] + WALK_PER_MASK * selected:
+            return selection_by_block(q, k, v, blocks, context, partition, scale)
+        return _selection_masked(q, k, v, blocks, context, partition, scale)
 
-def window(q: Tensor, k: Tensor, v: Tensor, context: Context, *, size: int, scale: float) -> Tensor:
-    """See reference.window."""
-    if size >= len(k):
-        return dense(q, k, v, context, scale=scale)
-    max_rows = min(max(size, 64), rows_that_fit(8 * 2 * size))
-    return _banded(q, k, v, context, size, max_rows, scale)
+    def window(self, q: Tensor, k: Tensor, v: Tensor, context: Context, *, size: int, scale: float) -> Tensor:
+        if size >= len(k):
+            return self.dense(q, k, v, context, scale=scale)
+        max_rows = min(max(size, 64), rows_that_fit(8 * 2 * size))
+        return _banded(q, k, v, context, size, max_rows, scale)
 
-
-def dense(q: Tensor, k: Tensor, v: Tensor, context: Context, *, scale: float) -> Tensor:
-    """See reference.dense. Where every token is a query, one causal call per sample and no mask."""
-    if len(q) == len(k):
-        return _causal(q, k, v, context, scale)
-    return _banded(q, k, v, context, len(k) + 1, rows_that_fit(8 * _longest(context)), scale)
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, context: Context, *, scale: float) -> Tensor:
+        if len(q) == len(k):  # every token is a query: one causal call per sample and no mask
+            return _causal(q, k, v, context, scale)
+        return _banded(q, k, v, context, len(k) + 1, rows_that_fit(8 * _longest(context)), scale)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, context: Context, scale: float) -> Tensor:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nsa_lab.attention.backends import torch_path
+from nsa_lab.attention.backends.torch_path import Torch
 from nsa_lab.attention.query_tiles import query_tiles
-from nsa_lab.attention.select import BlockRule, Scorer, compression_scores
+from nsa_lab.attention.select import BlockRule, CompressionScorer, Scorer, TokenBudget, TopN
 from nsa_lab.partition import Context, Partition
 
 if TYPE_CHECKING:
@@ -24,119 +24,120 @@ log = logging.getLogger(__name__)
 _said: set[str] = set()
 
 
-def why_not(device: torch.device, named: bool) -> str | None:
-    """Triton kernels run on CUDA devices; on a CPU, for tests, under TRITON_INTERPRET=1 and where asked for by name."""
-    if device.type == "cpu" and not (named and os.environ.get("TRITON_INTERPRET") == "1"):
-        return "it needs a CUDA device (named, and with TRITON_INTERPRET=1, it runs on a CPU for tests)"
-    if find_spec("triton") is None:
-        return "triton is not installed; pip install 'triton>=3.6'"
-    from nsa_kernels import why_not as kernels_why_not
+class Triton(Torch):
+    """Triton kernels. A choice of blocks that has none is made as in `Torch`, which is said once."""
 
-    return kernels_why_not(device)
+    fused = True
 
+    def why_not(self, device: torch.device, named: bool) -> str | None:
+        if device.type == "cpu" and not (named and os.environ.get("TRITON_INTERPRET") == "1"):
+            return "it needs a CUDA device (named, and with TRITON_INTERPRET=1, it runs on a CPU for tests)"
+        if find_spec("triton") is None:
+            return "triton is not installed; pip install 'triton>=3.6'"
+        from nsa_kernels import why_not as kernels_why_not
 
-def compression(
-    q: Tensor,
-    pooled_k: Tensor,
-    pooled_v: Tensor,
-    context: Context,
-    partition: Partition,
-    *,
-    scale: float,
-    block_bias: Tensor | None = None,
-) -> Tensor:
-    """See reference.compression."""
-    from nsa_kernels import autocast, compression_attention
+        return kernels_why_not(device)
 
-    q, pooled_k, pooled_v = autocast(q, pooled_k, pooled_v)
-    blocks = kernel_blocks(context, partition)
-    return compression_attention(q, pooled_k, pooled_v, blocks, scale=scale, block_bias=block_bias)[0]
+    def chooses(self, scorer: Scorer, rule: BlockRule) -> bool:
+        return type(scorer) is CompressionScorer and type(rule.rule) in (TopN, TokenBudget)
 
+    def compression(
+        self,
+        q: Tensor,
+        pooled_k: Tensor,
+        pooled_v: Tensor,
+        context: Context,
+        partition: Partition,
+        *,
+        scale: float,
+        block_bias: Tensor | None = None,
+    ) -> Tensor:
+        from nsa_kernels import autocast, compression_attention
 
-def select_blocks(
-    q: Tensor,
-    pooled_k: Tensor,
-    context: Context,
-    partition: Partition,
-    *,
-    scale: float,
-    scorer: Scorer,
-    rule: BlockRule,
-    block_bias: Tensor | None = None,
-) -> Tensor:
-    """See reference.select_blocks. A scorer or a rule without a kernel runs on the torch path, and that is said."""
-    if not has_kernel(scorer, rule):
-        what = f"scorer {scorer.__name__}, rule {rule.kind}"
-        if what not in _said:
-            _said.add(what)
-            log.info("no Triton kernel chooses blocks by %s: this step runs on the torch path", what)
-        return torch_path.select_blocks(
-            q, pooled_k, context, partition, scale=scale, scorer=scorer, rule=rule, block_bias=block_bias
-        )
-    from nsa_kernels import autocast, choose_blocks
+        q, pooled_k, pooled_v = autocast(q, pooled_k, pooled_v)
+        blocks = kernel_blocks(context, partition)
+        return compression_attention(q, pooled_k, pooled_v, blocks, scale=scale, block_bias=block_bias)[0]
 
-    q, pooled_k = autocast(q, pooled_k)
-    return choose_blocks(
-        q, pooled_k, kernel_blocks(context, partition), scale=scale, block_bias=block_bias, **_choice(rule, context)
-    ).long()
+    def select_blocks(
+        self,
+        q: Tensor,
+        pooled_k: Tensor,
+        context: Context,
+        partition: Partition,
+        *,
+        scale: float,
+        scorer: Scorer,
+        rule: BlockRule,
+        x: Tensor | None = None,
+        block_bias: Tensor | None = None,
+    ) -> Tensor:
+        if not self.chooses(scorer, rule):
+            what = f"{type(scorer).__name__} and {type(rule.rule).__name__}"
+            if what not in _said:
+                _said.add(what)
+                log.info("no Triton kernel chooses blocks by %s: the choice is made in PyTorch", what)
+            return super().select_blocks(
+                q, pooled_k, context, partition, scale=scale, scorer=scorer, rule=rule, x=x, block_bias=block_bias
+            )
+        from nsa_kernels import autocast, choose_blocks
 
+        q, pooled_k = autocast(q, pooled_k)
+        return choose_blocks(
+            q, pooled_k, kernel_blocks(context, partition), scale=scale, block_bias=block_bias, **_choice(rule, context)
+        ).long()
 
-def selection(
-    q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, context: Context, partition: Partition, *, scale: float
-) -> Tensor:
-    """See reference.selection."""
-    from nsa_kernels import autocast, selection_attention
+    def selection(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        blocks: Tensor,
+        context: Context,
+        partition: Partition,
+        *,
+        scale: float,
+    ) -> Tensor:
+        from nsa_kernels import autocast, selection_attention
 
-    q, k, v = autocast(q, k, v)
-    return selection_attention(q, k, v, blocks.int(), kernel_blocks(context, partition), scale=scale)
+        q, k, v = autocast(q, k, v)
+        return selection_attention(q, k, v, blocks.int(), kernel_blocks(context, partition), scale=scale)
 
+    def window(self, q: Tensor, k: Tensor, v: Tensor, context: Context, *, size: int, scale: float) -> Tensor:
+        from nsa_kernels import autocast, window_attention
 
-def window(q: Tensor, k: Tensor, v: Tensor, context: Context, *, size: int, scale: float) -> Tensor:
-    """See reference.window."""
-    from nsa_kernels import autocast, window_attention
+        q, k, v = autocast(q, k, v)
+        return window_attention(q, k, v, kernel_blocks(context), size=size, scale=scale)
 
-    q, k, v = autocast(q, k, v)
-    return window_attention(q, k, v, kernel_blocks(context), size=size, scale=scale)
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, context: Context, *, scale: float) -> Tensor:
+        if len(q) == len(k):
+            return super().dense(q, k, v, context, scale=scale)
+        return self.window(q, k, v, context, size=len(k) + 1, scale=scale)
 
+    def video_nsa(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gates: Tensor,
+        context: Context,
+        partition: Partition,
+        *,
+        branches: Sequence[str],
+        rule: BlockRule | None,
+        window_size: int,
+        pooled: tuple[Tensor, Tensor] | None,
+        block_bias: Tensor | None,
+        scale: float,
+        chosen: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        from nsa_kernels import video_nsa_with_blocks
 
-def dense(q: Tensor, k: Tensor, v: Tensor, context: Context, *, scale: float) -> Tensor:
-    """See reference.dense. PyTorch's own attention where every token is a query, otherwise a window over everything."""
-    if len(q) == len(k):
-        return torch_path.dense(q, k, v, context, scale=scale)
-    return window(q, k, v, context, size=len(k) + 1, scale=scale)
-
-
-def video_nsa(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Tensor,
-    context: Context,
-    partition: Partition,
-    *,
-    branches: Sequence[str],
-    rule: BlockRule,
-    window_size: int,
-    pooled: tuple[Tensor, Tensor] | None,
-    block_bias: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor | None]:
-    """The gated sum of `branches` [Tq, H, D], gates [Tq, H, R] in their order; and the blocks [Tq, G, n] int64.
-
-    pooled [N, G, D] twice: a compressor's keys and values; None is the mean of each block.
-    """
-    from nsa_kernels import video_nsa_with_blocks
-
-    out, blocks = video_nsa_with_blocks(
-        q, k, v, gates, kernel_blocks(context, partition), branches=branches, pooled=pooled, window=window_size,
-        scale=scale, block_bias=block_bias, **(_choice(rule, context) if "selection" in branches else {}),
-    )  # fmt: skip
-    return out.to(q.dtype), None if blocks is None else blocks.long()
-
-
-def has_kernel(scorer: Scorer, rule: BlockRule) -> bool:
-    """Whether the top-k kernel chooses as this scorer and this rule do."""
-    return scorer is compression_scores and rule.kind in ("top_n", "token_budget")
+        out, blocks = video_nsa_with_blocks(
+            q, k, v, gates, kernel_blocks(context, partition), branches=branches, pooled=pooled, window=window_size,
+            scale=scale, block_bias=block_bias, chosen=None if chosen is None else chosen.int(),
+            **({} if rule is None else _choice(rule, context)),
+        )  # fmt: skip
+        return out.to(q.dtype), None if blocks is None else blocks.long()
 
 
 def kernel_blocks(context: Context, partition: Partition | None = None) -> "Blocks":
@@ -166,5 +167,5 @@ def _choice(rule: BlockRule, context: Context) -> dict[str, Any]:
     return {
         "block_count": rule.block_count, "initial_blocks": rule.initial_blocks, "local_blocks": rule.local_blocks,
         "query_tile": rule.query_tile, "leader": leader,
-        "token_budget": rule.token_budget if rule.kind == "token_budget" else None,
+        "token_budget": rule.rule.config.token_budget if isinstance(rule.rule, TokenBudget) else None,
     }  # fmt: skip

@@ -1,9 +1,12 @@
-"""Branches of sparse attention. A new one is a file, a config dataclass in BranchesConfig, and a line here."""
+"""Branches of sparse attention. A new one is one file and one line here."""
+
+from dataclasses import dataclass
 
 from nsa_lab.attention.branches.base import Branch, BranchInputs
 from nsa_lab.attention.branches.compression import CompressionBranch
 from nsa_lab.attention.branches.selection import SelectionBranch
 from nsa_lab.attention.branches.window import WindowBranch
+from nsa_lab.plugin import parts
 
 BRANCHES: dict[str, type[Branch]] = {
     "compression": CompressionBranch,
@@ -11,4 +14,19 @@ BRANCHES: dict[str, type[Branch]] = {
     "window": WindowBranch,
 }
 
-__all__ = ["BRANCHES", "Branch", "BranchInputs", "CompressionBranch", "SelectionBranch", "WindowBranch"]
+
+@parts(BRANCHES)
+@dataclass
+class BranchesConfig:
+    """Which branches there are; each is switched on by `enabled`."""
+
+
+__all__ = [
+    "BRANCHES",
+    "Branch",
+    "BranchInputs",
+    "BranchesConfig",
+    "CompressionBranch",
+    "SelectionBranch",
+    "WindowBranch",
+]

@@ -1,21 +1,29 @@
 """What a branch gets and what it gives."""
 
-from dataclasses import dataclass, field
-from types import ModuleType
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from nsa_lab.attention.backends.base import Backend
+from nsa_lab.attention.budget import Cost
+from nsa_lab.attention.dims import HeadDims
+from nsa_lab.attention.trace import Trace
 from nsa_lab.partition import Context, Partition
+from nsa_lab.plugin import Plugin
 
 
 @dataclass
 class BranchInputs:
     """One layer's video queries and the keys they may see, after M-RoPE.
 
-    q [Tq, H, D]; k, v [T, G, D]; pooled_k, pooled_v [N, G, D], or None where no branch needs them; block_bias [N]
-    or None; ops is the backend. A branch may leave what it found in `notes` for whoever studies it.
+    x [Tq, hidden] attention inputs of the queries; q [Tq, H, D]; k, v [T, G, D]; pooled_k, pooled_v [N, G, D], or None
+    where no branch needs them; block_bias [N] or None.
     """
 
+    layer: int
+    x: Tensor
     q: Tensor
     k: Tensor
     v: Tensor
@@ -24,20 +32,48 @@ class BranchInputs:
     block_bias: Tensor | None
     context: Context
     partition: Partition
-    ops: ModuleType
+    ops: Backend
     scale: float
-    notes: dict[str, Tensor] = field(default_factory=dict)
+    trace: Trace
 
 
-class Branch(nn.Module):
-    """Attention of the video queries to some of the keys. A branch must not see a key after its query."""
+class Branch(Plugin, nn.Module):
+    """Attention of the video queries to some of the keys. A branch must not see a key after its query.
 
-    needs_pooling: bool = False
+    needs_pooling: `forward` reads pooled keys and values.
+    """
+
+    @dataclass
+    class Config:
+        """A branch that is off costs nothing and has no gate."""
+
+        enabled: bool = False
+
+    needs_pooling: ClassVar[bool] = False
+
+    def __init__(self, config: Any, dims: HeadDims):
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def attended(cls, config: Any, design: Any) -> int:
+        """Tokens a late query reads token by token: this branch's share of the paper's K."""
+        return 0
+
+    @classmethod
+    def notices(cls, config: Any, design: Any, clip: str, tokens: int) -> Iterator[str]:
+        """What is allowed but worth saying of these settings for a clip of `tokens` video tokens."""
+        return iter(())
 
     def forward(self, inputs: BranchInputs) -> Tensor:
         """[Tq, H, D]; zero where the query sees nothing."""
         raise NotImplementedError
 
-    def keys_seen(self, context: Context, partition: Partition, notes: dict[str, Tensor]) -> Tensor:
-        """[Tq, G] or [Tq, 1] float: how many keys, pooled ones included, each (query, group) reads in this branch."""
+    def cost(self, inputs: BranchInputs) -> Cost:
+        """What the queries of a forward with these inputs read in this branch."""
         raise NotImplementedError
+
+
+def mean(counts: Tensor) -> float:
+    """The mean of counts per query (and group); 0 where there is no query."""
+    return float(counts.float().mean()) if len(counts) else 0.0

@@ -1,18 +1,23 @@
 """The compression branch: attention over one pooled key and value per closed block (NSA, section 3.3.1)."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from nsa_lab.attention.branches.base import Branch, BranchInputs
-from nsa_lab.config.schema import CompressionConfig
-from nsa_lab.partition import Context, Partition
+from nsa_lab.attention.branches.base import Branch, BranchInputs, mean
+from nsa_lab.attention.budget import Cost
 
 
 class CompressionBranch(Branch):
-    needs_pooling = True
+    @dataclass
+    class Config(Branch.Config):
+        """`log_length_bias` adds log n of a block of n tokens to its logit."""
 
-    def __init__(self, config: CompressionConfig):
-        super().__init__()
+        enabled: bool = True
+        log_length_bias: bool = False
+
+    needs_pooling = True
 
     def forward(self, inputs: BranchInputs) -> Tensor:
         assert inputs.pooled_k is not None and inputs.pooled_v is not None
@@ -26,8 +31,7 @@ class CompressionBranch(Branch):
             block_bias=inputs.block_bias,
         )
 
-    def keys_seen(self, context: Context, partition: Partition, notes: dict[str, Tensor]) -> Tensor:
-        ends = partition.block_end.sort().values
+    def cost(self, inputs: BranchInputs) -> Cost:
+        ends, context = inputs.partition.block_end.sort().values, inputs.context
         closed = torch.searchsorted(ends, context.query_index, right=True)
-        closed_before_sample = torch.searchsorted(ends, context.sample_start, right=False)
-        return (closed - closed_before_sample).float()[:, None]
+        return Cost(pooled=mean(closed - torch.searchsorted(ends, context.sample_start, right=False)))

@@ -1,30 +1,95 @@
 """The selection branch: token-level attention to the best blocks (NSA, section 3.3.2)."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
 from torch import Tensor
 
-from nsa_lab.attention.branches.base import Branch, BranchInputs
-from nsa_lab.attention.select import SCORERS, BlockRule
-from nsa_lab.config.schema import SelectionConfig
-from nsa_lab.partition import Context, Partition
+from nsa_lab.attention.branches.base import Branch, BranchInputs, mean
+from nsa_lab.attention.budget import Cost
+from nsa_lab.attention.dims import HeadDims
+from nsa_lab.attention.select import RULES, SCORERS, BlockRule, Rule, Scorer
+from nsa_lab.errors import Problem
+from nsa_lab.plugin import build, chosen, problems_of
 
 
 class SelectionBranch(Branch):
+    @chosen(scorer=SCORERS, rule=RULES)
+    @dataclass
+    class Config(Branch.Config):
+        """The tokens of the best blocks; forced blocks count towards what the rule may take.
+
+        `query_tile` neighbouring queries of a frame share one choice of blocks; above 1 the layer is causal frame by
+        frame.
+        """
+
+        enabled: bool = True
+        scorer: str = "compression"
+        rule: str = "top_n"
+        initial_blocks: int = 0
+        local_blocks: int = 1
+        query_tile: int = 1
+
+        def most_forced(self, block_size: int) -> int:
+            """Forced blocks of one choice at most: a tile's local blocks reach from its first query to its last."""
+            spanned = -(-(self.query_tile - 1) // max(1, block_size)) if self.local_blocks else 0
+            return self.initial_blocks + self.local_blocks + spanned
+
     needs_pooling = True
 
-    def __init__(self, config: SelectionConfig):
-        super().__init__()
-        self.scorer = SCORERS[config.scorer]
-        self.rule = BlockRule(
-            config.block_count,
-            config.initial_blocks,
-            config.local_blocks,
-            config.rule,
-            token_budget=config.token_budget,
-            query_tile=config.query_tile,
-        )
+    def __init__(self, config: Any, dims: HeadDims):
+        super().__init__(config, dims)
+        self.scorer: Scorer = build(config, "scorer", dims)
+        rule: Rule = build(config, "rule")
+        self.rule = BlockRule(rule, config.initial_blocks, config.local_blocks, config.query_tile)
+
+    @classmethod
+    def problems(cls, config: Any, design: Any) -> Iterator[Problem]:
+        for name in ("initial_blocks", "local_blocks"):
+            if getattr(config, name) < 0:
+                yield Problem(name, f"{getattr(config, name)} is negative; use 0 or more")
+        if config.query_tile < 1:
+            yield Problem("query_tile", f"{config.query_tile} is not positive; 1 lets each query choose alone")
+            return
+        count, forced = config.block_count, config.initial_blocks + config.local_blocks
+        most = config.most_forced(design.partition.block_size)
+        if count < 1:
+            yield Problem("block_count", f"{count} is not positive")
+        elif count < forced:
+            yield Problem(
+                "block_count", f"{count} is less than the {forced} forced blocks (initial_blocks + local_blocks)"
+            )
+        elif count < most:
+            yield Problem(
+                "query_tile",
+                f"{config.query_tile} queries can span {most - forced} more blocks than one, {most} forced blocks in "
+                f"all, more than block_count={count}; lower query_tile or raise block_count",
+            )
+        yield from problems_of(config, "scorer", design)
+        yield from problems_of(config, "rule", design)
+
+    @classmethod
+    def attended(cls, config: Any, design: Any) -> int:
+        return RULES[config.rule].attended(config, design)
+
+    @classmethod
+    def notices(cls, config: Any, design: Any, clip: str, tokens: int) -> Iterator[str]:
+        blocks = -(-tokens // design.partition.block_size)
+        if config.token_budget is not None and config.token_budget >= tokens:
+            yield (
+                f"attention.branches.selection.token_budget={config.token_budget} holds all {tokens} tokens of a"
+                f" {clip} clip: selection reads every past token there"
+            )
+        elif config.token_budget is None and config.block_count > blocks:
+            yield (
+                f"attention.branches.selection.block_count={config.block_count} is more than the {blocks} blocks of a"
+                f" {clip} clip ({tokens} tokens): selection reads every past token there"
+            )
 
     def choose(self, inputs: BranchInputs) -> Tensor:
         """[Tq, G, block_count] int64: the blocks each (query, group) reads, -1 past the last one."""
+        assert inputs.pooled_k is not None
         return inputs.ops.select_blocks(
             inputs.q,
             inputs.pooled_k,
@@ -33,18 +98,27 @@ class SelectionBranch(Branch):
             scale=inputs.scale,
             scorer=self.scorer,
             rule=self.rule,
+            x=inputs.x,
             block_bias=inputs.block_bias,
         )
 
     def forward(self, inputs: BranchInputs) -> Tensor:
-        inputs.notes["blocks"] = blocks = self.choose(inputs)
+        blocks = self.choose(inputs)
+        self.record(inputs, blocks)
         return inputs.ops.selection(
             inputs.q, inputs.k, inputs.v, blocks, inputs.context, inputs.partition, scale=inputs.scale
         )
 
-    def keys_seen(self, context: Context, partition: Partition, notes: dict[str, Tensor]) -> Tensor:
-        blocks = notes["blocks"]
-        place = context.query_index[:, None, None]
+    def record(self, inputs: BranchInputs, blocks: Tensor) -> None:
+        """Tell the trace which blocks are read, and what the scorer wants to learn from."""
+        inputs.trace.record(inputs.layer, "choice", blocks)
+        if self.training:
+            inputs.trace.add_loss(inputs.layer, "scorer", self.scorer.loss(inputs))
+
+    def cost(self, inputs: BranchInputs) -> Cost:
+        blocks, partition = inputs.trace.found[inputs.layer, "choice"], inputs.partition
         members = partition.members[blocks.clamp(min=0)]
-        seen = (members >= 0) & (members <= place[..., None]) & (blocks >= 0)[..., None]
-        return seen.sum((2, 3)).float()
+        seen = (members >= 0) & (members <= inputs.context.query_index[:, None, None, None]) & (blocks >= 0)[..., None]
+        samples = len(partition.cu_blocks) - 1
+        # Half of its sample's blocks have ended at the average query; each is scored once.
+        return Cost(keys=mean(seen.sum((2, 3))), scored=partition.num_blocks / samples / 2)

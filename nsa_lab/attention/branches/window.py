@@ -1,20 +1,36 @@
 """The sliding-window branch: attention to the last tokens, the query's own included (NSA, section 3.3.3)."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from nsa_lab.attention.branches.base import Branch, BranchInputs
-from nsa_lab.config.schema import WindowConfig
-from nsa_lab.partition import Context, Partition
+from nsa_lab.attention.branches.base import Branch, BranchInputs, mean
+from nsa_lab.attention.budget import Cost
+from nsa_lab.errors import Problem
 
 
 class WindowBranch(Branch):
-    def __init__(self, config: WindowConfig):
-        super().__init__()
-        self.size = config.size
+    @dataclass
+    class Config(Branch.Config):
+        """The last `size` tokens, the query's own included."""
+
+        enabled: bool = True
+        size: int = 256
+
+    @classmethod
+    def problems(cls, config: Config, design: object) -> Iterator[Problem]:
+        if config.size < 1:
+            yield Problem("size", f"a window of {config.size} holds no token; use 1 or more or enabled=false")
+
+    @classmethod
+    def attended(cls, config: Config, design: object) -> int:
+        return config.size
 
     def forward(self, inputs: BranchInputs) -> Tensor:
-        return inputs.ops.window(inputs.q, inputs.k, inputs.v, inputs.context, size=self.size, scale=inputs.scale)
+        size = self.config.size
+        return inputs.ops.window(inputs.q, inputs.k, inputs.v, inputs.context, size=size, scale=inputs.scale)
 
-    def keys_seen(self, context: Context, partition: Partition, notes: dict[str, Tensor]) -> Tensor:
-        seen = (context.query_index - context.sample_start + 1).clamp(max=self.size)
-        return seen.float()[:, None]
+    def cost(self, inputs: BranchInputs) -> Cost:
+        seen = inputs.context.query_index - inputs.context.sample_start + 1
+        return Cost(keys=mean(seen.clamp(max=self.config.size)))
