@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nsa_lab.comparison.rows import ORIGIN, Row
 from nsa_lab.comparison.spec import Comparison
-from nsa_lab.comparison.statistics import Interval
+from nsa_lab.comparison.statistics import EXACT_PAIRS, FLIPS, Interval, smallest_sign_flip
 from nsa_lab.comparison.tables import (
     LEVEL,
     Difference,
@@ -17,7 +17,6 @@ from nsa_lab.comparison.tables import (
     means,
     metric_values,
     significant,
-    smallest_sign_flip,
     variants_of,
 )
 
@@ -70,11 +69,14 @@ def _how_to_read(comparison: Comparison, rows: Sequence[Row]) -> str:
                      for v in variants_of(comparison, rows)})  # fmt: skip
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     steps = ", ".join(sorted({row["steps"] for row in rows}, key=int))
+    flips = "the exact sign-flip test"
+    if counts[-1] > EXACT_PAIRS:
+        flips = f"the sign-flip test (exact up to {EXACT_PAIRS} seeds, beyond from {FLIPS} random patterns)"
     limit = ", ".join(f"{smallest_sign_flip(count):.4g} for {count}" for count in counts if count >= 2)
     return (
         f"{seeds} seeds, {steps} steps each, validation clips never trained on. `±` is the 95% interval of the mean"
         " (Student's t over seeds), of one design or difference alone. Differences are paired by seed; p-values are"
-        " two-sided, first the paired t-test, then the exact sign-flip test, both adjusted by Holm over all designs"
+        f" two-sided, first the paired t-test, then {flips}, both adjusted by Holm over all designs"
         " tested against the same reference, which the intervals are not;"
         f" before that adjustment a sign-flip test cannot go below {limit or 'anything: one seed'}."
     )

@@ -88,6 +88,16 @@ def test_the_markdown_says_what_differs_and_what_does_not(comparison):
     assert "worse than `plain`: good." in worse
 
 
+def test_the_markdown_says_that_many_seeds_have_their_sign_flips_sampled(comparison):
+    few, many = (
+        [row(name, seed, 0.5 + seed / 99) for name in ("plain", "good") for seed in range(n)] for n in (14, 15)
+    )
+    assert "then the exact sign-flip test, both" in to_markdown(comparison, few, "study")
+    said = to_markdown(comparison, many, "study")
+    assert "then the sign-flip test (exact up to 14 seeds, beyond from 16384 random patterns), both" in said
+    assert "cannot go below 6.103e-05 for 15" in said
+
+
 def test_every_row_s_origin_is_named(comparison):
     rows = [*rows_of(plain=0.0), row("good", 0, 0.5, commit="abc", device="a chip")]
     text = to_markdown(comparison, rows, "study")
