@@ -3,7 +3,6 @@
 import ast
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from nsa_lab.comparison.rows import ORIGIN, Row
 from nsa_lab.comparison.spec import Comparison
@@ -27,10 +26,10 @@ COSTS = {
 }
 
 
-def to_markdown(comparison: Comparison, rows: Sequence[Row], title: str) -> str:
-    """A section: tables, conclusions and origin of the rows of a comparison."""
+def to_markdown(comparison: Comparison, rows: Sequence[Row], title: str, findings: str = "") -> str:
+    """A section: what was found in the rows of a comparison, tables, conclusions and origin."""
     tests = differences(comparison, rows)
-    parts = [f"## {title}", _how_to_read(comparison, rows)]
+    parts = [f"## {title}", *([findings] if findings else []), _how_to_read(comparison, rows)]
     for experiment in experiments_of(comparison, rows):
         parts += [f"### {experiment}", _means_table(comparison, rows, experiment)]
         for metric in comparison.metrics:
@@ -51,17 +50,7 @@ def format_interval(metric: str, value: Interval, sign: str = "") -> str:
 
 def question(comparison: Comparison) -> str:
     """The first paragraph of the file's docstring."""
-    return _paragraphs(comparison)[0]
-
-
-def findings(comparison: Comparison, files: Iterable[Path]) -> list[str]:
-    """The paragraphs of the file's docstring that say what was found in one of `files`: "Found in PATH: ..."."""
-    starts = tuple(f"Found in {file.as_posix()}:" for file in files)
-    return [text for text in _paragraphs(comparison) if text.startswith(starts)]
-
-
-def _paragraphs(comparison: Comparison) -> list[str]:
-    return (ast.get_docstring(ast.parse(comparison.path.read_text())) or "").split("\n\n")
+    return (ast.get_docstring(ast.parse(comparison.path.read_text())) or "").split("\n\n")[0]
 
 
 def _how_to_read(comparison: Comparison, rows: Sequence[Row]) -> str:
@@ -136,7 +125,7 @@ def _origin(comparison: Comparison, rows: Sequence[Row]) -> str:
     first = [[e, v, " ".join(sorted(set(found)))] for (e, v), found in sorted(hashes.items())]
     table = _table(["experiment", "design", "config hashes, one per seed"], first)
     return "\n".join(
-        ["Where the numbers come from:", "", f"- file: `{comparison.path.name}`", *lines, "",
+        ["Where the numbers come from:", "", f"- comparison: `{comparison.path}`", *lines, "",
          f"<details><summary>config hashes of the {len(rows)} trainings</summary>", "", table, "", "</details>"]
     )  # fmt: skip
 
