@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nsa_lab.comparison.spec import load_comparison
 from nsa_lab.config import load_config
 from nsa_lab.config.sizes import model_size
 from nsa_lab.model import VideoNSAForConditionalGeneration
@@ -18,9 +19,10 @@ from nsa_lab.testing import tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "nsa_lab").rglob("*.py"))
-SOURCES = [*MODULES, *sorted((ROOT / "kernels").rglob("*.py")), *sorted((ROOT / "sweeps").glob("*.py"))]
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
+COMPARISONS = sorted((ROOT / "experiments").rglob("*.py"))
 SWEEPS = sorted((ROOT / "sweeps").glob("*.py"))
+SOURCES = [*MODULES, *sorted((ROOT / "kernels").rglob("*.py")), *COMPARISONS, *SWEEPS]
 
 # Where each library may be imported.
 LIBRARIES = {
@@ -178,14 +180,15 @@ def test_every_experiment_opens_with_its_question(file):
     assert f"nsa-lab train {file.relative_to(ROOT)}" in head[1]
 
 
-@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
-def test_every_sweep_opens_with_its_question(file):
+@pytest.mark.parametrize("file", [*SWEEPS, *COMPARISONS], ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_every_sweep_and_comparison_opens_with_its_question(file):
     text = ast.get_docstring(ast.parse(file.read_text()))
     assert text is not None and text.startswith("Question: ")
     places = [text.index(f"\n{word}:") for word in ("Command", "Cost", "Expected")]
     assert places == sorted(places)
-    assert f"nsa-lab sweep {file.relative_to(ROOT)}" in text
-    assert (ROOT / load_sweep(file).base).is_file()
+    assert f"nsa-lab {'sweep' if file in SWEEPS else 'compare'} {file.relative_to(ROOT)}" in text
+    load = load_sweep if file in SWEEPS else load_comparison
+    load(file)
 
 
 def test_every_file_named_in_a_text_exists():

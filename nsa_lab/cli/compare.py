@@ -28,9 +28,9 @@ def compare(
 
     What runs.csv in the output folder holds already is not trained again; the same command goes on after a kill.
 
-    `nsa-lab compare sweeps/partition.py --workers 16`
+    `nsa-lab compare experiments/partition/compare.py --workers 16`
 
-    `nsa-lab compare sweeps/partition.py --variants uniform,frame --seeds 5 --workers 2 training.steps=100`
+    `nsa-lab compare experiments/partition/compare.py --variants uniform,frame --seeds 5 training.steps=100`
     """
     from nsa_lab.comparison import compare as run
 
@@ -52,9 +52,9 @@ def report(
 ) -> None:
     """Write means, intervals, tests and origin of a comparison's rows as Markdown, a section for each file.
 
-    `nsa-lab report sweeps/partition.py runs/partition/runs.csv`
+    `nsa-lab report experiments/partition/compare.py runs/comparisons/partition/runs.csv`
 
-    A paragraph of FILE's docstring that begins with "Found in PATH:" stands at the top where PATH is one of ROWS.
+    Write what you conclude into FINDINGS.md beside runs.csv: the section of these rows opens with it.
     """
     from nsa_lab.comparison import report as write
 

@@ -25,8 +25,8 @@ def compare(
 ) -> Path:
     """Train what `out`/runs.csv does not hold yet, write tables beside it, and return `out`.
 
-    `out` is by default {output.dir}/comparisons/{name of the file}. After `minutes` no training is started any more.
-    Raises NsaLabError where a training failed, after the tables of the others have been written.
+    `out` is by default {output.dir}/comparisons/{name of the comparison}. After `minutes` no training is started any
+    more. Raises NsaLabError where a training failed, after the tables of the others have been written.
     """
     comparison = load_comparison(file)
     wanted = trainings(comparison, *chosen(comparison, variants, seeds), overrides)

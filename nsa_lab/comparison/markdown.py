@@ -3,11 +3,10 @@
 import ast
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from nsa_lab.comparison.rows import ORIGIN, Row
 from nsa_lab.comparison.spec import Comparison
-from nsa_lab.comparison.statistics import Interval
+from nsa_lab.comparison.statistics import EXACT_PAIRS, FLIPS, Interval, smallest_sign_flip
 from nsa_lab.comparison.tables import (
     LEVEL,
     Difference,
@@ -17,7 +16,6 @@ from nsa_lab.comparison.tables import (
     means,
     metric_values,
     significant,
-    smallest_sign_flip,
     variants_of,
 )
 
@@ -28,10 +26,10 @@ COSTS = {
 }
 
 
-def to_markdown(comparison: Comparison, rows: Sequence[Row], title: str) -> str:
-    """A section: tables, conclusions and origin of the rows of a comparison."""
+def to_markdown(comparison: Comparison, rows: Sequence[Row], title: str, findings: str = "") -> str:
+    """A section: what was found in the rows of a comparison, tables, conclusions and origin."""
     tests = differences(comparison, rows)
-    parts = [f"## {title}", _how_to_read(comparison, rows)]
+    parts = [f"## {title}", *([findings] if findings else []), _how_to_read(comparison, rows)]
     for experiment in experiments_of(comparison, rows):
         parts += [f"### {experiment}", _means_table(comparison, rows, experiment)]
         for metric in comparison.metrics:
@@ -52,17 +50,7 @@ def format_interval(metric: str, value: Interval, sign: str = "") -> str:
 
 def question(comparison: Comparison) -> str:
     """The first paragraph of the file's docstring."""
-    return _paragraphs(comparison)[0]
-
-
-def findings(comparison: Comparison, files: Iterable[Path]) -> list[str]:
-    """The paragraphs of the file's docstring that say what was found in one of `files`: "Found in PATH: ..."."""
-    starts = tuple(f"Found in {file.as_posix()}:" for file in files)
-    return [text for text in _paragraphs(comparison) if text.startswith(starts)]
-
-
-def _paragraphs(comparison: Comparison) -> list[str]:
-    return (ast.get_docstring(ast.parse(comparison.path.read_text())) or "").split("\n\n")
+    return (ast.get_docstring(ast.parse(comparison.path.read_text())) or "").split("\n\n")[0]
 
 
 def _how_to_read(comparison: Comparison, rows: Sequence[Row]) -> str:
@@ -70,11 +58,14 @@ def _how_to_read(comparison: Comparison, rows: Sequence[Row]) -> str:
                      for v in variants_of(comparison, rows)})  # fmt: skip
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     steps = ", ".join(sorted({row["steps"] for row in rows}, key=int))
+    flips = "the exact sign-flip test"
+    if counts[-1] > EXACT_PAIRS:
+        flips = f"the sign-flip test (exact up to {EXACT_PAIRS} seeds, beyond from {FLIPS} random patterns)"
     limit = ", ".join(f"{smallest_sign_flip(count):.4g} for {count}" for count in counts if count >= 2)
     return (
         f"{seeds} seeds, {steps} steps each, validation clips never trained on. `±` is the 95% interval of the mean"
         " (Student's t over seeds), of one design or difference alone. Differences are paired by seed; p-values are"
-        " two-sided, first the paired t-test, then the exact sign-flip test, both adjusted by Holm over all designs"
+        f" two-sided, first the paired t-test, then {flips}, both adjusted by Holm over all designs"
         " tested against the same reference, which the intervals are not;"
         f" before that adjustment a sign-flip test cannot go below {limit or 'anything: one seed'}."
     )
@@ -134,7 +125,7 @@ def _origin(comparison: Comparison, rows: Sequence[Row]) -> str:
     first = [[e, v, " ".join(sorted(set(found)))] for (e, v), found in sorted(hashes.items())]
     table = _table(["experiment", "design", "config hashes, one per seed"], first)
     return "\n".join(
-        ["Where the numbers come from:", "", f"- file: `{comparison.path.name}`", *lines, "",
+        ["Where the numbers come from:", "", f"- comparison: `{comparison.path}`", *lines, "",
          f"<details><summary>config hashes of the {len(rows)} trainings</summary>", "", table, "", "</details>"]
     )  # fmt: skip
 

@@ -23,6 +23,7 @@ MEASURED = (
     "model/parameters",
 )
 """The metrics of a run that a row holds, and that a comparison may judge by."""
+EXAMPLE_FILE = "experiments/partition/compare.py"
 EXAMPLES = {
     "EXPERIMENTS": '("experiments/partition/recall.yaml",)',
     "REFERENCES": '("uniform",)',
@@ -44,6 +45,11 @@ class Comparison:
     metrics: dict[str, str]
     seeds: tuple[int, ...]
 
+    @property
+    def name(self) -> str:
+        """The file's name, or its folder's where the file is called compare.py."""
+        return self.path.resolve().parent.name if self.path.name == "compare.py" else self.path.stem
+
 
 @dataclass(frozen=True)
 class Training:
@@ -62,7 +68,9 @@ def load_comparison(path: str | Path) -> Comparison:
     module = execute(file, "comparison")
     missing = [name for name in NEEDED if not hasattr(module, name)]
     if missing:
-        raise NsaLabError(f"{file} defines no {', '.join(missing)}; a comparison needs {', '.join(NEEDED)}")
+        raise NsaLabError(
+            f"{file} defines no {', '.join(missing)}; a comparison needs {', '.join(NEEDED)}, as in {EXAMPLE_FILE}"
+        )
     for fault in _faults(module):
         raise NsaLabError(f"{file}: {fault}")
     return Comparison(
@@ -126,7 +134,7 @@ def trainings(
                 settings = {**comparison.variants[name], "seed": seed}
                 config = load_config(file, [*overrides, *(f"{key}={json.dumps(v)}" for key, v in settings.items())])
                 config.name = f"{file.stem}-{name}-seed{seed}"
-                root = Path(config.output.dir) / "comparisons" / comparison.path.stem
+                root = Path(config.output.dir) / "comparisons" / comparison.name
                 directory = root / f"{config.name}-{config_hash(config)}"
                 found.append(Training(file.stem, name, seed, config, directory))
     return found

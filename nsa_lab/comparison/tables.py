@@ -76,11 +76,6 @@ def differences(comparison: Comparison, rows: Sequence[Row]) -> list[Difference]
     return found
 
 
-def smallest_sign_flip(count: int) -> float:
-    """The smallest p-value that the sign-flip test of `count` pairs can give."""
-    return 2.0 / 2**count
-
-
 def better(difference: Difference, direction: str) -> bool:
     """Whether the variant's mean is on the good side of the reference's."""
     mean = difference.test.difference.mean

@@ -7,11 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from nsa_lab.config import to_yaml
-from nsa_lab.search.rows import Outcome, Row, write_csv
+from nsa_lab.search.rows import STATES, Outcome, Row, write_csv
 from nsa_lab.search.spec import design
 from nsa_lab.search.view import duration, number, short_names
-
-STATES = ("complete", "pruned", "infeasible", "failed", "killed", "running", "waiting")
 
 
 def write_report(outcome: Outcome, directory: Path) -> list[Path]:
@@ -50,8 +48,8 @@ def _table(outcome: Outcome) -> Table:
     title = "Pareto set" if len(outcome.objectives) > 1 else "best trial"
     table = Table(title=title, title_justify="left")
     table.add_column("trial", justify="right")
-    for name, direction in outcome.objectives.items():
-        table.add_column(f"{_broken(name)} {'↑' if direction == 'maximize' else '↓'}", justify="right")
+    for name in outcome.objectives:
+        table.add_column(_broken(outcome.label(name)), justify="right")
     table.add_column("time", justify="right")
     for name in params:
         table.add_column(_broken(short[name]))

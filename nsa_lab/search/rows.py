@@ -11,13 +11,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nsa_lab.search.recovery import original_number
 
+STATES = ("complete", "pruned", "infeasible", "failed", "killed", "running", "waiting")
+
 
 @dataclass(frozen=True)
 class Row:
-    """One trial. `state` is complete, pruned, infeasible, failed, killed, running or waiting.
-
-    A killed trial is one that a later trial retried.
-    """
+    """One trial. `state` is one of STATES; a killed trial is one that a later trial retried."""
 
     number: int
     state: str
@@ -38,6 +37,7 @@ class Outcome:
 
     study: str
     objectives: dict[str, str]
+    trials: list[FrozenTrial]
     rows: list[Row]
     front: list[Row]
 
@@ -51,6 +51,10 @@ class Outcome:
         extreme = {"maximize": "highest", "minimize": "lowest"}
         first, *others = [f"{extreme[direction]} {name}" for name, direction in self.objectives.items()]
         return f"{first}; ties: {', then '.join([*others, 'lowest trial number'])}"
+
+    def label(self, name: str) -> str:
+        """An objective with an arrow to its better end."""
+        return f"{name} {'↑' if self.objectives[name] == 'maximize' else '↓'}"
 
     def count(self, state: str) -> int:
         return sum(row.state == state for row in self.rows)
@@ -66,7 +70,7 @@ def read_outcome(study: optuna.Study) -> Outcome:
     front = [rows[t.number] for t in study.best_trials]
     if len(objectives) == 1:
         front = sorted(front, key=lambda row: row.number)[:1]
-    return Outcome(study.study_name, objectives, rows, sorted(front, key=lambda row: _rank(row, objectives)))
+    return Outcome(study.study_name, objectives, trials, rows, sorted(front, key=lambda row: _rank(row, objectives)))
 
 
 def objectives_of(study: optuna.Study) -> dict[str, str]:

@@ -12,7 +12,7 @@ import yaml
 from nsa_lab.comparison import compare
 from nsa_lab.comparison.crew import ORIGIN_FILE
 from nsa_lab.comparison.rows import ORIGIN, read_rows
-from nsa_lab.comparison.spec import chosen, load_comparison, trainings
+from nsa_lab.comparison.spec import EXAMPLE_FILE, chosen, load_comparison, trainings
 from nsa_lab.errors import ConfigError, NsaLabError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +55,7 @@ def test_every_design_meets_every_seed_and_seeds_come_first(study):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("SEEDS", "SEEDZ", "study.py defines no SEEDS"),
+        ("SEEDS", "SEEDZ", "study.py defines no SEEDS; a comparison needs EXPERIMENTS, VARIANTS, "),
         ('("uniform",)', '("best",)', "REFERENCES names best"),
         ("maximize", "up", "maximize or minimize"),
         ('REFERENCES = ("uniform",)', "REFERENCES = ()", "REFERENCES is (); write a tuple of one or more"),
@@ -86,6 +86,13 @@ def test_unknown_names_and_settings_are_refused_before_anything_is_trained(study
     with pytest.raises(NsaLabError, match=r"study\.py does not exist|does not exist"):
         compare(tmp_path / "stdy.py")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_is_no_comparison_and_the_answer_names_one():
+    sweep, example = (ROOT / name for name in ("sweeps/partition.py", EXAMPLE_FILE))
+    with pytest.raises(NsaLabError, match=f"partition.py defines no EXPERIMENTS, .*, as in {EXAMPLE_FILE}$"):
+        load_comparison(sweep)
+    assert load_comparison(example).name == "partition"
 
 
 @pytest.mark.slow

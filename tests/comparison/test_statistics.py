@@ -6,25 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from nsa_lab.comparison.statistics import holm, interval, paired_test, sign_flip_test, t_cdf, t_quantile
-
-
-@pytest.mark.parametrize(
-    ("freedom", "quantile"),
-    [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (5, 2.57058), (9, 2.26216), (30, 2.04227)],
-)
-def test_quantiles_of_the_printed_table(freedom, quantile):
-    assert t_quantile(0.975, freedom) == pytest.approx(quantile, abs=5e-5 * quantile)
-    assert t_cdf(quantile, freedom) == pytest.approx(0.975, abs=1e-5)
-    assert t_cdf(-quantile, freedom) == pytest.approx(0.025, abs=1e-5)
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 3, 6, 11])
-def test_the_distribution_function_is_the_integral_of_the_density(freedom):
-    x = np.linspace(0, 2.3, 200_001)
-    density = (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
-    density *= math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2) / math.sqrt(freedom * math.pi)
-    assert t_cdf(2.3, freedom) == pytest.approx(0.5 + np.trapezoid(density, x), abs=1e-9)
+from nsa_lab.comparison.statistics import holm, interval, paired_test, sign_flip_test, smallest_sign_flip
 
 
 def test_an_interval_by_hand():
@@ -51,13 +33,33 @@ def test_a_paired_test_by_hand():
     assert found.sign_flip == 4 / 1024
 
 
-def test_sign_flips_count_every_pattern():
-    differences = [3.0, -1.0, 2.0]
+def share_of_patterns(differences):
+    """Over every sign pattern; exact for whole numbers."""
     sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
-            for signs in itertools.product((1, -1), repeat=3)]  # fmt: skip
-    assert sign_flip_test(differences) == sum(value >= 4 for value in sums) / 8 == 0.5
-    assert sign_flip_test([0.1] * 5) == 2 / 32
+            for signs in itertools.product((1, -1), repeat=len(differences))]  # fmt: skip
+    return sum(value >= sums[0] for value in sums) / len(sums)
+
+
+def test_sign_flips_count_every_pattern():
+    assert sign_flip_test([3.0, -1.0, 2.0]) == share_of_patterns([3, -1, 2]) == 0.5
+    assert sign_flip_test([0.1] * 5) == smallest_sign_flip(5) == 2 / 32
     assert sign_flip_test([0.0, 0.0]) == 1.0
+
+
+def test_sums_that_are_equal_but_for_rounding_count_as_equal():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        right = rng.integers(110, 121, size=(2, rng.integers(2, 9)))
+        found = paired_test((right[0] / 120).tolist(), (right[1] / 120).tolist())
+        assert found.sign_flip == share_of_patterns((right[0] - right[1]).tolist())
+
+
+def test_of_many_pairs_a_sample_of_the_patterns_is_counted_the_same_at_every_call():
+    differences = np.random.default_rng(0).integers(-20, 31, size=16).tolist()
+    found = sign_flip_test(differences)
+    assert found == sign_flip_test(differences) != share_of_patterns(differences)
+    assert found == pytest.approx(share_of_patterns(differences), abs=0.015)  # four standard errors
+    assert sign_flip_test([0.1] * 14) == smallest_sign_flip(14) > sign_flip_test([0.1] * 16) == smallest_sign_flip(16)
 
 
 def test_p_values_are_uniform_when_nothing_differs():
@@ -68,9 +70,11 @@ def test_p_values_are_uniform_when_nothing_differs():
         assert 0.035 < (p <= 0.0625).mean() < 0.085, name
 
 
+@pytest.mark.filterwarnings("error")
 def test_equal_pairs_are_no_evidence_and_equal_differences_are():
     assert paired_test([1.0, 2.0], [1.0, 2.0]).t_test == 1.0
     assert paired_test([1.0, 2.0], [0.5, 1.5]).t_test == 0.0
+    assert paired_test([0.6, 0.5], [0.5, 0.4]).t_test == 0.0, "the differences are equal but for rounding"
 
 
 def test_holm_by_hand():

@@ -14,8 +14,6 @@ from nsa_lab.errors import NsaLabError
 
 FILE = '''"""Question: which is best?
 
-Found in ROWS: the good one.
-
 Command: none
 """
 EXPERIMENTS = ("base.yaml",)
@@ -88,6 +86,16 @@ def test_the_markdown_says_what_differs_and_what_does_not(comparison):
     assert "worse than `plain`: good." in worse
 
 
+def test_the_markdown_says_that_many_seeds_have_their_sign_flips_sampled(comparison):
+    few, many = (
+        [row(name, seed, 0.5 + seed / 99) for name in ("plain", "good") for seed in range(n)] for n in (14, 15)
+    )
+    assert "then the exact sign-flip test, both" in to_markdown(comparison, few, "study")
+    said = to_markdown(comparison, many, "study")
+    assert "then the sign-flip test (exact up to 14 seeds, beyond from 16384 random patterns), both" in said
+    assert "cannot go below 6.103e-05 for 15" in said
+
+
 def test_every_row_s_origin_is_named(comparison):
     rows = [*rows_of(plain=0.0), row("good", 0, 0.5, commit="abc", device="a chip")]
     text = to_markdown(comparison, rows, "study")
@@ -109,13 +117,14 @@ def test_a_report_says_what_was_found_in_its_own_rows_alone(comparison, tmp_path
     one, two = (tmp_path / name / "runs.csv" for name in ("one", "two"))
     for file in (one, two):
         write_rows(file, rows_of(plain=0.0, good=0.1))
-    comparison.path.write_text(FILE.replace("ROWS", str(one)))
-    text = report(comparison.path, [one], tmp_path / "new" / "here.md").read_text()
-    assert "Question: which is best?\n\nFound in" in text and "the good one.\n\n## " in text and "Command" not in text
-    other = report(comparison.path, [two]).read_text()
-    assert "Question: which is best?\n\n## " in other and "Found in" not in other
-    both = report(comparison.path, [one, two]).read_text()
-    assert "Found in" in both and both.count("### base") == 2 and f"## `{two}`" in both
+    one.with_name("FINDINGS.md").write_text("Found: the good one.\n")
+    text = report(comparison.path, [two, one], tmp_path / "new" / "here.md").read_text()
+    assert "Question: which is best?\n\n## " in text and "Command" not in text
+    first, second = text.split("\n## ")[1:]
+    assert first.startswith(f"`{two}`\n\n6 seeds") and second.startswith(f"`{one}`\n\nFound: the good one.\n\n6 seeds")
+    one.with_name("FINDINGS.md").write_bytes(b"\xff")
+    with pytest.raises(NsaLabError, match=r"FINDINGS\.md cannot be read .* write it as text"):
+        report(comparison.path, [one])
 
 
 def test_a_report_mixes_no_trainings(comparison, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import random
 import time
 from types import SimpleNamespace
 
@@ -10,6 +11,8 @@ import pytest
 from rich.console import Console
 
 from nsa_lab.config import flatten, load_config, to_dict
+from nsa_lab.search.figures import FEW, sections
+from nsa_lab.search.page import write_html
 from nsa_lab.search.report import print_report, write_report
 from nsa_lab.search.rows import read_outcome
 from nsa_lab.search.view import LiveView, View, open_view, short_names
@@ -65,14 +68,89 @@ def test_every_study_leaves_pictures_tables_and_configs(values, tmp_path):
     files = {file.name for file in write_report(outcome, tmp_path)}
     assert files == {"table.csv", "pareto.png", "pareto.html", "best.yaml", "pareto"}
     assert (tmp_path / "pareto.png").read_bytes()[:4] == b"\x89PNG"
-    assert "Plotly.newPlot" in (tmp_path / "pareto.html").read_text()
-    assert 'src="http' not in (tmp_path / "pareto.html").read_text()
+    page = (tmp_path / "pareto.html").read_text()
+    assert "Plotly.newPlot" in page and 'src="http' not in page and page.count("plotly.js v") == 1
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert [int(row["number"]) for row in rows] == list(range(len(values)))
     assert {int(row["number"]) for row in rows if row["pareto"] == "True"} == {r.number for r in outcome.front}
     best = load_config(tmp_path / "best.yaml")
     assert best.attention.branches.window.size == outcome.best.params["attention.branches.window.size"]
     assert (tmp_path / "best.yaml").read_text().startswith(f"# Trial {outcome.best.number} of study made")
+
+
+def made(values, params, directions=DIRECTIONS[:1], **changed):
+    """A study of trials with these values and parameters, without names of objectives."""
+    study = optuna.create_study(study_name="made", directions=directions)
+    for value, some in zip(values, params, strict=True):
+        space = {name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in some}
+        study.add_trial(optuna.trial.create_trial(values=value, params=some, distributions=space, **changed))
+    return study
+
+
+def figures_of(outcome):
+    return {section.title: section for section in sections(outcome)}
+
+
+def test_every_figure_tells_the_design_on_hover_and_rings_the_recommended_trial():
+    outcome = read_outcome(study_of(TWO))
+    found = figures_of(outcome)
+    assert list(found) == ["Pareto front", "History", "Importances", "Slices"]
+    (front,) = found["Pareto front"].figures
+    assert [len(trace.x) for trace in front.data] == [0, 2, 3, 3], "infeasible, others, front and its steps"
+    assert front.layout.xaxis.title.text == f"{NAMES[1]} ↓" and front.layout.yaxis.title.text == f"{NAMES[0]} ↑"
+    drawn = [point for trace in front.data[1:3] for point in zip(trace.text, trace.marker.size, strict=True)]
+    ringed = [text for text, size in drawn if size > 8]
+    assert len(ringed) == 1 and ringed[0].startswith("<b>trial 2</b><br>val/accuracy: 0.9<br>budget/keys_per_query: 60")
+    assert "attention.branches.window.size = " in ringed[0]
+    for figure in [*found["History"].figures, *found["Slices"].figures]:
+        (trace,) = (trace for trace in figure.data if len(trace.x))
+        assert ringed[0] in trace.text and sorted(trace.marker.size)[-2:] == [8, 15]
+    assert found["Slices"].figures[0].layout.xaxis.title.text == "window.size"
+
+
+def test_importances_are_those_of_good_values_whatever_their_direction():
+    rng = random.Random(0)
+    params = [{"high": rng.random(), "low": rng.random()} for _ in range(200)]
+    # The best quarter is where `high` is; where `low` is, values are the worst.
+    values = [(2.0 * (p["high"] > 0.75) - (p["low"] < 0.25) + rng.random() / 10,) for p in params]
+    for direction, sign in (("maximize", 1), ("minimize", -1)):
+        outcome = read_outcome(made([(sign * v,) for (v,) in values], params, [direction]))
+        (figure,) = figures_of(outcome)["Importances"].figures
+        assert dict(zip(figure.data[0].y, figure.data[0].x, strict=True))["high"] > 0.8, direction
+
+
+def test_importances_say_what_they_lack():
+    few = made([(i / 9,) for i in range(FEW - 1)], [{"x": i / 20, "y": 0.5} for i in range(FEW - 1)])
+    assert figures_of(read_outcome(few))["Importances"].text.endswith("there are 19 and 2.")
+    one = made([(i / 9,) for i in range(FEW)], [{"x": i / 20} for i in range(FEW)])
+    section = figures_of(read_outcome(one))["Importances"]
+    assert section.text == "They need 20 complete trials and 2 parameters; there are 20 and 1." and not section.figures
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        made([(0.5,), (0.6,)], [{}, {}]),
+        made([(float("inf"),)], [{"x": 0.5}]),
+        made([(0.1, 0.2), (0.2, float("-inf"))], [{"x": 0.5}, {"x": 0.6}], ["minimize"] * 2),
+        made([(0.1, 0.2, 0.3, 0.4)] * 2, [{"x": 0.5}, {"y": 0.6}], ["minimize"] * 4),
+    ],
+    ids=["no parameters", "no finite value", "an infinite one", "four objectives, other parameters"],
+)
+def test_odd_studies_have_their_page(study, tmp_path):
+    study.enqueue_trial({"x": 0.5})
+    study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING))
+    write_html(read_outcome(study), tmp_path / "page.html")
+    assert "<h1>made</h1>" in (tmp_path / "page.html").read_text()
+
+
+def test_a_trial_that_breaks_a_constraint_is_drawn_but_not_recommended():
+    study = made([(0.9, 1.0)], [{"x": 0.5}], DIRECTIONS[:2], constraints={"limit": 1.0})
+    study.add_trial(optuna.trial.create_trial(values=(0.5, 2.0), constraints={"limit": 0.0}))
+    outcome = read_outcome(study)
+    assert [row.number for row in outcome.front] == [1]
+    (front,) = figures_of(outcome)["Pareto front"].figures
+    assert [len(trace.x) for trace in front.data] == [1, 0, 1, 1]
 
 
 def test_configs_that_left_the_front_are_removed(tmp_path):
