@@ -25,6 +25,7 @@ class TokenLayout:
     cu_seqlens: [S + 1] int64, where each sample begins and ends in packed order.
     is_video: [T] bool.
     frame: [T] int64, the temporal patch of a video token, counted over the batch; -1 for text.
+    cell: [T] int64, the place of a video token in its frame, row by row; -1 for text.
     video: [T] int64, the video of a video token, counted over the batch; -1 for text.
     grids: [V, 3] int64, frames, rows and columns of each video in tokens.
     """
@@ -33,6 +34,7 @@ class TokenLayout:
     cu_seqlens: Tensor
     is_video: Tensor
     frame: Tensor
+    cell: Tensor
     video: Tensor
     grids: Tensor
 
@@ -51,6 +53,14 @@ class TokenLayout:
         """[T] int64: the sample each token belongs to."""
         lengths = self.cu_seqlens.diff()
         return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+
+    def keep(self, index: Tensor) -> "TokenLayout":
+        """The layout of the packed tokens `index` [n] alone; frames, cells and grids are as they were."""
+        counts = torch.bincount(self.sample[index], minlength=len(self.cu_seqlens) - 1)
+        per_token = (self.rows, self.is_video, self.frame, self.cell, self.video)
+        rows, is_video, frame, cell, video = (x[index] for x in per_token)
+        cu_seqlens = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return TokenLayout(rows, cu_seqlens, is_video, frame, cell, video, self.grids)
 
 
 def layout_from_token_ids(
@@ -155,8 +165,8 @@ def _layout(
     cu_seqlens = torch.cat([begins, begins.new_tensor([len(rows)])])
     packed_video = is_video.flatten()[rows]
     grids = _token_grids(grid_thw, spatial_merge, packed_video)
-    frame, video = _frames(packed_video, grids)
-    return TokenLayout(rows, cu_seqlens, packed_video, frame, video, grids)
+    frame, cell, video = _frames(packed_video, grids)
+    return TokenLayout(rows, cu_seqlens, packed_video, frame, cell, video, grids)
 
 
 def _real_tokens(attention_mask: Tensor | None, like: Tensor) -> Tensor:
@@ -180,10 +190,13 @@ def _token_grids(grid_thw: Tensor | None, spatial_merge: int, is_video: Tensor) 
     return grids
 
 
-def _frames(is_video: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
+def _frames(is_video: Tensor, grids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     per_frame = grids[:, 1] * grids[:, 2]
     frame_lengths = per_frame.repeat_interleave(grids[:, 0])
     frames = torch.arange(len(frame_lengths), device=is_video.device).repeat_interleave(frame_lengths)
+    cells = torch.arange(len(frames), device=is_video.device)
+    cells = cells - (frame_lengths.cumsum(0) - frame_lengths)[frames]
     videos = torch.arange(len(grids), device=is_video.device).repeat_interleave(grids.prod(1))
     nothing = torch.full(is_video.shape, -1, dtype=torch.int64, device=is_video.device)
-    return nothing.masked_scatter(is_video, frames), nothing.masked_scatter(is_video, videos)
+    frame, cell, video = (nothing.masked_scatter(is_video, x) for x in (frames, cells, videos))
+    return frame, cell, video

@@ -41,6 +41,7 @@ FORBIDDEN = {
         "nsa_lab",
         ("nsa_lab.errors", "nsa_lab.layout", "nsa_lab.partition", "nsa_lab.plugin", "nsa_lab.attention"),
     ),
+    "nsa_lab/baselines/": ("nsa_lab", ("nsa_lab.attention", "nsa_lab.baselines", "nsa_lab.errors", "nsa_lab.plugin")),
     "nsa_lab/tasks/": (
         "nsa_lab",
         ("nsa_lab.errors", "nsa_lab.files", "nsa_lab.layout", "nsa_lab.plugin", "nsa_lab.tasks"),
@@ -49,6 +50,7 @@ FORBIDDEN = {
         "nsa_lab",
         (
             "nsa_lab.attention",
+            "nsa_lab.baselines",
             "nsa_lab.config",
             "nsa_lab.errors",
             "nsa_lab.partition",

@@ -40,7 +40,7 @@ def measure_layer(tree: dict[str, Any], point: Point, repeats: int) -> Measureme
 
     def forward() -> None:
         plan = AttentionPlan(layout, (1, point.video_tokens), Trace())
-        plan.start(partitions, x[None])
+        plan.begin(partitions, x, (x, x))  # q and k come as if M-RoPE had turned them
         method.prefill(x, q, k, v, plan)
 
     seconds = []

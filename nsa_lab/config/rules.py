@@ -147,12 +147,16 @@ def _model_rules(config: ExperimentConfig) -> Iterator[Problem]:
 
 def _attention_rules(config: ExperimentConfig) -> Iterator[Problem]:
     yield from _layer_rules(config.attention, "attention")
+    yield from at("attention.reducer", problems_of(config.attention.reducer, "kind", config.attention))
     layers = model_size(config.model).num_layers
     for key in config.attention.layers:
         first, last = parse_layer_range(key)
         if last >= layers:
             yield Problem(f"attention.layers.{key}", f"the model has layers 0 to {layers - 1}; shorten the range")
-        yield from _layer_rules(layer_attention(config.attention, first), f"attention.layers.{key}")
+        layer = layer_attention(config.attention, first)
+        yield from _layer_rules(layer, f"attention.layers.{key}")
+        if layer.reducer != config.attention.reducer:
+            yield Problem(f"attention.layers.{key}.reducer", "is one for the whole model; set attention.reducer")
 
 
 def _layer_rules(attention: AttentionConfig, path: str) -> Iterator[Problem]:

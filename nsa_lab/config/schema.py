@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nsa_lab.attention.backends import BACKENDS
 from nsa_lab.attention.methods import METHODS
+from nsa_lab.baselines import ReducerConfig
 from nsa_lab.plugin import chosen
 from nsa_lab.tasks import TasksConfig
 
@@ -24,6 +25,7 @@ class AttentionConfig:
 
     method: str = "nsa"
     text_window: int | None = None
+    reducer: ReducerConfig = field(default_factory=ReducerConfig)
     backend: Literal["auto", *BACKENDS] = "auto"  # type: ignore[valid-type]
     layers: dict[str, Any] = field(default_factory=dict)
 

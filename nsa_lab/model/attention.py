@@ -10,8 +10,9 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 from nsa_lab.attention.dims import HeadDims
 from nsa_lab.attention.methods import Method
 from nsa_lab.config import layer_attention
+from nsa_lab.model.cache import VideoCache
 from nsa_lab.model.config import get_design
-from nsa_lab.model.plan import AttentionPlan
+from nsa_lab.model.plan import AttentionPlan, Rope
 from nsa_lab.plugin import build
 
 
@@ -27,44 +28,51 @@ class VideoNSAAttention(qwen.Qwen2_5_VLAttention):
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        position_embeddings: Rope,
         past_key_values: Any = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        attention_plan: AttentionPlan | None = None,
+        plan: AttentionPlan | None = None,
+        padding: Tensor | None = None,
         past_length: int = 0,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """hidden_states [B, L, hidden]; with a plan a prefill over the current tokens, without one a decode step."""
-        split = (*hidden_states.shape[:2], -1, self.head_dim)
-        q, k, v = (
-            project(hidden_states).view(split).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        assert position_embeddings is not None
-        q, k = qwen.apply_rotary_pos_emb(q, k, *position_embeddings)
-        cached_k, cached_v = (k, v) if past_key_values is None else past_key_values.update(k, v, self.layer_idx)
-        if attention_plan is None:
-            out = _decode(q, cached_k, cached_v, attention_mask, past_length, self.scaling, self.design.text_window)
+        """With a plan a prefill of packed rows [T, hidden]; without one, new tokens [B, n, hidden] after a cache."""
+        split = (*hidden_states.shape[:-1], -1, self.head_dim)
+        q, k, v = (project(hidden_states).view(split) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = qwen.apply_rotary_pos_emb(q, k, *position_embeddings, unsqueeze_dim=-2)
+        if plan is None:
+            out = self._decode(q, k, v, past_key_values, padding, past_length)
         else:
-            q, k, v = (attention_plan.pack(x.transpose(1, 2)) for x in (q, k, v))
-            out = attention_plan.unpack(
-                self.method.prefill(attention_plan.pack(hidden_states), q, k, v, attention_plan)
+            if past_key_values is not None:
+                self._fill(past_key_values, k, v, plan)
+            out = self.method.prefill(hidden_states, q, k, v, plan)
+        return self.o_proj(out.flatten(-2)), None
+
+    def _fill(self, cache: Any, k: Tensor, v: Tensor, plan: AttentionPlan) -> None:
+        if isinstance(cache, VideoCache):
+            cache.fill(self.layer_idx, k, v, plan)
+        elif not plan.reduced:
+            cache.update(*(plan.unpack(x).transpose(1, 2) for x in (k, v)), self.layer_idx)
+        else:
+            raise ValueError(
+                f"a {type(cache).__name__} holds the same tokens in every layer; where a reducer drops some, pass "
+                "nsa_lab.model.cache.VideoCache() or no cache"
             )
-        return self.o_proj(out.flatten(2)), None
 
-
-def _decode(
-    q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, past: int, scale: float, window: int | None
-) -> Tensor:
-    """Causal attention of new tokens q [B, H, n, D] to the last `window` (None: all) of the cache k, v [B, G, Lk, D];
-    [B, n, H, D]."""
-    place = torch.arange(k.shape[2], device=q.device)
-    own = past + torch.arange(q.shape[2], device=q.device)[:, None]
-    seen = place <= own
-    if window is not None:
-        seen = seen & (place > own - window)
-    if padding is not None:
-        real = F.pad(padding.bool(), (0, k.shape[2] - padding.shape[1]), value=True)
-        seen = seen & real[:, None, None]
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale).transpose(1, 2)
+    def _decode(self, q: Tensor, k: Tensor, v: Tensor, cache: Any, padding: Tensor | None, past: int) -> Tensor:
+        """Causal attention of new tokens q [B, n, H, D], k and v [B, n, G, D] to the cache and one another."""
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
+        if isinstance(cache, VideoCache):
+            past, real = k.shape[2] - q.shape[2], cache.real_keys(self.layer_idx, k.shape[2], padding)
+        else:
+            real = None if padding is None else F.pad(padding.bool(), (0, k.shape[2] - padding.shape[1]), value=True)
+        place = torch.arange(k.shape[2], device=q.device)
+        own = past + torch.arange(q.shape[2], device=q.device)[:, None]
+        seen = place <= own
+        if self.design.text_window is not None:
+            seen = seen & (place > own - self.design.text_window)
+        if real is not None:
+            seen = seen & real[:, None, None]
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=self.scaling).transpose(1, 2)

@@ -17,11 +17,15 @@ from nsa_lab.plugin import settings
 
 @dataclass(frozen=True)
 class Slot:
-    """One partition of a forward: its kind, the keys it is made over and the first layer that asks for it."""
+    """One partition of a forward: its kind, the keys it is made over and the layers that read it, ascending."""
 
     kind: str
     context: Literal["video", "all"]
-    first_layer: int
+    layers: list[int]
+
+    def first_layer(self, begin: int = 0) -> int:
+        """The first layer from `begin` on that reads it."""
+        return next(layer for layer in self.layers if layer >= begin)
 
 
 class LayerPartitions(nn.Module):
@@ -46,8 +50,9 @@ class LayerPartitions(nn.Module):
             key = repr((own.context, own.partition.kind, config, group))
             if key not in numbers:
                 numbers[key] = len(self.slots)
-                self.slots.append(Slot(own.partition.kind, own.context, layer))
+                self.slots.append(Slot(own.partition.kind, own.context, []))
                 self.partitioners.append(build_partitioner(own.partition, hidden_size))
+            self.slots[numbers[key]].layers.append(layer)
             self.slot_of_layer[layer] = numbers[key]
 
     def __getstate__(self) -> dict[str, Any]:

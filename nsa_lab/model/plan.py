@@ -1,4 +1,4 @@
-"""What every layer of one forward shares: the token layout, the contexts and the partitions."""
+"""What the layers of one prefill share: which tokens there are, their positions, the contexts and the partitions."""
 
 from functools import cached_property
 from typing import Literal
@@ -8,30 +8,48 @@ from torch import Tensor
 
 from nsa_lab.attention.trace import Trace
 from nsa_lab.layout import TokenLayout
-from nsa_lab.model.partitions import LayerPartitions, Slot
+from nsa_lab.model.partitions import LayerPartitions
 from nsa_lab.partition import Context, Partition, full_context, sparse_context, text_context
+
+Rope = tuple[Tensor, Tensor]
+"""Cosines and sines of M-RoPE, [T, D] each."""
 
 
 class AttentionPlan:
-    """The layout of a prefill; contexts are made when a layer first asks, once per forward, and so are partitions.
+    """The T packed tokens of a prefill of rows [B, L], as the layers from `first_layer` on see them.
 
-    `start` comes before the first layer.
+    A layer may be computed again later (activation checkpointing), so its plan stays as it is: `keep` makes another.
+    next_layer: the layer that comes next. reduced: whether tokens of the input are missing.
     """
 
-    def __init__(self, layout: TokenLayout, batch_shape: tuple[int, int], trace: Trace):
-        self.layout = layout
-        self.batch_shape = batch_shape
-        self.trace = trace
+    def __init__(self, layout: TokenLayout, batch_shape: tuple[int, int], trace: Trace, first_layer: int = 0):
+        self.layout, self.batch_shape, self.trace = layout, batch_shape, trace
+        self.first_layer = self.next_layer = first_layer
+        self.reduced = False
         self.partitions: dict[int, Partition] = {}
         self._contexts: dict[str, Context] = {}
 
-    def start(self, partitioners: LayerPartitions, embeddings: Tensor) -> None:
-        """Make the partitions that rest on embeddings [B, L, hidden] alone; those of scope `layer` come later."""
-        self.partitioners = partitioners
+    def begin(self, partitioners: LayerPartitions, embeddings: Tensor, rope: Rope) -> None:
+        """Before the first layer: make the partitions that rest on the embeddings [T, hidden] alone.
+
+        Those of scope `layer` are made by the first layer that asks.
+        """
+        self.partitioners, self.embeddings, self.rope = partitioners, embeddings, rope
         with partitioners.timed(embeddings.device):
             for number, slot in enumerate(partitioners.slots):
-                if partitioners.partitioner(number).scope == "model":
-                    self._make(number, slot, self.pack(embeddings), slot.first_layer)
+                if partitioners.partitioner(number).scope == "model" and slot.layers[-1] >= self.first_layer:
+                    self._make(number, embeddings, slot.first_layer(self.first_layer))
+
+    def keep(self, index: Tensor) -> "AttentionPlan":
+        """The plan of the packed tokens `index` [n] int64, ascending, for the layers that come.
+
+        Raises ValueError where `index` is out of order or range, or drops a text token.
+        """
+        self._check(index)
+        plan = AttentionPlan(self.layout.keep(index), self.batch_shape, self.trace, self.next_layer)
+        plan.reduced = True
+        plan.begin(self.partitioners, self.embeddings[index], (self.rope[0][index], self.rope[1][index]))
+        return plan
 
     @cached_property
     def text(self) -> Context:
@@ -47,6 +65,7 @@ class AttentionPlan:
         return torch.cat([self.layout.text_index, self.layout.video_index]).argsort()
 
     def sparse(self, kind: Literal["video", "all"]) -> Context:
+        """The keys of sparse attention; see `sparse_context`."""
         if kind not in self._contexts:
             self._contexts[kind] = sparse_context(self.layout, kind)
         return self._contexts[kind]
@@ -58,25 +77,53 @@ class AttentionPlan:
         """
         number = self.partitioners.slot_of_layer[layer]
         slot = self.partitioners.slots[number]
-        if self.partitioners.partitioner(number).scope == "layer" and slot.first_layer == layer:
+        makes = layer == slot.first_layer(self.first_layer)
+        if self.partitioners.partitioner(number).scope == "layer" and makes:
             with self.partitioners.timed(x.device):
-                self._make(number, slot, x, layer)
+                self._make(number, x, layer)
         return self.partitions[number]
 
-    def _make(self, number: int, slot: Slot, x: Tensor, layer: int) -> None:
-        context, partitioner = self.sparse(slot.context), self.partitioners.partitioner(number)
+    def _make(self, number: int, x: Tensor, layer: int) -> None:
+        slot, partitioner = self.partitioners.slots[number], self.partitioners.partitioner(number)
+        context = self.sparse(slot.context)
         features = x[context.token_index] if partitioner.needs_features else None
         partition = self.partitions[number] = partitioner(context, features, layer)
         self.trace.record(layer, "partition", partition)
         self.trace.add_loss(layer, slot.kind, partition.auxiliary_loss)
+
+    def _check(self, index: Tensor) -> None:
+        count = len(self.layout.rows)
+        if index.ndim != 1 or (len(index) and (int(index[0]) < 0 or int(index[-1]) >= count)):
+            raise ValueError(f"keep takes packed places [n] from 0 to {count - 1}, not {tuple(index.shape)} {index}")
+        if bool((index.diff() <= 0).any()):
+            raise ValueError("keep takes packed places in ascending order, each once")
+        if int((~self.layout.is_video[index]).sum()) != len(self.layout.text_index):
+            raise ValueError("keep drops a text token; a reducer may drop video tokens only")
 
     def pack(self, x: Tensor) -> Tensor:
         """[B, L, ...] to [T, ...]."""
         return x.flatten(0, 1)[self.layout.rows]
 
     def unpack(self, x: Tensor) -> Tensor:
-        """[T, ...] to [B, L, ...], zero on padding."""
+        """[T, ...] to [B, L, ...], zero on padding and on dropped tokens."""
         b, length = self.batch_shape
         if len(x) == b * length:
             return x.unflatten(0, self.batch_shape)
         return x.new_zeros(b * length, *x.shape[1:]).index_copy(0, self.layout.rows, x).unflatten(0, self.batch_shape)
+
+    @cached_property
+    def right_aligned(self) -> tuple[Tensor, Tensor]:
+        """Each row's tokens pushed together at its end: places [T] int64 in [B * M], and which of [B, M] hold one."""
+        row = self.layout.rows // self.batch_shape[1]
+        counts = torch.bincount(row, minlength=self.batch_shape[0])
+        most = int(counts.max())
+        ends = (torch.arange(len(counts), device=row.device) + 1) * most
+        before = counts.cumsum(0) - counts
+        places = ends[row] - counts[row] + torch.arange(len(row), device=row.device) - before[row]
+        real = torch.arange(most, device=row.device) >= most - counts[:, None]
+        return places, real
+
+    def align(self, x: Tensor) -> Tensor:
+        """[T, ...] to [B, M, ...], each row's tokens at its end, zeros before them."""
+        places, real = self.right_aligned
+        return x.new_zeros(real.numel(), *x.shape[1:]).index_copy(0, places, x).unflatten(0, real.shape)

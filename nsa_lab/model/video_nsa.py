@@ -6,25 +6,29 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from nsa_lab.attention.trace import Trace
+from nsa_lab.baselines import Reducer
 from nsa_lab.data.positions import mrope_positions
 from nsa_lab.layout import TokenLayout, layout_from_mrope, layout_from_token_ids
 from nsa_lab.model.attention import VideoNSAAttention
-from nsa_lab.model.config import VideoNSAConfig
+from nsa_lab.model.cache import VideoCache
+from nsa_lab.model.config import VideoNSAConfig, get_design
 from nsa_lab.model.partitions import LayerPartitions
 from nsa_lab.model.plan import AttentionPlan
 from nsa_lab.model.vision import batch_windows
+from nsa_lab.plugin import build
 
 
 class VideoNSATextModel(qwen.Qwen2_5_VLTextModel):
-    """The decoder. Weights that are not Qwen's are initialised here, where transformers looks for it."""
+    """The decoder, with its own loop. What Qwen does not have is initialised here, where transformers looks for it."""
 
     def __init__(self, config: Any):
         super().__init__(config)
@@ -32,6 +36,7 @@ class VideoNSATextModel(qwen.Qwen2_5_VLTextModel):
             layer.self_attn = VideoNSAAttention(config, index)
         designs = [layer.self_attn.design for layer in self.layers]
         self.partitions = LayerPartitions(designs, config.hidden_size)
+        self.reducer: Reducer = build(get_design(config).reducer, "kind", config.hidden_size)
         for module in plugged_in(self).values():
             module.is_plugged_in = True
         self.post_init()
@@ -45,31 +50,79 @@ class VideoNSATextModel(qwen.Qwen2_5_VLTextModel):
 
     def forward(
         self,
-        *args: Any,
-        attention_mask: Any = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
-        attention_plan: AttentionPlan | None = None,
+        use_cache: bool | None = None,
+        plan: AttentionPlan | None = None,
+        past_length: int = 0,
+        output_hidden_states: bool = False,
         **kwargs: Any,
-    ) -> Any:
-        """As Qwen2.5-VL's. No L x L mask is made: the plan says who sees whom, and padding [B, L] is passed on."""
-        if attention_plan is not None:
-            assert inputs_embeds is not None
-            attention_plan.start(self.partitions, inputs_embeds)
-        return super().forward(
-            *args,
-            attention_mask={"full_attention": attention_mask},
-            inputs_embeds=inputs_embeds,
-            attention_plan=attention_plan,
-            **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """As Qwen2.5-VL's, for embeddings [B, L, hidden]: with a plan a prefill, without one new tokens after a cache.
+
+        A prefill packs the rows before the first layer and unpacks them after the last. No L x L mask is made: the plan
+        says who sees whom, and attention_mask [B, L] is padding alone.
+        """
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache is None:
+            use_cache = self.config.use_cache and not (self.gradient_checkpointing and self.training)
+        if use_cache and past_key_values is None:
+            past_key_values = VideoCache(self.config)
+        ids = _three_rows(position_ids, x, past_length)
+        states: list[Tensor] | None = [x] if output_hidden_states else None
+        if plan is None:
+            given = {"past_key_values": past_key_values, "padding": attention_mask, "past_length": past_length}
+            x = self._new_tokens(x, ids, states, given)
+        else:
+            x = self._prefill(x, ids, states, past_key_values, plan)
+        return BaseModelOutputWithPast(
+            last_hidden_state=x,
+            past_key_values=past_key_values,
+            hidden_states=None if states is None else (*states[:-1], x),
         )
+
+    def _prefill(
+        self, embeds: Tensor, ids: Tensor, states: list[Tensor] | None, cache: Any, plan: AttentionPlan
+    ) -> Tensor:
+        x = plan.pack(embeds)
+        cos, sin = self.rotary_emb(x, ids.flatten(1)[:, None, plan.layout.rows])
+        plan.begin(self.partitions, x, (cos[0], sin[0]))
+        x, plan = self.reducer.after_vision(x, plan)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, position_embeddings=plan.rope, past_key_values=cache, plan=plan)
+            plan.next_layer = number + 1
+            x, plan = self.reducer.after_layer(number, x, plan)
+            if states is not None:
+                states.append(plan.unpack(x))
+        return plan.unpack(self.norm(x))
+
+    def _new_tokens(self, x: Tensor, ids: Tensor, states: list[Tensor] | None, given: dict[str, Any]) -> Tensor:
+        rope = self.rotary_emb(x, ids)
+        for layer in self.layers:
+            x = layer(x, position_embeddings=rope, **given)
+            if states is not None:
+                states.append(x)
+        return self.norm(x)
+
+
+def _three_rows(position_ids: Tensor | None, x: Tensor, past: int) -> Tensor:
+    """M-RoPE ids [3, B, L] of x [B, L, hidden]: given as [3 or 4, B, L] or [B, L], or counted on from `past`."""
+    if position_ids is None:
+        position_ids = torch.arange(past, past + x.shape[1], device=x.device).expand(len(x), -1)
+    rows = position_ids.expand(3, *position_ids.shape) if position_ids.ndim == 2 else position_ids[-3:]
+    # transformers counts them over all tokens of attention_mask, the cached ones included.
+    return rows[..., -x.shape[1] :]
 
 
 def plugged_in(decoder: torch.nn.Module) -> dict[str, Any]:
-    """The modules that Qwen2.5-VL does not have, by name: those of methods and partitioners, and what they hold.
+    """The modules that Qwen2.5-VL does not have, by name: those of methods, partitioners and the reducer.
 
     Raises TypeError where one owns parameters and says nothing of their start values.
     """
-    roots = (".self_attn.method.", "partitions.")
+    roots = (".self_attn.method.", "partitions.", "reducer.")
     found = {name: module for name, module in decoder.named_modules() if any(root in f"{name}." for root in roots)}
     for name, module in found.items():
         own = [parameter for parameter, _ in module.named_parameters(recurse=False)]
@@ -124,7 +177,7 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             video_grid_thw=video_grid_thw,
-            attention_plan=plan,
+            plan=plan,
             past_length=past,
             **kwargs,
         )
@@ -222,6 +275,12 @@ class VideoNSAForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         if output.loss is not None and extra is not None:
             output.loss = output.loss + extra
         return output
+
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
+        """As transformers', but its plain cache is ours, which a reducer needs."""
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        if type(model_kwargs.get("past_key_values")) is DynamicCache:
+            model_kwargs["past_key_values"] = VideoCache(self.config.get_text_config())
 
     @staticmethod
     def create_masks_for_generate(

@@ -24,6 +24,7 @@ class Context:
     segment: [T] int64, counts runs that no block may cross: samples, videos, runs of text.
     frame: [T] int64, counts frames (temporal patches) inside the batch; one number for a whole run of text.
     frame_grid: [T, 2] int64, rows and columns of the key's frame in tokens (row-major); zeros for text.
+    cell: [T] int64, place of the key in its frame's whole grid, row by row; of text, in its run.
     """
 
     token_index: Tensor
@@ -33,6 +34,7 @@ class Context:
     segment: Tensor
     frame: Tensor
     frame_grid: Tensor
+    cell: Tensor
 
     @cached_property
     def sample_start(self) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nsa_lab.layout import TokenLayout
 from nsa_lab.partition.base import Context
+from nsa_lab.partition.segments import place_in_run
 
 
 def sparse_context(layout: TokenLayout, kind: Literal["video", "all"]) -> Context:
@@ -22,14 +23,16 @@ def sparse_context(layout: TokenLayout, kind: Literal["video", "all"]) -> Contex
     new_run[1:] = (video.diff() != 0) | (sample.diff() != 0)
     new_frame = new_run.clone()
     new_frame[1:] |= layout.frame[index].diff() != 0
+    segment = new_run.cumsum(0) - 1
     return Context(
         token_index=index,
         query_index=query_index,
         cu_seqlens=_cumulative(sample, layout),
         query_cu_seqlens=_cumulative(layout.sample[layout.video_index], layout),
-        segment=new_run.cumsum(0) - 1,
+        segment=segment,
         frame=new_frame.cumsum(0) - 1,
         frame_grid=_frame_grids(layout)[video],
+        cell=torch.where(video >= 0, layout.cell[index], place_in_run(segment)),
     )
 
 
@@ -53,6 +56,7 @@ def _dense_context(layout: TokenLayout, query_index: Tensor) -> Context:
         segment=layout.sample,
         frame=layout.sample,
         frame_grid=layout.grids.new_zeros((len(index), 2)),
+        cell=place_in_run(layout.sample),
     )
 
 

@@ -70,10 +70,9 @@ class Tile(Partitioner):
         shapes = [tile_shape(words[layer % len(words)], *grid, block_size, most) for grid in grids]
         tile = torch.tensor(shapes, device=context.segment.device).reshape(-1, 3)[context.segment]
         columns = context.frame_grid[:, 1]
-        place = place_in_run(context.frame)
         # A run of text is one long row.
-        row = torch.where(columns > 0, place // columns.clamp(min=1), 0)
-        column = place - row * columns
+        row = torch.where(columns > 0, context.cell // columns.clamp(min=1), 0)
+        column = context.cell - row * columns
         frame = place_of_run(context.frame, context.segment)
         slab = frame // tile[:, 0]
         block_id = _number(torch.stack([context.segment, slab, row // tile[:, 1], column // tile[:, 2]], 1))

@@ -39,6 +39,9 @@ class Plan(Protocol):
     def partition(self, layer: int, x: Tensor) -> Partition:
         """The blocks of layer `layer`, whose attention inputs are x [T, hidden]."""
 
+    def keep(self, index: Tensor) -> "Plan":
+        """The plan of the packed tokens `index` [n] int64, ascending, for the layers that come (see baselines)."""
+
 
 class Method(Plugin, nn.Module):
     """Computes the prefill of one layer, for all packed rows; decoding attends densely to the cache.

@@ -1,0 +1,21 @@
+"""Published methods that reduce tokens; those that attend are in METHODS. A new one is one file and one line here."""
+
+from dataclasses import dataclass
+
+from nsa_lab.baselines.reducer import Reducer
+from nsa_lab.plugin import chosen
+
+REDUCERS: dict[str, type[Reducer]] = {
+    "none": Reducer,
+}
+
+
+@chosen(kind=REDUCERS)
+@dataclass
+class ReducerConfig:
+    """Which video tokens go on through the decoder; one for the whole model."""
+
+    kind: str = "none"
+
+
+__all__ = ["REDUCERS", "Reducer", "ReducerConfig"]
