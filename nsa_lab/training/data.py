@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from nsa_lab.data import VideoDataset
+from nsa_lab.data.chat import IGNORED
 
 
 @lru_cache(maxsize=2)
@@ -18,7 +19,7 @@ def _permutation(size: int, seed: int, epoch: int) -> list[int]:
 
 
 class StepBatchSampler(Sampler[list[int]]):
-    """Endless batches out of seeded permutations, laid end to end; iteration begins at batch number `start`."""
+    """Endless batches, one an optimiser step, out of seeded permutations laid end to end; begins at number `start`."""
 
     def __init__(self, size: int, batch_size: int, seed: int):
         self.size, self.batch_size, self.seed = size, batch_size, seed
@@ -34,6 +35,14 @@ class StepBatchSampler(Sampler[list[int]]):
         while True:
             yield self.batch(number)
             number += 1
+
+
+class MicroBatches(DataLoader):
+    """Loads optimiser steps and gives them micro-batch by micro-batch."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        for step in super().__iter__():
+            yield from step
 
 
 class VideoDataModule(L.LightningDataModule):
@@ -53,15 +62,22 @@ class VideoDataModule(L.LightningDataModule):
         super().__init__()
         self.train, self.val, self.collate = train, val, collate
         self.batch_size, self.accumulate, self.workers = batch_size, accumulate, workers
-        self.sampler = StepBatchSampler(len(train), batch_size, seed)
+        self.sampler = StepBatchSampler(len(train), batch_size * accumulate, seed)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> "MicroBatches":
         """Batches from the trainer's step onwards, so that a resumed run draws what it would have drawn."""
-        self.sampler.start = self.trainer.global_step * self.accumulate
-        return self._loader(self.train, batch_sampler=self.sampler)
+        self.sampler.start = self.trainer.global_step
+        return MicroBatches(self.train, collate_fn=self.collate_step, batch_sampler=self.sampler, **self._workers())
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.val, batch_size=self.batch_size)
+        return DataLoader(self.val, collate_fn=self.collate, batch_size=self.batch_size, **self._workers())
+
+    def collate_step(self, examples: Sequence[Any]) -> list[dict[str, Any]]:
+        """The micro-batches of one optimiser step; each knows the step's labelled tokens as `step_labels`."""
+        size = self.batch_size
+        batches = [self.collate(examples[first : first + size]) for first in range(0, len(examples), size)]
+        labels = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+        return [batch | {"step_labels": labels} for batch in batches]
 
     def first_val_batch(self) -> dict[str, Any]:
         """The first validation batch, on the CPU."""
@@ -70,7 +86,9 @@ class VideoDataModule(L.LightningDataModule):
 
     def sample_ids(self, batch: int) -> list[str]:
         """The ids of the samples in training batch number `batch`."""
-        return [self.train.samples[index].id for index in self.sampler.batch(batch)]
+        step, part = divmod(batch, self.accumulate)
+        indices = self.sampler.batch(step)[part * self.batch_size : (part + 1) * self.batch_size]
+        return [self.train.samples[index].id for index in indices]
 
     def skipped(self) -> dict[str, float]:
         """`data/skipped/train` and so on: samples that could not be used, where there were any."""
@@ -87,12 +105,9 @@ class VideoDataModule(L.LightningDataModule):
                 lines.append(f"{sum(reasons.values())} of {len(dataset)} {split} samples were skipped ({why})")
         return lines
 
-    def _loader(self, dataset: VideoDataset, **batches: Any) -> DataLoader:
-        return DataLoader(
-            dataset,
-            collate_fn=self.collate,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            **batches,
-        )
+    def _workers(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.workers,
+            "persistent_workers": self.workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }

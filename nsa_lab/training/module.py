@@ -49,7 +49,10 @@ class VideoModule(L.LightningModule):
         score = score_answers(self.model, batch, self.trace)
         self.train_meter.add(score)
         extra = self.trace.loss()
-        loss = score.loss if extra is None else score.loss + extra
+        # A step's loss is the sum over its labelled tokens over their number, however it is cut into micro-batches;
+        # Lightning divides each by accumulate.
+        loss = score.loss * (self.config.accumulate * score.tokens / batch["step_labels"])
+        loss = loss if extra is None else loss + extra
         self._check_finite("the loss", loss.item(), batch_idx)
         return loss
 

@@ -139,7 +139,8 @@ def padded(model, lengths=((2, (3, 2, 2), 3), (1, (5, 2, 2), 4))):
     rows = [batch_of(model, [shape]) for shape in lengths]
     longest = max(row["input_ids"].shape[1] for row in rows)
     ids, mask = [], []
-    for row in rows:
+    for row, (before, _, _) in zip(rows, lengths, strict=True):
+        row["input_ids"][0, before - 1] = model.config.vision_start_token_id
         missing = longest - row["input_ids"].shape[1]
         ids.append(torch.nn.functional.pad(row["input_ids"], (missing, 0), value=1))
         mask.append(torch.nn.functional.pad(torch.ones_like(row["input_ids"]), (missing, 0)))

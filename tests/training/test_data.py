@@ -1,6 +1,10 @@
 from itertools import islice
 
-from nsa_lab.training.data import StepBatchSampler
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from nsa_lab.training.data import MicroBatches, StepBatchSampler, VideoDataModule
 
 
 def test_batch_is_a_function_of_seed_and_number_alone():
@@ -27,3 +31,33 @@ def test_every_epoch_holds_each_sample_once_in_another_order():
 
 def test_a_batch_may_be_larger_than_the_data():
     assert len(StepBatchSampler(2, 5, seed=0).batch(0)) == 5
+
+
+class Labelled(TensorDataset):
+    """Sample i has i + 1 labelled tokens after one that predicts nothing."""
+
+    def __init__(self, count):
+        super().__init__(torch.arange(count))
+        self.samples = []
+
+    def __getitem__(self, index):
+        return torch.tensor([-100] * 2 + [1] * (index + 1))
+
+
+def collate(rows):
+    return {"labels": torch.cat(list(rows))[None]}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_micro_batches_of_a_step_know_the_labels_of_all_of_it(workers):
+    drawn = {}
+    for size, times in ((4, 1), (2, 2), (1, 4)):
+        settings = {"batch_size": size, "accumulate": times, "seed": 3, "workers": workers}
+        data = VideoDataModule(Labelled(10), Labelled(2), collate, **settings)
+        loader = MicroBatches(data.train, collate_fn=data.collate_step, batch_sampler=data.sampler, num_workers=workers)
+        steps = list(islice(loader, 3 * times))
+        for first in range(0, len(steps), times):
+            labels = sum(int((b["labels"][:, 1:] >= 0).sum()) for b in steps[first : first + times])
+            assert [b["step_labels"] for b in steps[first : first + times]] == [labels] * times
+        drawn[size] = torch.cat([b["labels"][0] for b in steps])
+    assert torch.equal(drawn[4], drawn[2]) and torch.equal(drawn[4], drawn[1])
