@@ -144,8 +144,8 @@ def blocks_from_offsets(
         asked["order must be a permutation of each sample's keys"] = _permutes(order.long(), sample)
     if end_given:
         asked["end must lie inside the block's sample"] = (end < cu_seqlens[1:][sample[smallest]]).all()
-    late, *sizes = _sizes(offsets, asked, late, tensors["last_block"] - tensors["first_block"] + 1)
-    if late and order is None:
+    is_late, *sizes = _sizes(offsets, asked, late, tensors["last_block"] - tensors["first_block"] + 1)
+    if is_late and order is None:
         order = keys
     narrow = {name: x.to(torch.int32).contiguous() for name, x in tensors.items()}
     return Blocks(**narrow, order=None if order is None else order.to(torch.int32).contiguous(), sizes=sizes)

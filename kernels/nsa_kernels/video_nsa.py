@@ -85,7 +85,8 @@ def video_nsa_with_blocks(
     checks.check_bias(block_bias, blocks)
     if pooled is not None:
         checks.check_pair(pooled)
-        pooled = autocast(*pooled)
+        keys, values = autocast(*pooled)
+        pooled = keys, values
         checks.check_given_pooled(pooled, q, k, blocks)
     window = checks.check_window(window) if "window" in names else 0
     scale = checks.check_scale(scale, q)

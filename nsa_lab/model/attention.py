@@ -64,15 +64,14 @@ class VideoNSAAttention(qwen.Qwen2_5_VLAttention):
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
         if isinstance(cache, VideoCache):
-            past, real = k.shape[2] - q.shape[2], cache.real_keys(self.layer_idx, k.shape[2], padding)
-        else:
-            real = None if padding is None else F.pad(padding.bool(), (0, k.shape[2] - padding.shape[1]), value=True)
+            past, padding = k.shape[2] - q.shape[2], cache.real_keys(self.layer_idx, k.shape[2], padding)
         place = torch.arange(k.shape[2], device=q.device)
         own = past + torch.arange(q.shape[2], device=q.device)[:, None]
         seen = place <= own
         if self.design.text_window is not None:
             seen = seen & (place > own - self.design.text_window)
-        if real is not None:
+        if padding is not None:
+            real = F.pad(padding.bool(), (0, k.shape[2] - padding.shape[1]), value=True)
             seen = seen & real[:, None, None]
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=self.scaling).transpose(1, 2)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
@@ -32,7 +31,7 @@ class WindowedVisionAttention(qwen.Qwen2_5_VLVisionAttention):
         return self.proj(out.transpose(1, 2).flatten(0, 1).flatten(1))
 
 
-def batch_windows(visual: torch.nn.Module) -> None:
+def batch_windows(visual: Any) -> None:
     """Give every block of a vision tower WindowedVisionAttention, uninitialised."""
     for block in visual.blocks:
         block.attn = WindowedVisionAttention(visual.config)

@@ -21,7 +21,7 @@ def flex_call(scene: Scene, blocks: Blocks, chosen: Tensor, backward: bool) -> t
     if scene.tokens % MASK_ROWS or scene.tokens % size:
         raise ValueError(f"{scene.tokens} tokens are not whole tiles of {MASK_ROWS} queries and {size} keys")
     mask = block_mask(chosen, blocks, scene.heads.ratio)
-    attend = torch.compile(flex_attention)
+    attend: Callable[..., Any] = torch.compile(flex_attention)
     x = scene.inputs
     q, k, v, do = (t.transpose(0, 1)[None].detach() for t in (x.q, x.k, x.v, x.do))
     leaves = [t.requires_grad_(backward) for t in (q, k, v)]
@@ -29,7 +29,7 @@ def flex_call(scene: Scene, blocks: Blocks, chosen: Tensor, backward: bool) -> t
     def run() -> None:
         # Past the limit of recompilations dynamo would fall back to a T x T score matrix.
         with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
-            out: Any = attend(*leaves, block_mask=mask, scale=scene.scale, enable_gqa=True)
+            out = attend(*leaves, block_mask=mask, scale=scene.scale, enable_gqa=True)
         if backward:
             torch.autograd.grad(out, leaves, do)
 

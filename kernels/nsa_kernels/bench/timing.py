@@ -61,7 +61,12 @@ def measure(run: Callable[[], object], device: torch.device, clock: Clock) -> tu
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    once = _seconds(lambda: (run(), torch.cuda.synchronize()))
+
+    def to_the_end() -> None:
+        run()
+        torch.cuda.synchronize()
+
+    once = _seconds(to_the_end)
     peak = (torch.cuda.max_memory_allocated() - before) / MIB
     if once * CALLS > clock.left:
         raise OutOfTime

@@ -109,8 +109,8 @@ class SelectionBranch(Branch):
             inputs.q, inputs.k, inputs.v, blocks, inputs.context, inputs.partition, scale=inputs.scale
         )
 
-    def record(self, inputs: BranchInputs, blocks: Tensor) -> None:
-        """Tell the trace which blocks are read, and what the scorer wants to learn from."""
+    def record(self, inputs: BranchInputs, blocks: Tensor | None) -> None:
+        """Tell the trace which blocks are read (None: the backend does not say), and what the scorer learns from."""
         inputs.trace.record(inputs.layer, "choice", blocks)
         if self.training:
             inputs.trace.add_loss(inputs.layer, "scorer", self.scorer.loss(inputs))
