@@ -132,7 +132,8 @@ def block_rule(
     query_tile: int = 1,
 ) -> Any:
     """The BlockRule whose rule is called `kind`."""
-    from nsa_lab.attention.select import RULES, BlockRule
+    from nsa_lab.attention.choice import BlockRule
+    from nsa_lab.attention.select import RULES
 
     settings: dict[str, Any] = {"block_count": block_count} | (
         {"token_budget": token_budget} if kind == "token_budget" else {}

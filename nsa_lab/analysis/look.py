@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nsa_lab.attention.branches import BranchInputs
+from nsa_lab.attention.inputs import BranchInputs
 from nsa_lab.attention.select.compression import compression_scores
 from nsa_lab.attention.trace import Trace
 from nsa_lab.model import MODEL_INPUTS, VideoNSAForConditionalGeneration

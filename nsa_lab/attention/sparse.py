@@ -7,11 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from nsa_lab.attention.backends import BACKENDS, choose_backend
-from nsa_lab.attention.backends.base import Backend
 from nsa_lab.attention.branches import (
     BRANCHES,
     Branch,
-    BranchInputs,
     CompressionBranch,
     SelectionBranch,
     WindowBranch,
@@ -19,6 +17,8 @@ from nsa_lab.attention.branches import (
 from nsa_lab.attention.compressors import Compressor, MeanCompressor
 from nsa_lab.attention.dims import HeadDims
 from nsa_lab.attention.gates import Gate
+from nsa_lab.attention.inputs import BranchInputs
+from nsa_lab.attention.ops import Backend
 from nsa_lab.attention.smooth import smooth
 from nsa_lab.attention.trace import Trace
 from nsa_lab.errors import NsaLabError

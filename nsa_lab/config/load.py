@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nsa_lab.config.rules import broken_rules
 from nsa_lab.config.schema import ExperimentConfig
-from nsa_lab.config.tree import apply, check_layer_overrides, read_settings, unflatten
+from nsa_lab.config.tree import apply, check_layer_overrides, merged, read_settings, unflatten
 from nsa_lab.errors import ConfigError, NsaLabError, Problem
 
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -84,7 +84,7 @@ def _as_tree(overrides: Overrides) -> dict[str, Any]:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise NsaLabError(f"override {key}: {parent} was given a value before; give it once")
-        node[leaf] = value
+        node[leaf] = merged(node.get(leaf), value)
     return tree
 
 

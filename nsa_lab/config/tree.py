@@ -116,7 +116,7 @@ def apply(node: DictConfig, tree: Any, path: str, problems: list[Problem]) -> No
         elif _is_section(node, key):
             apply(node[key], value, where, problems)
         elif key == "layers" and isinstance(value, Mapping):
-            node[key] = _merge(OmegaConf.to_container(node[key]), value)
+            node[key] = merged(OmegaConf.to_container(node[key]), value)
         elif key == "layers":
             problems.append(Problem(where, f"{value!r} is not a mapping from layer ranges ('7', '0-3') to settings"))
         else:
@@ -190,10 +190,11 @@ def _set_leaf(node: DictConfig, key: str, value: Any, where: str, problems: list
         node[key] = value
 
 
-def _merge(old: Any, new: Any) -> Any:
+def merged(old: Any, new: Any) -> Any:
+    """`new` over `old`, key by key where both are mappings."""
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         return new
-    merged = dict(old)
+    both = dict(old)
     for key, value in new.items():
-        merged[str(key)] = _merge(merged.get(str(key)), value)
-    return merged
+        both[str(key)] = merged(both.get(str(key)), value)
+    return both

@@ -11,9 +11,9 @@ import torch
 from nsa_kernels import video_nsa
 from nsa_lab.attention.backends import BACKENDS, choose_backend
 from nsa_lab.attention.backends.triton_path import kernel_blocks
+from nsa_lab.attention.choice import Scorer
 from nsa_lab.attention.compressors import mean_of_blocks
 from nsa_lab.attention.dims import HeadDims
-from nsa_lab.attention.select import Scorer
 from nsa_lab.attention.trace import Trace
 from nsa_lab.config import load_config
 from nsa_lab.errors import NsaLabError

@@ -122,6 +122,10 @@ def test_a_section_may_be_a_mapping_on_the_command_line():
 
 def test_the_last_override_wins_and_a_section_is_not_replaced_by_its_part():
     assert config("seed=1", "seed=2").seed == 2
+    both = config(
+        "attention.branches={window: {size: 7}}", "attention={gate: {kind: linear}, text_window: 3}"
+    ).attention
+    assert (both.branches.window.size, both.gate.kind, both.text_window) == (7, "linear", 3)
     with pytest.raises(NsaLabError, match=r"training was given a value before"):
         config("training=3", "training.steps=4")
 

@@ -4,11 +4,11 @@ import logging
 
 import torch
 
-from nsa_lab.attention.backends.base import Backend
 from nsa_lab.attention.backends.fla_path import Fla
 from nsa_lab.attention.backends.reference import Reference
 from nsa_lab.attention.backends.torch_path import Torch
 from nsa_lab.attention.backends.triton_path import Triton
+from nsa_lab.attention.ops import Backend
 from nsa_lab.errors import NsaLabError
 
 BACKENDS: dict[str, Backend] = {

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nsa_lab.attention.backends.triton_path import Triton
-from nsa_lab.attention.select import BlockRule
+from nsa_lab.attention.choice import BlockRule
 from nsa_lab.errors import NsaLabError
 from nsa_lab.partition import Context, Partition
 

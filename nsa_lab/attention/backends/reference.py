@@ -7,9 +7,9 @@ Sources: VideoNSA (arXiv 2510.02295) section 2, NSA (arXiv 2502.11089) section 3
 import torch
 from torch import Tensor
 
-from nsa_lab.attention.backends.base import Backend
+from nsa_lab.attention.choice import BlockRule, Scorer
+from nsa_lab.attention.ops import Backend
 from nsa_lab.attention.query_tiles import query_tiles
-from nsa_lab.attention.select import BlockRule, Scorer
 from nsa_lab.partition import Context, Partition
 
 

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nsa_lab.attention.backends.base import Backend
 from nsa_lab.attention.block_major import selection_by_block
+from nsa_lab.attention.choice import BlockRule, Scorer
 from nsa_lab.attention.groups import Group, cut_rows, group_pieces, rows_that_fit
+from nsa_lab.attention.ops import Backend
 from nsa_lab.attention.piecewise import over_groups
 from nsa_lab.attention.query_tiles import QueryTiles, query_tiles
-from nsa_lab.attention.select import BlockRule, Scorer
 from nsa_lab.partition import Context, Partition
 
 PAIRS_PER_VISIT = 20_000

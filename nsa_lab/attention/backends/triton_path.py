@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from nsa_lab.attention.backends.torch_path import Torch
+from nsa_lab.attention.choice import BlockRule, Scorer
 from nsa_lab.attention.query_tiles import query_tiles
-from nsa_lab.attention.select import BlockRule, CompressionScorer, Scorer, TokenBudget, TopN
+from nsa_lab.attention.select import CompressionScorer, TokenBudget, TopN
 from nsa_lab.partition import Context, Partition
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nsa_lab.attention.branches.base import Branch, BranchInputs
+from nsa_lab.attention.branches.base import Branch
 from nsa_lab.attention.branches.compression import CompressionBranch
 from nsa_lab.attention.branches.selection import SelectionBranch
 from nsa_lab.attention.branches.window import WindowBranch
@@ -24,7 +24,6 @@ class BranchesConfig:
 __all__ = [
     "BRANCHES",
     "Branch",
-    "BranchInputs",
     "BranchesConfig",
     "CompressionBranch",
     "SelectionBranch",

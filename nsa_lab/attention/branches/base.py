@@ -1,4 +1,4 @@
-"""What a branch gets and what it gives."""
+"""What a branch is."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,35 +6,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from nsa_lab.attention.backends.base import Backend
 from nsa_lab.attention.budget import Cost
 from nsa_lab.attention.dims import HeadDims
-from nsa_lab.attention.trace import Trace
-from nsa_lab.partition import Context, Partition
+from nsa_lab.attention.inputs import BranchInputs
 from nsa_lab.plugin import Plugin
-
-
-@dataclass
-class BranchInputs:
-    """One layer's video queries and the keys they may see, after M-RoPE.
-
-    x [Tq, hidden] attention inputs of the queries; q [Tq, H, D]; k, v [T, G, D]; pooled_k, pooled_v [N, G, D], or None
-    where no branch needs them; block_bias [N] or None.
-    """
-
-    layer: int
-    x: Tensor
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    pooled_k: Tensor | None
-    pooled_v: Tensor | None
-    block_bias: Tensor | None
-    context: Context
-    partition: Partition
-    ops: Backend
-    scale: float
-    trace: Trace
 
 
 class Branch(Plugin, nn.Module):

@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from nsa_lab.attention.branches.base import Branch, BranchInputs, mean
+from nsa_lab.attention.branches.base import Branch, mean
 from nsa_lab.attention.budget import Cost
+from nsa_lab.attention.choice import BlockRule, Rule, Scorer
 from nsa_lab.attention.dims import HeadDims
-from nsa_lab.attention.select import RULES, SCORERS, BlockRule, Rule, Scorer
+from nsa_lab.attention.inputs import BranchInputs
+from nsa_lab.attention.select import RULES, SCORERS
 from nsa_lab.errors import Problem
 from nsa_lab.plugin import build, chosen, problems_of
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nsa_lab.attention.branches.base import Branch, BranchInputs, mean
+from nsa_lab.attention.branches.base import Branch, mean
 from nsa_lab.attention.budget import Cost
+from nsa_lab.attention.inputs import BranchInputs
 from nsa_lab.errors import Problem
 
 

@@ -6,9 +6,9 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 
 from nsa_lab.attention.backends import BACKENDS, choose_backend
-from nsa_lab.attention.backends.base import Backend
 from nsa_lab.attention.budget import Cost
 from nsa_lab.attention.dims import HeadDims
+from nsa_lab.attention.ops import Backend
 from nsa_lab.attention.trace import Trace
 from nsa_lab.layout import TokenLayout
 from nsa_lab.partition import Context, Partition

@@ -1,6 +1,6 @@
 """Who scores the blocks, and how scores become blocks. A new scorer or rule is one file and one line here."""
 
-from nsa_lab.attention.select.base import BlockRule, Rule, Scorer
+from nsa_lab.attention.choice import Rule, Scorer
 from nsa_lab.attention.select.compression import CompressionScorer
 from nsa_lab.attention.select.token_budget import TokenBudget
 from nsa_lab.attention.select.top_n import TopN
@@ -13,4 +13,4 @@ RULES: dict[str, type[Rule]] = {
     "token_budget": TokenBudget,
 }
 
-__all__ = ["RULES", "SCORERS", "BlockRule", "CompressionScorer", "Rule", "Scorer", "TokenBudget", "TopN"]
+__all__ = ["RULES", "SCORERS", "CompressionScorer", "TokenBudget", "TopN"]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nsa_lab.attention.select.base import Scorer
+from nsa_lab.attention.choice import Scorer
 
 
 class CompressionScorer(Scorer):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nsa_lab.attention.select.base import Rule, first_slots, in_order, rank
+from nsa_lab.attention.choice import Rule, first_slots, in_order, rank
 from nsa_lab.errors import Problem
 from nsa_lab.partition import longest_block
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nsa_lab.attention.select.base import Rule, first_slots, in_order, rank
+from nsa_lab.attention.choice import Rule, first_slots, in_order, rank
 from nsa_lab.errors import Problem
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nsa_lab.attention.select import BlockRule, Scorer
+from nsa_lab.attention.choice import BlockRule, Scorer
 from nsa_lab.partition import Context, Partition
 
 
