@@ -72,12 +72,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _as_tree(overrides: Overrides) -> dict[str, Any]:
-    if isinstance(overrides, Mapping):
-        pairs = list(overrides.items())
-    else:
-        pairs = [_parse_override(text) for text in overrides]
+    pairs = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     tree: dict[str, Any] = {}
-    for key, value in pairs:
+    for key, value in pairs.items():
         node = tree
         *parents, leaf = key.split(".")
         for parent in parents:
@@ -86,6 +83,11 @@ def _as_tree(overrides: Overrides) -> dict[str, Any]:
                 raise NsaLabError(f"override {key}: {parent} was given a value before; give it once")
         node[leaf] = merged(node.get(leaf), value)
     return tree
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
+    """`key=value` strings as dotted keys and values, the last one of a key counting. Raises NsaLabError."""
+    return dict(_parse_override(text) for text in texts)
 
 
 def _parse_override(text: str) -> tuple[str, Any]:

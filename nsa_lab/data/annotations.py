@@ -18,10 +18,13 @@ PLACEHOLDERS = ("<image>", "<video>")
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its answer, without surrounding white space and without the video's placeholder."""
+    """One question and its answer, without surrounding white space and without the video's placeholder.
+
+    An answer of None is still to be given.
+    """
 
     question: str
-    answer: str
+    answer: str | None
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,11 @@ class Chat:
 def encode_chat(turns: Sequence[Turn], video_tokens: int, tokenizer: Any, system_prompt: str) -> Chat:
     """The conversation about one video of `video_tokens` tokens, which precedes the first question.
 
-    Answers and the <|im_end|> that closes each are labelled. An empty `system_prompt` writes no system turn.
+    Answers and the <|im_end|> that closes each are labelled; an answer of None ends the conversation there. An empty
+    `system_prompt` writes no system turn.
     Raises BadSampleError where a text contains one of the tokenizer's reserved tokens.
     """
-    _check_texts([system_prompt, *(text for turn in turns for text in (turn.question, turn.answer))], tokenizer)
+    _check_texts([system_prompt, *(t for turn in turns for t in (turn.question, turn.answer or ""))], tokenizer)
     ids: list[int] = []
     answers: list[int] = []
 
@@ -47,6 +48,8 @@ def encode_chat(turns: Sequence[Turn], video_tokens: int, tokenizer: Any, system
             add(VIDEO_TOKEN, repeat=video_tokens)
             add("<|vision_end|>")
         add(f"{turn.question}<|im_end|>\n<|im_start|>assistant\n")
+        if turn.answer is None:
+            break
         add(f"{turn.answer}<|im_end|>", answer=number)
         add("\n")
     input_ids, answer_index = torch.tensor(ids), torch.tensor(answers)

@@ -58,13 +58,24 @@ def load_model(
     return model
 
 
-def _read_config(path: str | Path, attention: AttentionConfig | None) -> VideoNSAConfig:
+def stored_design(path: str | Path) -> dict[str, Any]:
+    """The settings of `attention` stored with the weights at `path`, empty where there are none. Raises NsaLabError."""
+    text_config = _stored(path).get("text_config") or {}
+    return dict(text_config.get("video_nsa") or {})
+
+
+def _stored(path: str | Path) -> dict[str, Any]:
     try:
         stored, _ = VideoNSAConfig.get_config_dict(str(path))
     except OSError as error:
         raise NsaLabError(
             f"model.path={path} cannot be read: {_first_line(error)}; give a local folder, or a hub id while online"
         ) from error
+    return dict(stored)
+
+
+def _read_config(path: str | Path, attention: AttentionConfig | None) -> VideoNSAConfig:
+    stored = _stored(path)
     kind = stored.get("model_type")
     if kind not in ("qwen2_5_vl", VideoNSAConfig.model_type):
         raise NsaLabError(f"model.path={path} holds a {kind!r} model; only Qwen2.5-VL and VideoNSA weights fit")

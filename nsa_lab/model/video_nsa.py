@@ -16,6 +16,7 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from nsa_lab.attention.trace import Trace
 from nsa_lab.baselines import Reducer
+from nsa_lab.config import ExperimentConfig
 from nsa_lab.data.positions import mrope_positions
 from nsa_lab.layout import TokenLayout, layout_from_mrope, layout_from_token_ids
 from nsa_lab.model.attention import VideoNSAAttention
@@ -255,12 +256,16 @@ def _video_positions(
 
 
 class VideoNSAForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
-    """The whole model; a proxy, the 3B and the 7B differ by config only. Load it with nsa_lab.model.load_model."""
+    """The whole model; a proxy, the 3B and the 7B differ by config only. Load it with nsa_lab.load_model.
+
+    experiment: the settings that it came with, of data and tokenizer among them; None where nobody said.
+    """
 
     config_class = VideoNSAConfig
 
     def __init__(self, config: VideoNSAConfig):
         qwen.Qwen2_5_VLPreTrainedModel.__init__(self, config)
+        self.experiment: ExperimentConfig | None = None
         self.model = VideoNSAModel(config)
         self.lm_head = torch.nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()

@@ -1,16 +1,20 @@
 """A trained run back from its directory: config, model with the last weights, data."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from nsa_lab.config import ExperimentConfig, load_config
+from nsa_lab.data import load_tokenizer
 from nsa_lab.errors import NsaLabError
+from nsa_lab.model import VideoNSAForConditionalGeneration
 from nsa_lab.training.checkpoint import LAST, check_readable, find_checkpoint
 from nsa_lab.training.data import VideoDataModule
 from nsa_lab.training.directory import RunDirectory
 from nsa_lab.training.module import VideoModule
-from nsa_lab.training.run import build
+from nsa_lab.training.run import build_data, build_module
 
 
 def restore(directory: Path) -> tuple[ExperimentConfig, VideoModule, VideoDataModule]:
@@ -18,20 +22,39 @@ def restore(directory: Path) -> tuple[ExperimentConfig, VideoModule, VideoDataMo
 
     Raises NsaLabError where there is no run, no checkpoint, or one that does not fit the config.
     """
+    config = _config(directory)
+    data, tokenizer = build_data(config)
+    return config, _at_last_checkpoint(directory, config, build_module(config, tokenizer)), data
+
+
+def restore_model(
+    directory: Path, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> tuple[ExperimentConfig, VideoNSAForConditionalGeneration]:
+    """The config of the run in `directory` with `overrides`, and its model; raises as `restore`."""
+    config = _config(directory, overrides)
+    tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
+    return config, _at_last_checkpoint(directory, config, build_module(config, tokenizer)).model
+
+
+def _config(directory: Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> ExperimentConfig:
     home = RunDirectory(directory)
     if not home.config.is_file():
         what = "holds no run (no config.yaml)" if directory.is_dir() else "does not exist"
         raise NsaLabError(f"{directory} {what}; give the run directory that `nsa-lab train` printed")
-    config = load_config(home.config)
+    config = load_config(home.config, overrides)
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    return config
+
+
+def _at_last_checkpoint(directory: Path, config: ExperimentConfig, module: VideoModule) -> VideoModule:
+    home = RunDirectory(directory)
     checkpoint = find_checkpoint(home.checkpoints)
     if checkpoint is None:
         raise NsaLabError(
             f"{home.checkpoints / LAST} does not exist; train first: nsa-lab train {home.config} --dir {directory}"
         )
     check_readable(checkpoint)
-    if config.training.threads is not None:
-        torch.set_num_threads(config.training.threads)
-    module, data = build(config)
     state = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)["state_dict"]
     try:
         module.load_state_dict(state)
@@ -40,4 +63,4 @@ def restore(directory: Path) -> tuple[ExperimentConfig, VideoModule, VideoDataMo
         raise NsaLabError(
             f"{checkpoint} does not fit {home.config} ({reason}); restore the config that the run was trained with"
         ) from error
-    return config, module.float(), data
+    return module.float()

@@ -87,7 +87,12 @@ def run(
 
 def build(config: ExperimentConfig) -> tuple[VideoModule, VideoDataModule]:
     """The model and the data of a config, seeded: equal configs give equal weights and equal batches."""
-    training = config.training
+    data, tokenizer = build_data(config)
+    return build_module(config, tokenizer), data
+
+
+def build_data(config: ExperimentConfig) -> tuple[VideoDataModule, Any]:
+    """The data of a config, and its tokenizer. Raises NsaLabError where there is nothing to validate on."""
     samples = load_samples(config)
     if not samples["val"]:
         raise NsaLabError("there are no samples to validate on; set data.val_annotations, or give more than one video")
@@ -97,19 +102,24 @@ def build(config: ExperimentConfig) -> tuple[VideoModule, VideoDataModule]:
         train,
         val,
         pack,
-        batch_size=training.batch_size,
-        accumulate=training.accumulate,
+        batch_size=config.training.batch_size,
+        accumulate=config.training.accumulate,
         seed=config.seed,
         workers=config.data.workers,
     )
+    return data, tokenizer
+
+
+def build_module(config: ExperimentConfig, tokenizer: Any) -> VideoModule:
+    """The model of a config with its seeded weights, ready to train."""
     L.seed_everything(config.seed, workers=True, verbose=False)
     model = build_model(config, tokenizer)
-    if training.activation_checkpointing:
+    if config.training.activation_checkpointing:
         # transformers renamed it in 5.23; both names are within the supported range.
         name = "activation_checkpointing_enable"
         enable: Any = getattr(model, name, None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    return VideoModule(model, training, config.seed), data
+    return VideoModule(model, config.training, config.seed)
 
 
 def _backend(config: ExperimentConfig) -> str:
