@@ -9,7 +9,7 @@ import sqlalchemy
 from optuna.storages.journal import JournalFileBackend
 
 from nsa_lab.errors import NsaLabError
-from nsa_lab.tracking.record import file_lock
+from nsa_lab.files import locked
 
 BUSY_TIMEOUT_S = 120
 
@@ -58,7 +58,7 @@ def _sqlite(url: str) -> Any:
     file = Path(url.removeprefix("sqlite:///")).resolve()
     file.parent.mkdir(parents=True, exist_ok=True)
     options = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
-    with file_lock(file.with_name(f"{file.name}.lock")):
+    with locked(file.with_name(f"{file.name}.lock")):
         storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
         with storage.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from nsa_lab import tracking
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import locked
 from nsa_lab.search.parent_run import open_parent_run
 from nsa_lab.search.processes import identity
 from nsa_lab.search.recovery import recover
@@ -26,7 +27,6 @@ from nsa_lab.search.supervisor import Supervisor
 from nsa_lab.search.trial import Job
 from nsa_lab.search.view import open_view
 from nsa_lab.search.worker import DEFAULT_RUNNER
-from nsa_lab.tracking.record import file_lock
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def show(
 def _run(study: optuna.Study, job: Job, plan: Sweep, count: int, workers: int, console: Console) -> bool:
     """Run the trials; True when interrupted."""
     owner = identity()
-    with file_lock(Path(job.directory) / "recovery.lock"):
+    with locked(Path(job.directory) / "recovery.lock"):
         unfinished = recover(study, owner)
     if unfinished:
         console.print(f"{unfinished} unfinished trials of an earlier sweep are retried first", highlight=False)

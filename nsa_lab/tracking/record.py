@@ -6,23 +6,23 @@ stand in `metrics.jsonl` twice; the later line counts.
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from nsa_lab.config import is_incidental
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import FileLock, read_json, write_json
 
 LOCK_PATIENCE_S = 20.0
 METRICS_PER_BATCH = 500
+REMEDY = "remove it to start a new record"
 
 
 @dataclass
@@ -53,39 +53,28 @@ class Record:
         self.directory = directory
         self.state = state
         self.guard = threading.RLock()
-        self.params: dict[str, str] = _read_json(directory / "params.json")
-        self.tags: dict[str, str] = _read_json(directory / "tags.json")
-        self._lock: IO[str] | None = None
+        self.params: dict[str, str] = read_json(directory / "params.json", REMEDY)
+        self.tags: dict[str, str] = read_json(directory / "tags.json", REMEDY)
+        self._lock = FileLock(directory / "tracking.lock")
 
     @classmethod
     def load(cls, directory: Path) -> "Record | None":
         """The record in `directory`, or None where there is none."""
-        content = _read_json(directory / "tracking.json")
+        content = read_json(directory / "tracking.json", REMEDY, ("uri", "experiment", "run_name", "parent"))
         return cls(directory, State(**content)) if content else None
 
     def lock(self, patience_s: float = LOCK_PATIENCE_S) -> bool:
         """Take the directory for this process; False when another still records there after `patience_s`."""
-        self._lock = open(self.directory / "tracking.lock", "w")  # noqa: SIM115
-        deadline = time.monotonic() + patience_s
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    self._lock.close()
-                    return False
-                time.sleep(0.1)
+        return self._lock.take(patience_s)
 
     def unlock(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        self._lock.free()
 
     def update(self, **changes: Any) -> None:
         """Change fields of the state and save it."""
         with self.guard:
             self.state = dataclasses.replace(self.state, **changes)
-            _write_json(self.directory / "tracking.json", dataclasses.asdict(self.state))
+            write_json(self.directory / "tracking.json", dataclasses.asdict(self.state))
 
     def add_metrics(self, values: Mapping[str, float], step: int) -> None:
         line = {"step": int(step), "time": now_ms(), "metrics": {k: float(v) for k, v in values.items()}}
@@ -107,12 +96,12 @@ class Record:
                     "params of a run cannot change: choose another name or remove the directory"
                 )
             self.params |= new
-            _write_json(self.directory / "params.json", self.params)
+            write_json(self.directory / "params.json", self.params)
 
     def add_tags(self, tags: Mapping[str, Any]) -> None:
         with self.guard:
             self.tags |= {k: str(v) for k, v in tags.items()}
-            _write_json(self.directory / "tags.json", self.tags)
+            write_json(self.directory / "tags.json", self.tags)
 
     def add_artifact(self, path: Path, folder: str) -> None:
         """Add a file or a folder, kept relative to the directory when it lies inside."""
@@ -176,29 +165,5 @@ def set_aside(directory: Path) -> None:
             file.rename(file.with_name(f"{file.stem}.{number}{file.suffix}"))
 
 
-@contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path` (created when missing); waits for other processes."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    try:
-        content: dict[str, Any] = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise NsaLabError(f"{file} is damaged ({error}); remove it to start a new record") from error
-    return content
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(content, indent=1))
-    os.replace(scratch, file)

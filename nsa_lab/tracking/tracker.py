@@ -15,9 +15,10 @@ from typing import Any, Literal, TypeVar
 
 from nsa_lab.config import ExperimentConfig
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import locked
 from nsa_lab.tracking.origin import describe_run, origin_tags
 from nsa_lab.tracking.outbox import annotate_record, open_record, push_records, send_within, unsent
-from nsa_lab.tracking.record import Record, State, file_lock, now_ms
+from nsa_lab.tracking.record import Record, State, now_ms
 from nsa_lab.tracking.sender import Sender, Unreachable
 from nsa_lab.tracking.ui import check_address, serve
 
@@ -260,7 +261,7 @@ def _client(uri: str) -> Any:
     file = _sqlite_file(uri)
     file.parent.mkdir(parents=True, exist_ok=True)
     # The first client creates the tables; several at once would all try to.
-    with file_lock(file.with_name(f"{file.name}.lock")):
+    with locked(file.with_name(f"{file.name}.lock")):
         return MlflowClient(tracking_uri=uri)
 
 

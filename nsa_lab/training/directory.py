@@ -1,7 +1,5 @@
 """A run's directory: whose it is, what is in it, and whether the run there is over."""
 
-import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import Any
 
 from nsa_lab.config import ExperimentConfig, config_hash, load_config, to_yaml
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import read_json, write_text
 from nsa_lab.tracking.record import Record, set_aside
 
 
@@ -47,7 +46,7 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
             if directory.config.exists():
                 directory._check_owner(config)
-            write_whole(directory.config, to_yaml(config))
+            write_text(directory.config, to_yaml(config))
         except OSError as error:
             raise NsaLabError(
                 f"cannot write the run directory {path}: {error.strerror or error}; choose another with output.dir=DIR"
@@ -63,14 +62,10 @@ class RunDirectory:
             )
 
     def result(self) -> dict[str, Any] | None:
-        """The summary of a run that reached its last step, or None."""
-        if not self.summary.exists():
-            return None
-        try:
-            summary = json.loads(self.summary.read_text())
-        except ValueError as error:
-            raise NsaLabError(f"{self.summary} is not JSON ({error}); start over with training.resume=false") from error
-        return None if summary["stopped"] else summary
+        """The summary of a run that reached its last step, or None. Raises NsaLabError where it is damaged."""
+        keys = ("metrics", "stopped", "tracking_id")
+        summary = read_json(self.summary, "start over with training.resume=false", keys)
+        return summary if summary and not summary["stopped"] else None
 
     def reopen(self) -> None:
         """Let the tracking record of a run that failed or was interrupted go on where it ended."""
@@ -92,10 +87,3 @@ class RunDirectory:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.summary.unlink(missing_ok=True)
         set_aside(self.path)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old text or the new one."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)

@@ -1,7 +1,6 @@
 """One training run, from a config to a result."""
 
 import errno
-import json
 import logging
 import signal
 import threading
@@ -20,12 +19,13 @@ from nsa_lab.config.schema import TrainingConfig
 from nsa_lab.config.sizes import model_size
 from nsa_lab.data import VideoDataset, load_samples, load_tokenizer, pack
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import write_json
 from nsa_lab.model import build_model
 from nsa_lab.tracking import Tracker
 from nsa_lab.training.callbacks import Progress, Reporter
 from nsa_lab.training.checkpoint import CheckpointWriter, check_readable, find_checkpoint, kept_checkpoint
 from nsa_lab.training.data import VideoDataModule
-from nsa_lab.training.directory import RunDirectory, write_whole
+from nsa_lab.training.directory import RunDirectory
 from nsa_lab.training.logger import TrackerLogger
 from nsa_lab.training.module import Divergence, VideoModule
 from nsa_lab.training.pictures import draw_partitions, draw_pictures
@@ -237,5 +237,5 @@ def _summarise(config: ExperimentConfig, home: RunDirectory, reporter: Reporter,
         "stopped": reporter.stopped,
         "metrics": reporter.metrics,
     }
-    write_whole(home.summary, json.dumps(summary, indent=2) + "\n")
+    write_json(home.summary, summary)
     return summary

@@ -53,7 +53,7 @@ def test_run_leaves_config_checkpoints_metrics_summary_and_pictures(tiny):
     assert {path.name for path in (result.directory / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
     assert {path.name for path in (result.directory / "pictures").iterdir()} == {"curves.png", "gates.png"}
     assert json.loads((result.directory / "summary.json").read_text())["metrics"] == result.metrics
-    assert not list(result.directory.rglob("*.unfinished"))
+    assert not list(result.directory.rglob(".*.unfinished"))
     assert not result.stopped and result.tracking_id is None
     assert json.loads((result.directory / "tags.json").read_text())["attention_backend"] == "torch"
 
