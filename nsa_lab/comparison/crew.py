@@ -1,8 +1,6 @@
 """Trains a list of experiments on several processes, one line per finished training."""
 
-import hashlib
 import itertools
-import json
 import multiprocessing
 import os
 import signal
@@ -12,15 +10,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from nsa_lab.comparison.rows import ORIGIN
 from nsa_lab.comparison.spec import Training
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import read_json
 from nsa_lab.runner.process import end_with_parent, redirect_output, share_machine
-
-ORIGIN_FILE = "origin.json"
 
 
 @dataclass(frozen=True)
@@ -65,16 +62,6 @@ def train_all(trainings: Sequence[Training], workers: int, deadline: float | Non
             raise
 
 
-def code_digest() -> str:
-    """Twelve hex digits over the sources of lab and kernels: the same code, whether or not a commit is known."""
-    digest = hashlib.sha256()
-    for package in ("nsa_lab", "nsa_kernels"):
-        root = Path(str(find_spec(package).origin)).parent  # type: ignore[union-attr]
-        for path in sorted(root.rglob("*.py")):
-            digest.update(path.relative_to(root.parent).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
 def logs_of(trainings: Sequence[Training]) -> Path:
     """The folder of the workers' logs."""
     return trainings[0].directory.parent / "logs"
@@ -97,17 +84,13 @@ def _end(pool: ProcessPoolExecutor) -> None:
 
 
 def _train(training: Training) -> Outcome:
-    from nsa_lab.bench.run import machine_facts
     from nsa_lab.training import run
 
     started = time.monotonic()
     print(f"--- {training.config.name} in {training.directory}, process {os.getpid()}", flush=True)
     try:
         result = run(training.config, directory=training.directory, progress_bar=False)
-        origin_file = result.directory / ORIGIN_FILE
-        if not (result.recorded and origin_file.exists()):
-            origin_file.write_text(json.dumps(machine_facts(training.config) | {"code": code_digest()}, indent=2))
-        origin = json.loads(origin_file.read_text())
+        origin = read_json(result.directory / "origin.json", "delete the folder to train it again", ORIGIN)
     except NsaLabError as error:
         return Outcome(training, {}, {}, str(error), time.monotonic() - started)
     return Outcome(training, result.metrics, origin, None, time.monotonic() - started)

@@ -16,10 +16,10 @@ from typing import Any, Literal, TypeVar
 from nsa_lab.config import ExperimentConfig
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import locked
-from nsa_lab.tracking.origin import describe_run, origin_tags
 from nsa_lab.tracking.outbox import annotate_record, open_record, push_records, send_within, unsent
 from nsa_lab.tracking.record import Record, State, now_ms
 from nsa_lab.tracking.sender import Sender, Unreachable
+from nsa_lab.tracking.tags import describe_run, origin_tags
 from nsa_lab.tracking.ui import check_address, serve
 
 START_PATIENCE_S = 20.0

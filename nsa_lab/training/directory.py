@@ -13,7 +13,8 @@ from nsa_lab.tracking.record import Record, set_aside
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Holds config.yaml, checkpoints/, metrics.jsonl, pictures/ and, once the run is over, summary.json."""
+    """Holds config.yaml, origin.json (the code and machine that trained last), checkpoints/, metrics.jsonl, pictures/
+    and, once the run is over, summary.json."""
 
     path: Path
 
@@ -32,6 +33,10 @@ class RunDirectory:
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def origin(self) -> Path:
+        return self.path / "origin.json"
 
     @property
     def summary(self) -> Path:

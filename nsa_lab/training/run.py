@@ -21,6 +21,7 @@ from nsa_lab.data import VideoDataset, load_samples, load_tokenizer, pack
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import write_json
 from nsa_lab.model import build_model
+from nsa_lab.origin import code_digest, machine_facts
 from nsa_lab.tracking import Tracker
 from nsa_lab.training.callbacks import Progress, Reporter
 from nsa_lab.training.checkpoint import CheckpointWriter, check_readable, find_checkpoint, kept_checkpoint
@@ -70,9 +71,11 @@ def run(
     with quiet_lightning(), _room_on_disk(home):
         module, data = build(config)
         home.reopen() if resume else home.clear()
+        origin = machine_facts(config.training.accelerator, config.training.threads) | {"code": code_digest()}
         tracker = Tracker.open(config, home.path, tags=tags, parent=parent)
         with _finishing(tracker):
-            tracker.tags({"attention_backend": _backend(config)})
+            write_json(home.origin, origin)
+            tracker.tags({"attention_backend": _backend(config), "device": origin["device"], "code": origin["code"]})
             reporter, trainer = _fit(config, home, module, data, tracker, on_progress, progress_bar)
             reporter.metrics |= reporter.clock.overall() | data.skipped()
             for line in data.skip_reasons():

@@ -79,7 +79,7 @@ def test_what_cannot_change_a_result_is_no_param_and_may_change(store, tmp_path)
 
 
 def test_uncommitted_changes_are_kept(store, tmp_path, monkeypatch):
-    from nsa_lab.tracking import origin
+    from nsa_lab import origin
 
     source = origin.Source("abc", "diff --git a b\n")
     monkeypatch.setattr(origin, "source_state", lambda: source)

@@ -1,0 +1,59 @@
+"""The tags that say what was run, with which code, on which host, and the files of a run's beginning."""
+
+import socket
+from pathlib import Path
+
+from nsa_lab import files, origin
+from nsa_lab.config import ExperimentConfig, config_hash, flatten, to_dict, to_yaml
+from nsa_lab.config.rules import enabled_tasks
+from nsa_lab.tracking.record import Record
+
+LIBRARIES = ("torch", "transformers", "lightning", "optuna", "mlflow")
+
+
+def design_tags(config: ExperimentConfig) -> dict[str, str]:
+    """Tags to filter runs by: the attention design, the model, the tasks."""
+    attention = config.attention
+    branches = attention.branches
+    on = [name for name in ("compression", "selection", "window") if getattr(branches, name).enabled]
+    data = Path(config.data.annotations).name if config.data.annotations else ""
+    return {
+        "experiment_name": config.name,
+        "config_hash": config_hash(config),
+        "attention": attention.mode,
+        "branches": "+".join(on) if attention.mode == "sparse" else "dense",
+        "partition": attention.partition.kind,
+        "compressor": attention.compressor.kind,
+        "gate": attention.gate.kind,
+        "model": Path(config.model.path).name if config.model.path else config.model.size,
+        "tasks": "+".join(enabled_tasks(config)) or data,
+        "seed": str(config.seed),
+        "blind": str(config.data.blind).lower(),
+    }
+
+
+def origin_tags() -> dict[str, str]:
+    """Tags of the host and the code: host, user, commit, library versions."""
+    source = origin.source_state()
+    return {
+        "host": socket.gethostname(),
+        "commit": source.commit,
+        "dirty": str(bool(source.dirty)).lower(),
+        "mlflow.source.name": "nsa-lab",
+        "mlflow.source.git.commit": source.commit,
+        "mlflow.user": origin.user(),
+        **{f"version.{name}": origin.version(name) for name in LIBRARIES},
+    }
+
+
+def describe_run(record: Record, config: ExperimentConfig) -> None:
+    """Record what is known before the first step: params, tags, the config, the uncommitted changes."""
+    record.add_params(flatten(to_dict(config)))
+    record.add_tags(design_tags(config))
+    config_file, diff_file = record.directory / "config.yaml", record.directory / "dirty.diff"
+    if not config_file.exists():
+        files.write_text(config_file, to_yaml(config))
+    record.add_artifact(config_file, "")
+    if dirty := origin.source_state().dirty:
+        files.write_text(diff_file, dirty)
+        record.add_artifact(diff_file, "")
