@@ -55,6 +55,7 @@ class Record:
         self.guard = threading.RLock()
         self.params: dict[str, str] = read_json(directory / "params.json", REMEDY)
         self.tags: dict[str, str] = read_json(directory / "tags.json", REMEDY)
+        self.metrics = directory / "metrics.jsonl"
         self._lock = FileLock(directory / "tracking.lock")
 
     @classmethod
@@ -63,7 +64,29 @@ class Record:
         content = read_json(directory / "tracking.json", REMEDY, ("uri", "experiment", "run_name", "parent"))
         return cls(directory, State(**content)) if content else None
 
-    def lock(self, patience_s: float = LOCK_PATIENCE_S) -> bool:
+    @classmethod
+    def open(cls, directory: Path, fresh: State, *, run_id: str | None, again: bool) -> "Record":
+        """The locked record of `directory`: that of run `run_id`, or one left unfinished (`again`: or ended), goes on.
+
+        Else `fresh` begins, and what was recorded before keeps its files under numbered names. Raises NsaLabError
+        when another process records in `directory`.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        record = cls(directory, fresh)
+        if not record.lock(LOCK_PATIENCE_S):
+            raise NsaLabError(f"another process records a run in {directory}; wait for it or choose another name")
+        old = cls.load(directory)
+        if old is not None and _goes_on(old.state, fresh, run_id, again):
+            record.state = dataclasses.replace(old.state, status="RUNNING", ended=None)
+        elif old is not None and run_id is None:
+            set_aside(directory)
+            record.params, record.tags = {}, {}
+        else:
+            record.state.run_id = run_id
+        record._cut_half_a_line()
+        return record
+
+    def lock(self, patience_s: float = 0.0) -> bool:
         """Take the directory for this process; False when another still records there after `patience_s`."""
         return self._lock.take(patience_s)
 
@@ -78,7 +101,7 @@ class Record:
 
     def add_metrics(self, values: Mapping[str, float], step: int) -> None:
         line = {"step": int(step), "time": now_ms(), "metrics": {k: float(v) for k, v in values.items()}}
-        with self.guard, open(self.directory / "metrics.jsonl", "a") as file:
+        with self.guard, open(self.metrics, "a") as file:
             file.write(json.dumps(line) + "\n")
 
     def add_params(self, flat: Mapping[str, Any]) -> None:
@@ -107,17 +130,16 @@ class Record:
         """Add a file or a folder, kept relative to the directory when it lies inside."""
         if not path.exists():
             raise NsaLabError(f"artifact {path} does not exist; write it before recording it")
-        inside = path.resolve().is_relative_to(self.directory.resolve())
-        name = path.resolve().relative_to(self.directory.resolve()) if inside else path.resolve()
+        name, home = path.resolve(), self.directory.resolve()
+        name = name.relative_to(home) if name.is_relative_to(home) else name
         with self.guard:
             self.update(artifacts=[*self.state.artifacts, [str(name), folder]])
 
     def unsent_metrics(self) -> Iterator[tuple[list[dict[str, Any]], int]]:
         """Batches of complete lines after the last offset that arrived, each with the offset behind it."""
-        file = self.directory / "metrics.jsonl"
-        if not file.exists():
+        if not self.metrics.exists():
             return
-        with open(file, "rb") as lines:
+        with open(self.metrics, "rb") as lines:
             lines.seek(self.state.sent_metrics)
             batch: list[dict[str, Any]] = []
             values, offset = 0, self.state.sent_metrics
@@ -136,34 +158,39 @@ class Record:
     def pending(self) -> bool:
         """Whether anything has not arrived yet."""
         with self.guard:
-            state, file = self.state, self.directory / "metrics.jsonl"
+            state = self.state
             return (
                 state.run_id is None
                 or state.sent_status != state.status
                 or state.sent_params < len(self.params)
                 or state.sent_tags != self.tags
                 or state.sent_artifacts < len(state.artifacts)
-                or (file.exists() and file.stat().st_size > state.sent_metrics)
+                or (self.metrics.exists() and self.metrics.stat().st_size > state.sent_metrics)
             )
 
-    def repair(self) -> None:
-        """Cut off a line of metrics.jsonl that a killed process left half written."""
-        file = self.directory / "metrics.jsonl"
-        content = file.read_bytes() if file.exists() else b""
+    def _cut_half_a_line(self) -> None:
+        """Remove the end of metrics.jsonl that a killed process left half written."""
+        content = self.metrics.read_bytes() if self.metrics.exists() else b""
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
-            os.truncate(file, whole)
+            os.truncate(self.metrics, whole)
         self.update(sent_metrics=min(self.state.sent_metrics, whole))
 
 
 def set_aside(directory: Path) -> None:
     """Make room for a new run in a directory that holds a finished one: its files get a number."""
-    names = ("metrics.jsonl", "params.json", "tags.json", "tracking.json")
     number = 1 + sum(1 for _ in directory.glob("tracking.*.json"))
-    for file in (directory / name for name in names):
+    for name in ("metrics.jsonl", "params.json", "tags.json", "tracking.json"):
+        file = directory / name
         if file.exists():
             file.rename(file.with_name(f"{file.stem}.{number}{file.suffix}"))
 
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _goes_on(old: State, fresh: State, run_id: str | None, again: bool) -> bool:
+    if (old.uri, old.experiment) != (fresh.uri, fresh.experiment):
+        return False
+    return old.run_id == run_id if run_id else again or old.status != "FINISHED"

@@ -72,12 +72,6 @@ class RunDirectory:
         summary = read_json(self.summary, "start over with training.resume=false", keys)
         return summary if summary and not summary["stopped"] else None
 
-    def reopen(self) -> None:
-        """Let the tracking record of a run that failed or was interrupted go on where it ended."""
-        record = Record.load(self.path)
-        if record and record.state.status != "RUNNING":
-            record.update(status="RUNNING", ended=None)
-
     def clear(self) -> None:
         """Remove what an earlier run left; its tracking record is kept under numbered names.
 
@@ -86,7 +80,7 @@ class RunDirectory:
         record = Record.load(self.path)
         if record is None:
             return
-        if not record.lock(patience_s=0):
+        if not record.lock():
             raise NsaLabError(f"another process trains in {self.path}; end it first, or choose another name")
         record.unlock()
         shutil.rmtree(self.checkpoints, ignore_errors=True)

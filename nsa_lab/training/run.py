@@ -70,9 +70,10 @@ def run(
         return RunResult(home.path, summary["metrics"], summary["tracking_id"], stopped=False, recorded=True)
     with quiet_lightning(), _room_on_disk(home):
         module, data = build(config)
-        home.reopen() if resume else home.clear()
+        if not resume:
+            home.clear()
         origin = machine_facts(config.training.accelerator, config.training.threads) | {"code": code_digest()}
-        tracker = Tracker.open(config, home.path, tags=tags, parent=parent)
+        tracker = Tracker.open(config, home.path, tags=tags, parent=parent, again=resume)
         with _finishing(tracker):
             write_json(home.origin, origin)
             tracker.tags({"attention_backend": _backend(config), "device": origin["device"], "code": origin["code"]})
