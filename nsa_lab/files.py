@@ -40,6 +40,15 @@ def clear_unfinished(folder: Path) -> None:
         _remove(leftover)
 
 
+@contextmanager
+def writing(place: Path, remedy: str) -> Iterator[None]:
+    """Turn an OSError of the block into an NsaLabError that names the file, else `place`, and ends with `remedy`."""
+    try:
+        yield
+    except OSError as error:
+        raise NsaLabError(f"cannot write {error.filename or place}: {error.strerror or error}; {remedy}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old text or the new one."""
     with whole(path) as unfinished:

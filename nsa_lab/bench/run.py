@@ -14,6 +14,7 @@ from nsa_lab.config import ExperimentConfig, to_dict
 from nsa_lab.config.rules import broken_rules
 from nsa_lab.config.sizes import SIZES
 from nsa_lab.errors import ConfigError, NsaLabError
+from nsa_lab.files import writing
 from nsa_lab.origin import machine_facts
 
 FRAME_TOKENS = 64
@@ -106,7 +107,7 @@ def _line(point: Point, measured: Measurement, rows: list[dict[str, Any]]) -> st
 
 
 def _append(out: Path, row: dict[str, Any]) -> None:
-    try:
+    with writing(out, "choose another file with --out"):
         out.parent.mkdir(parents=True, exist_ok=True)
         new = not out.exists()
         with open(out, "a", newline="") as file:
@@ -114,5 +115,3 @@ def _append(out: Path, row: dict[str, Any]) -> None:
             if new:
                 writer.writeheader()
             writer.writerow(row)
-    except OSError as error:
-        raise NsaLabError(f"cannot write {out}: {error.strerror}; choose another file with --out") from error

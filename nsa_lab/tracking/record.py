@@ -20,7 +20,7 @@ from nsa_lab.config import is_incidental
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import FileLock, read_json, write_json
 
-LOCK_PATIENCE_S = 20.0
+LOCK, LOCK_PATIENCE_S = "tracking.lock", 20.0
 METRICS_PER_BATCH = 500
 REMEDY = "remove it to start a new record"
 
@@ -47,7 +47,7 @@ class State:
 
 
 class Record:
-    """One run's files. Safe for one writer and one sender thread; a second process is refused by `lock`."""
+    """One run's files. Safe for one writer and one sender thread; a second process is refused."""
 
     def __init__(self, directory: Path, state: State):
         self.directory = directory
@@ -56,13 +56,24 @@ class Record:
         self.params: dict[str, str] = read_json(directory / "params.json", REMEDY)
         self.tags: dict[str, str] = read_json(directory / "tags.json", REMEDY)
         self.metrics = directory / "metrics.jsonl"
-        self._lock = FileLock(directory / "tracking.lock")
+        self.locked_by: FileLock | None = None
 
     @classmethod
     def load(cls, directory: Path) -> "Record | None":
         """The record in `directory`, or None where there is none."""
         content = read_json(directory / "tracking.json", REMEDY, ("uri", "experiment", "run_name", "parent"))
         return cls(directory, State(**content)) if content else None
+
+    @classmethod
+    def take(cls, directory: Path) -> "Record | None":
+        """The record in `directory`, locked, or None where there is none or another process writes it."""
+        lock = FileLock(directory / LOCK)
+        if not (directory / "tracking.json").exists() or not lock.take():
+            return None
+        record = cls.load(directory)
+        if record is not None:
+            record.locked_by = lock
+        return record
 
     @classmethod
     def open(cls, directory: Path, fresh: State, *, run_id: str | None, again: bool) -> "Record":
@@ -72,26 +83,28 @@ class Record:
         when another process records in `directory`.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        record = cls(directory, fresh)
-        if not record.lock(LOCK_PATIENCE_S):
+        lock = FileLock(directory / LOCK)
+        if not lock.take(LOCK_PATIENCE_S):
             raise NsaLabError(f"another process records a run in {directory}; wait for it or choose another name")
-        old = cls.load(directory)
-        if old is not None and _goes_on(old.state, fresh, run_id, again):
-            record.state = dataclasses.replace(old.state, status="RUNNING", ended=None)
-        elif old is not None and run_id is None:
-            set_aside(directory)
-            record.params, record.tags = {}, {}
-        else:
-            record.state.run_id = run_id
-        record._cut_half_a_line()
+        try:
+            old = cls.load(directory)
+            if old is not None and _goes_on(old.state, fresh, run_id, again):
+                state = dataclasses.replace(old.state, status="RUNNING", ended=None)
+            else:
+                state = dataclasses.replace(fresh, run_id=run_id)
+                if old is not None and run_id is None:
+                    set_aside(directory)
+            record = cls(directory, state)
+            record._cut_half_a_line()
+        except BaseException:
+            lock.free()
+            raise
+        record.locked_by = lock
         return record
 
-    def lock(self, patience_s: float = 0.0) -> bool:
-        """Take the directory for this process; False when another still records there after `patience_s`."""
-        return self._lock.take(patience_s)
-
     def unlock(self) -> None:
-        self._lock.free()
+        if self.locked_by is not None:
+            self.locked_by.free()
 
     def update(self, **changes: Any) -> None:
         """Change fields of the state and save it."""

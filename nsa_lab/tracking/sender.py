@@ -94,8 +94,8 @@ def unsent(record: Record, reason: str) -> NsaLabError:
 
 def annotate(directory: Path, tags: Mapping[str, Any], status: str | None = None) -> None:
     """Set tags and status of a run whose process has ended; sent now or, its server away, by `push`."""
-    record = Record.load(Path(directory))
-    if record is None or not record.lock():
+    record = Record.take(Path(directory))
+    if record is None:
         return
     try:
         record.add_tags(tags)
@@ -114,28 +114,30 @@ def push(directory: Path, uri: str | None = None) -> list[Path]:
     """Send every unsent record at or below `directory`, to `uri` where given; returns the directories sent.
 
     Records that a live process still writes are left alone. Raises NsaLabError when nothing is recorded
-    there, when a record has no URI, or when the server does not answer.
+    there, when no record has a URI, or when the server does not answer.
     """
     found = sorted(file.parent for file in Path(directory).rglob("tracking.json"))
     if not found:
         raise NsaLabError(f"{directory} holds no record of a run; give a run directory, or one above it")
-    sent = []
+    sent, without_uri = [], 0
     for place in found:
-        record = Record.load(place)
-        if record is None or not record.lock():
+        record = Record.take(place)
+        if record is None:
             continue
         try:
-            if _push_one(record, uri):
+            if not (uri or record.state.uri):
+                without_uri += 1
+            elif _push_one(record, uri):
                 sent.append(place)
         finally:
             record.unlock()
+    if without_uri == len(found):
+        raise NsaLabError(f"{directory} was recorded without tracking; name a server with --uri")
     return sent
 
 
 def _push_one(record: Record, uri: str | None) -> bool:
     old = record.state
-    if not (uri or old.uri):
-        raise NsaLabError(f"{record.directory} was recorded without tracking; name a server with --uri")
     if uri and uri != old.uri:
         record.state = State(uri, old.experiment, old.run_name, parent=None, started=old.started)
         record.update(status=old.status, ended=old.ended, artifacts=old.artifacts)

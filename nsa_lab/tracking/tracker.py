@@ -1,11 +1,13 @@
 """What a run calls. It writes to the run's directory, and a thread carries that to MLflow, so that a server that goes
 away costs nothing but patience; `push` sends a directory later."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from nsa_lab.config import ExperimentConfig
+from nsa_lab.errors import NsaLabError
 from nsa_lab.tracking.record import Record, State, now_ms
 from nsa_lab.tracking.sender import START_PATIENCE_S, Sender, send_within, unsent
 from nsa_lab.tracking.store import tracking_uri
@@ -15,13 +17,19 @@ FINISH_PATIENCE_S = 60.0
 TRIAL_FINISH_PATIENCE_S = 10.0
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+logger = logging.getLogger("nsa_lab")
+
 
 class Tracker:
-    """Records one run. Made by `open`; every call returns at once, only `finish` waits for the server."""
+    """Records one run. Made by `open`; every call returns at once, only `finish` waits for the server.
+
+    As a context manager it finishes the run at the end: FINISHED, KILLED after KeyboardInterrupt, else FAILED.
+    """
 
     def __init__(self, record: Record, *, strict: bool):
         self._record = record
         self._strict = strict
+        self._finished = False
         self._sender = Sender(record) if record.state.uri else None
 
     @classmethod
@@ -82,10 +90,13 @@ class Tracker:
         self._record.add_artifact(Path(path), folder)
 
     def finish(self, status: Status = "FINISHED") -> None:
-        """Close the run and send what is left. The tag `state` follows `status` unless set before.
+        """Close the run and send what is left, once. The tag `state` follows `status` unless set before.
 
         Raises NsaLabError when the server stays away; a run with a parent leaves that to `push`.
         """
+        if self._finished:
+            return
+        self._finished = True
         if self._record.tags.get("state") == "running":
             self._record.add_tags({"state": status.lower()})
         self._record.update(status=status, ended=now_ms())
@@ -94,6 +105,18 @@ class Tracker:
         self._record.unlock()
         if not sent and self._strict and self._sender is not None:
             raise unsent(self._record, str(self._sender.fault or self._sender.outage or "too slow"))
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            return self.finish()
+        try:
+            self.finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+        except (NsaLabError, OSError) as second:
+            logger.warning("the tracking record was not closed: %s", second)
+        return None
 
 
 def last_run_id(directory: Path) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from nsa_lab.config import ExperimentConfig, config_hash, load_config, to_yaml
 from nsa_lab.errors import NsaLabError
-from nsa_lab.files import read_json, write_text
+from nsa_lab.files import read_json, write_text, writing
 from nsa_lab.tracking.record import Record, set_aside
 
 
@@ -47,15 +47,11 @@ class RunDirectory:
         """Create the directory of `config`, or find it there. Raises NsaLabError where it is another config's."""
         path = path or Path(config.output.dir) / f"{config.name}-{config_hash(config)}"
         directory = cls(path.absolute())
-        try:
+        with writing(path, "choose another run directory with output.dir=DIR"):
             path.mkdir(parents=True, exist_ok=True)
             if directory.config.exists():
                 directory._check_owner(config)
             write_text(directory.config, to_yaml(config))
-        except OSError as error:
-            raise NsaLabError(
-                f"cannot write the run directory {path}: {error.strerror or error}; choose another with output.dir=DIR"
-            ) from error
         return directory
 
     def _check_owner(self, config: ExperimentConfig) -> None:
@@ -77,10 +73,10 @@ class RunDirectory:
 
         Raises NsaLabError while another process trains here.
         """
-        record = Record.load(self.path)
-        if record is None:
+        if Record.load(self.path) is None:
             return
-        if not record.lock():
+        record = Record.take(self.path)
+        if record is None:
             raise NsaLabError(f"another process trains in {self.path}; end it first, or choose another name")
         record.unlock()
         shutil.rmtree(self.checkpoints, ignore_errors=True)

@@ -73,8 +73,7 @@ def run(
         if not resume:
             home.clear()
         origin = machine_facts(config.training.accelerator, config.training.threads) | {"code": code_digest()}
-        tracker = Tracker.open(config, home.path, tags=tags, parent=parent, again=resume)
-        with _finishing(tracker):
+        with Tracker.open(config, home.path, tags=tags, parent=parent, again=resume) as tracker:
             write_json(home.origin, origin)
             tracker.tags({"attention_backend": _backend(config), "device": origin["device"], "code": origin["code"]})
             reporter, trainer = _fit(config, home, module, data, tracker, on_progress, progress_bar)
@@ -196,19 +195,6 @@ def _interruptible(trainer: L.Trainer) -> Iterator[None]:
     finally:
         if main:
             signal.signal(signal.SIGINT, handler)
-
-
-@contextmanager
-def _finishing(tracker: Tracker) -> Iterator[None]:
-    try:
-        yield
-    except BaseException as error:
-        try:
-            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        except (NsaLabError, OSError) as second:
-            logger.warning("the tracking record was not closed: %s", second)
-        raise
-    tracker.finish("FINISHED")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
@@ -163,6 +163,28 @@ def test_without_tracking_the_record_can_be_pushed_later(store, tmp_path):
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"val/accuracy": 0.5})
     with pytest.raises(NsaLabError, match="holds no record"):
         tracking.push(tmp_path / "nothing")
+    for name, enabled in (("a", False), ("b", True)):
+        with Tracker.open(config_in(store, **{"tracking.enabled": enabled}), tmp_path / name, parent="x") as tracker:
+            tracker._sender = None  # nothing is sent yet
+    assert tracking.push(tmp_path) == [tmp_path / "b"], "one that was recorded without tracking is passed over"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")]
+)
+def test_a_run_ends_as_its_block_does(store, tmp_path, monkeypatch, caplog, error, status):
+    def leave():
+        with Tracker.open(config_in(store, **{"tracking.enabled": False}), tmp_path):
+            if error is not None:
+                raise error
+
+    with pytest.raises(error) if error else nullcontext():
+        leave()
+    assert json.loads((tmp_path / "tracking.json").read_text())["status"] == status
+    monkeypatch.setattr(Tracker, "finish", full_disk)
+    with pytest.raises(error or OSError):
+        leave()
+    assert ("the tracking record was not closed: full" in caplog.text) == (error is not None)
 
 
 def test_an_outage_costs_nothing(store, tmp_path, monkeypatch, caplog):
@@ -292,6 +314,10 @@ def test_page_refuses_what_it_cannot_serve(tmp_path):
 def test_importing_tracking_does_not_import_mlflow():
     code = "import sys, nsa_lab.tracking; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def full_disk(*_):
+    raise OSError("full")
 
 
 def unreachable(*_):
