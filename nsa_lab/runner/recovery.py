@@ -1,15 +1,19 @@
-"""Which process holds a trial, and whether it still lives."""
+"""Which process does a job, whether it still lives, and how often its job is tried again."""
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+MAX_RETRIES = 2
 
-def identity() -> dict[str, Any]:
-    """This process: host, pid, and its start time, for pids are used again."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_time(os.getpid())}
+
+def identity(pid: int | None = None) -> dict[str, Any]:
+    """A process of this host, by default this one: host, pid, and its start time, for pids are used again."""
+    pid = pid or os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "started": _start_time(pid)}
 
 
 def is_here(process: Mapping[str, Any]) -> bool:
@@ -21,6 +25,16 @@ def is_alive(process: Mapping[str, Any]) -> bool:
     """Whether a process of this host still runs."""
     started = _start_time(process["pid"])
     return started is not None and started == process["started"]
+
+
+def has_ended(process: Mapping[str, Any], patience_s: float) -> bool:
+    """Wait for a process of this host that is about to end."""
+    deadline = time.monotonic() + patience_s
+    while is_alive(process):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def _start_time(pid: int) -> str | None:

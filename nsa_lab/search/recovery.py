@@ -4,18 +4,14 @@ Every trial carries its `owner` (the sweep that handed it out) from the moment i
 point leaves enough to decide whose it was.
 """
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from nsa_lab.search.processes import is_alive, is_here
+from nsa_lab.runner.recovery import MAX_RETRIES, has_ended, is_alive, is_here
 
-MAX_RETRIES = 2
-HEARTBEAT_S = 60
-STALE_S = 600
 ORPHAN_PATIENCE_S = 20
 
 
@@ -25,7 +21,6 @@ def next_trial(study: optuna.Study, owner: Mapping[str, Any]) -> optuna.Trial:
         study.enqueue_trial({}, user_attrs={"owner": dict(owner)})
     trial = study.ask()
     trial.set_user_attr("owner", dict(owner))
-    trial.set_user_attr("heartbeat", time.time())
     return trial
 
 
@@ -65,28 +60,15 @@ def recover(study: optuna.Study, owner: Mapping[str, Any]) -> int:
 
 
 def is_orphan(trial: FrozenTrial) -> bool:
-    """Whether a running trial's processes are gone: here by pid, on another host by an old heartbeat.
+    """Whether a running trial's processes were of this host and are gone.
 
     A trial without an owner was not handed out by a sweep and is never touched.
     """
-    owner = trial.user_attrs.get("owner")
-    if owner is None:
+    owner, worker = trial.user_attrs.get("owner"), trial.user_attrs.get("worker")
+    if owner is None or not is_here(owner) or is_alive(owner):
         return False
-    if not is_here(owner):
-        return time.time() - float(trial.user_attrs.get("heartbeat", 0)) > STALE_S
-    if is_alive(owner):
-        return False
-    return _has_ended(trial.user_attrs.get("worker"))
-
-
-def _has_ended(worker: Mapping[str, Any] | None) -> bool:
-    """Wait for a worker that is about to notice that its sweep is gone."""
-    deadline = time.monotonic() + ORPHAN_PATIENCE_S
-    while worker is not None and is_alive(worker):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True
+    # A worker is about to notice that its sweep is gone.
+    return worker is None or has_ended(worker, ORPHAN_PATIENCE_S)
 
 
 def _is_retried(study: optuna.Study, trial: FrozenTrial) -> bool:
