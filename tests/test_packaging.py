@@ -41,8 +41,13 @@ FORBIDDEN = {
     "nsa_lab/data/": (("nsa_lab.model", "nsa_lab.training", "nsa_lab.search"), ()),
     "nsa_lab/tasks/": (("nsa_lab.model", "nsa_lab.training", "nsa_lab.search"), ()),
     "nsa_lab/analysis/": (("nsa_lab.training", "nsa_lab.search", "nsa_lab.tracking"), ()),
-    "nsa_lab/training/": (("nsa_lab.search", "nsa_lab.comparison"), ()),
+    "nsa_lab/tracking/": (("nsa_lab.model", "nsa_lab.training", "nsa_lab.runner", "nsa_lab.search"), ()),
+    "nsa_lab/training/": (("nsa_lab.runner", "nsa_lab.search", "nsa_lab.comparison"), ()),
+    "nsa_lab/runner/": (("nsa_lab.model", "nsa_lab.training", "nsa_lab.search", "nsa_lab.comparison"), ()),
+    "nsa_lab/search/": ("nsa_lab.comparison", ()),
     "nsa_lab/comparison/": ("nsa_lab.search", ()),
+    "nsa_lab/files.py": ("nsa_lab", ("nsa_lab.errors",)),
+    "nsa_lab/origin.py": ("nsa_lab", ()),
     "nsa_lab/": ("nsa_lab.testing", ()),
     "kernels/": ("nsa_lab", ()),
 }
@@ -102,6 +107,11 @@ def test_a_part_does_not_import_what_is_above_it(folder):
         names = [name for name in imports_of_file(path) if is_part_of(name, forbidden)]
         wrong = [name for name in names if not is_part_of(name, allowed)]
         assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_the_root_holds_what_everything_shares_and_no_more():
+    shared = {"__init__", "errors", "files", "layout", "origin", "plugin", "testing"}
+    assert {path.stem for path in (ROOT / "nsa_lab").glob("*.py")} <= shared
 
 
 def test_there_is_no_package_called_kernels():
