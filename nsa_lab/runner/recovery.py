@@ -16,9 +16,9 @@ def identity(pid: int | None = None) -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": pid, "started": _start_time(pid)}
 
 
-def is_here(process: Mapping[str, Any]) -> bool:
+def is_here(process: Mapping[str, Any] | None) -> bool:
     """Whether a process was started on this host."""
-    return bool(process["host"] == socket.gethostname())
+    return process is not None and bool(process["host"] == socket.gethostname())
 
 
 def is_alive(process: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from nsa_lab.files import write_csv as write_lines
-from nsa_lab.search.recovery import original_number
+from nsa_lab.search.recovery import original_number, reason_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def read_row(trial: FrozenTrial, objectives: Mapping[str, str], *, killed: bool 
         params=trial.params,
         directory=attrs.get("directory", ""),
         original=original_number(trial),
-        reason=attrs.get("reason", ""),
+        reason=reason_of(trial),
         seconds=attrs.get("seconds"),
         metrics=attrs.get("metrics", {}),
         overrides=attrs.get("overrides", {}),

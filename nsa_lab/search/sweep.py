@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
 from rich.console import Console
@@ -73,7 +74,7 @@ def sweep(
     if plan.pruner and len(plan.objectives) > 1:
         console.print(f"PRUNER {plan.pruner} is ignored: pruning needs one objective, there are {len(plan.objectives)}")
     with sigterm_as_interrupt(), study_run(config, opened, plan, directory, console) as parent:
-        unfinished = _recovered(opened, directory, console)
+        unfinished = _recovered(opened, opened_storage, directory, console)
         view = open_view(console, "trials", list(plan.objectives), count + unfinished)
         source = Trials(
             study=opened,
@@ -116,10 +117,10 @@ def show(
     return SweepResult(study, directory, outcome, interrupted=False)
 
 
-def _recovered(study: optuna.Study, directory: Path, console: Console) -> int:
+def _recovered(study: optuna.Study, storage: Any, directory: Path, console: Console) -> int:
     """How many trials of earlier sweeps are to be retried."""
     with locked(directory / "recovery.lock"):
-        unfinished = recover(study, identity())
+        unfinished = recover(study, storage, identity())
     if unfinished:
         console.print(f"{unfinished} unfinished trials of an earlier sweep are retried first", highlight=False)
     return unfinished

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from nsa_lab.config import ExperimentConfig, config_hash, to_dict
 from nsa_lab.errors import ConfigError, NsaLabError
 from nsa_lab.runner.job import TRAIN, End, Job, Progress
 from nsa_lab.runner.view import View
-from nsa_lab.search.recovery import next_trial, original_number, retry
+from nsa_lab.search.recovery import HEARTBEAT_S, beat, next_trial, original_number, reason_of, retry
 from nsa_lab.search.rows import read_row
 from nsa_lab.search.samplers import build_pruner, build_sampler
 from nsa_lab.search.spec import Sweep, constraint_values, design, suggested
@@ -46,6 +47,7 @@ class Trials:
     left: int
     run: str = TRAIN
     flying: dict[str, optuna.Trial] = field(default_factory=dict)
+    last_beat: float = field(default_factory=time.monotonic)
 
     @property
     def prunes(self) -> bool:
@@ -81,10 +83,12 @@ class Trials:
         return None
 
     def heard(self, job: Job, progress: Progress) -> bool:
-        """Whether the pruner ends the trial."""
+        """Whether the pruner ends the trial, or another host has taken it over."""
         trial, objective = self.flying[job.name], next(iter(self.sweep.objectives))
         if not (job.asks and progress.validated and objective in progress.metrics):
             return False
+        if self._frozen(trial).state.is_finished():
+            return True
         trial.report(progress.metrics[objective], progress.step)
         if not trial.should_prune():
             return False
@@ -94,6 +98,9 @@ class Trials:
     def ended(self, job: Job, end: End) -> str | None:
         """Tell the study. Raises NsaLabError where an objective was not reported, for no other trial will."""
         trial = self.flying.pop(job.name)
+        if self._frozen(trial).state.is_finished():
+            self.view.say(f"{job.name}: this host was silent so long that another queued it again")
+            return None
         if end.fault is not None:
             return self._end(trial, TrialState.FAIL, end.fault)
         trial.set_user_attr("seconds", round(end.seconds, 3))
@@ -115,11 +122,12 @@ class Trials:
 
     def died(self, job: Job, reason: str) -> str | None:
         trial = self._frozen(self.flying.pop(job.name))
-        if retry(self.study, trial, reason, self.owner):
-            self.left += 1
+        if trial.state.is_finished() or retry(self.study, trial, reason, self.owner):
+            self.left += not trial.state.is_finished()
             return None
-        self.view.finished(shown(read_row(self._frozen(trial), self.sweep.objectives)))
-        return reason
+        trial = self._frozen(trial)
+        self.view.finished(shown(read_row(trial, self.sweep.objectives)))
+        return reason_of(trial)
 
     def interrupted(self, job: Job) -> None:
         """Queue the trial again, which does not count as a retry."""
@@ -128,11 +136,16 @@ class Trials:
             retry(self.study, trial, "interrupted", self.owner, counts=False)
 
     def tick(self, jobs: Sequence[Job]) -> None:
-        return None
+        """Tell other hosts now and then which trials are alive."""
+        if time.monotonic() - self.last_beat > HEARTBEAT_S:
+            self.last_beat = time.monotonic()
+            for job in jobs:
+                beat(self.storage, self.flying[job.name])
 
     def _ask(self) -> optuna.Trial:
         """A trial whose draws follow from seed and number alone: its sampler, so its study, are its own."""
         asked = next_trial(self.study, self.owner)
+        beat(self.storage, asked)
         study = optuna.load_study(
             study_name=self.study.study_name,
             storage=self.storage,
