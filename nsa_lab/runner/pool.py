@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,17 @@ def sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Hear Ctrl-C only after the block. Processes that start in it never hear it: it is their pool's to end them."""
+    resource_tracker.ensure_running()  # multiprocessing would start it within the block, and unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass
@@ -75,7 +87,7 @@ class Worker:
     def how_it_died(self) -> str:
         code = self.process.exitcode
         if code is not None and code < 0:
-            return f"killed by {signal.Signals(-code).name}"
+            return f"was killed by {signal.Signals(-code).name}"
         return f"ended with exit code {code}"
 
     def last_line(self) -> str:
@@ -144,7 +156,8 @@ class Pool:
         log = self.logs / f"worker-{index}.log"
         arguments = (index, self.workers, log, self.run, there)
         process = context.Process(target=main, args=arguments, name=f"{NAME}{index}")
-        process.start()
+        with _ctrl_c_waits():
+            process.start()
         there.close()
         return Worker(index, process, here, log)
 
@@ -197,9 +210,9 @@ class Pool:
             raise NsaLabError(f"worker {worker.index} {how} before its first job: {last}; see {worker.log}")
         self.crew.remove(worker)
         if worker.job:
-            fault = self.source.died(worker.job, f"its worker was {how}")
+            fault = self.source.died(worker.job, f"its worker {how}")
             if fault is None:
-                self.view.say(f"{worker.job.name}: its worker was {how}; queued again")
+                self.view.say(f"{worker.job.name}: its worker {how}; queued again")
             else:
                 self._weigh(fault)
         if self._open and self.source.left > sum(w.job is None for w in self.crew):

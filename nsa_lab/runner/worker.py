@@ -25,7 +25,7 @@ SHOW_EVERY_S = 0.2
 
 def main(index: int, workers: int, log: Path, run: str, connection: Connection) -> None:
     """The body of worker `index`. It says READY once it has imported `run`, or else ends with the reason."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the pool's to hear
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _redirect_output(log)
     _share_machine(index, workers)
