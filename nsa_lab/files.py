@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, locks between processes, and JSON that may be damaged."""
 
 import csv
+import errno
 import fcntl
 import json
 import logging
@@ -8,7 +9,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -47,6 +48,18 @@ def writing(place: Path, remedy: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise NsaLabError(f"cannot write {error.filename or place}: {error.strerror or error}; {remedy}") from error
+
+
+@contextmanager
+def room_on_disk(place: Path, kept: Callable[[], str]) -> Iterator[None]:
+    """Turn a full disk in the block into an NsaLabError that names the file, else `place`, and says what is `kept`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        with writing(place, f"{kept()}; make room and run the same command again"):
+            raise
 
 
 def write_text(path: Path, text: str) -> None:

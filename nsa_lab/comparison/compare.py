@@ -9,7 +9,7 @@ from nsa_lab.comparison.report import print_tables, write_tables
 from nsa_lab.comparison.rows import Key, Row, key_of, read_rows
 from nsa_lab.comparison.spec import Comparison, Training, chosen, load_comparison, trainings
 from nsa_lab.errors import NsaLabError
-from nsa_lab.files import FileLock, writing
+from nsa_lab.files import FileLock, room_on_disk, writing
 from nsa_lab.runner.job import TRAIN, JobList
 from nsa_lab.runner.parent_run import parent_run
 from nsa_lab.runner.pool import Pool, sigterm_as_interrupt
@@ -40,7 +40,7 @@ def compare(
     wanted = trainings(comparison, *chosen(comparison, variants, seeds), overrides)
     home = wanted[0].directory.parent
     out = out or home
-    with _alone(out), sigterm_as_interrupt():
+    with _alone(out), sigterm_as_interrupt(), room_on_disk(out, lambda: "what was trained is kept"):
         rows = read_rows(out / ROWS)
         missing = [training for training in wanted if key_of(training) not in rows]
         logs = f"; what they print: {home / 'logs'}" if missing else ""
@@ -87,8 +87,7 @@ def _show(comparison: Comparison, wanted: Sequence[Training], rows: Mapping[Key,
     if not mine:
         return []
     print_tables(comparison, mine)
-    with writing(out, "make room and run the same command again: what was trained is kept"):
-        files = write_tables(comparison, mine, out)
+    files = write_tables(comparison, mine, out)
     for path in files:
         print(path)
     return [*files, out / ROWS]

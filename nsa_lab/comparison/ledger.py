@@ -7,7 +7,7 @@ from nsa_lab.comparison.rows import ORIGIN, Key, Row, key_of, make_row, write_ro
 from nsa_lab.comparison.spec import Training
 from nsa_lab.config import to_dict
 from nsa_lab.errors import NsaLabError
-from nsa_lab.files import read_json, writing
+from nsa_lab.files import read_json
 from nsa_lab.runner.job import End, Job
 from nsa_lab.runner.view import Shown, View
 
@@ -36,7 +36,7 @@ class Ledger:
     faults: list[str] = field(default_factory=list)
 
     def enter(self, job: Job, end: End) -> str | None:
-        """Enter how a training ended; returns its fault, if it failed. Raises NsaLabError on a full disk."""
+        """Enter how a training ended; returns its fault, if it failed."""
         training, fault = self.trainings[job.directory], end.fault
         try:
             if fault is None:
@@ -44,8 +44,7 @@ class Ledger:
         except NsaLabError as error:
             fault = str(error)
         if fault is None:
-            with writing(self.file, "make room and run the same command again: what was trained is kept"):
-                write_rows(self.file, self.rows.values())
+            write_rows(self.file, self.rows.values())
         else:
             self.faults.append(f"{training.config.name}: {fault}")
         self.view.finished(_shown(training, end, fault))

@@ -35,11 +35,12 @@ def read_rows(file: Path) -> dict[Key, Row]:
     needed = {*KEY, "steps", *ORIGIN}
     try:
         with open(file, newline="") as stream:
-            rows = list(csv.DictReader(stream))
+            table = csv.DictReader(stream)
+            rows, columns = list(table), set(table.fieldnames or needed)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise NsaLabError(f"{file} cannot be read as a CSV ({error}); name the runs.csv of a comparison") from error
-    if rows and not needed <= set(rows[0]):
-        lacks = ", ".join(sorted(needed - set(rows[0])))
+    if not needed <= columns:
+        lacks = ", ".join(sorted(needed - columns))
         raise NsaLabError(f"{file} holds no rows of a comparison (it lacks {lacks}); name another file")
     for line, row in enumerate(rows, start=2):
         if None in row or None in row.values():

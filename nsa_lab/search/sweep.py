@@ -10,7 +10,7 @@ import optuna
 from rich.console import Console
 
 from nsa_lab.errors import NsaLabError
-from nsa_lab.files import locked
+from nsa_lab.files import locked, room_on_disk
 from nsa_lab.runner.job import TRAIN
 from nsa_lab.runner.pool import Pool, sigterm_as_interrupt
 from nsa_lab.runner.recovery import identity
@@ -73,7 +73,11 @@ def sweep(
     opened = open_study(plan, opened_storage, name, base, overrides)
     if plan.pruner and len(plan.objectives) > 1:
         console.print(f"PRUNER {plan.pruner} is ignored: pruning needs one objective, there are {len(plan.objectives)}")
-    with sigterm_as_interrupt(), study_run(config, opened, plan, directory, console) as parent:
+    with (
+        sigterm_as_interrupt(),
+        room_on_disk(directory, lambda: "what was trained is kept"),
+        study_run(config, opened, plan, directory, console) as parent,
+    ):
         unfinished = _recovered(opened, opened_storage, directory, console)
         view = open_view(console, "trials", list(plan.objectives), count + unfinished)
         source = Trials(

@@ -97,12 +97,14 @@ class Tracker:
         if self._finished:
             return
         self._finished = True
-        if self._record.tags.get("state") == "running":
-            self._record.add_tags({"state": status.lower()})
-        self._record.update(status=status, ended=now_ms())
-        patience = FINISH_PATIENCE_S if self._strict else TRIAL_FINISH_PATIENCE_S
-        sent = self._sender is None or self._sender.close(patience)
-        self._record.unlock()
+        try:
+            if self._record.tags.get("state") == "running":
+                self._record.add_tags({"state": status.lower()})
+            self._record.update(status=status, ended=now_ms())
+            patience = FINISH_PATIENCE_S if self._strict else TRIAL_FINISH_PATIENCE_S
+            sent = self._sender is None or self._sender.close(patience)
+        finally:
+            self._record.unlock()
         if not sent and self._strict and self._sender is not None:
             raise unsent(self._record, str(self._sender.fault or self._sender.outage or "too slow"))
 

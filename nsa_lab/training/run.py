@@ -1,6 +1,5 @@
 """One training run, from a config to a result."""
 
-import errno
 import logging
 import signal
 import threading
@@ -19,7 +18,7 @@ from nsa_lab.config.schema import TrainingConfig
 from nsa_lab.config.sizes import model_size
 from nsa_lab.data import VideoDataset, load_samples, load_tokenizer, pack
 from nsa_lab.errors import NsaLabError
-from nsa_lab.files import write_json
+from nsa_lab.files import room_on_disk, write_json
 from nsa_lab.model import build_model
 from nsa_lab.origin import code_digest, machine_facts
 from nsa_lab.tracking import Tracker
@@ -68,7 +67,7 @@ def run(
     home, resume = RunDirectory.prepare(config, directory), config.training.resume
     if resume and (summary := home.result()):
         return RunResult(home.path, summary["metrics"], summary["tracking_id"], stopped=False, recorded=True)
-    with quiet_lightning(), _room_on_disk(home):
+    with quiet_lightning(), room_on_disk(home.path, lambda: kept_checkpoint(home.checkpoints)):
         module, data = build(config)
         if not resume:
             home.clear()
@@ -195,19 +194,6 @@ def _interruptible(trainer: L.Trainer) -> Iterator[None]:
     finally:
         if main:
             signal.signal(signal.SIGINT, handler)
-
-
-@contextmanager
-def _room_on_disk(home: RunDirectory) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise NsaLabError(
-            f"cannot write {error.filename or home.path}: {error.strerror}; {kept_checkpoint(home.checkpoints)}; "
-            "make room and run the same command again"
-        ) from error
 
 
 def _divergence(error: Divergence, data: VideoDataModule, home: RunDirectory) -> str:
