@@ -48,10 +48,6 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def user() -> str:
-    return os.environ.get("USER") or os.environ.get("LOGNAME") or "unknown"
-
-
 def version(library: str) -> str:
     try:
         return importlib.metadata.version(library)

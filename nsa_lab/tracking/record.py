@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from nsa_lab.config import is_incidental
 from nsa_lab.errors import NsaLabError
@@ -53,19 +53,19 @@ class Record:
         self.directory = directory
         self.state = state
         self.guard = threading.RLock()
-        self.params: dict[str, str] = read_json(directory / "params.json", REMEDY)
-        self.tags: dict[str, str] = read_json(directory / "tags.json", REMEDY)
-        self.metrics = directory / "metrics.jsonl"
+        self.all_params: dict[str, str] = read_json(directory / "params.json", REMEDY)
+        self.all_tags: dict[str, str] = read_json(directory / "tags.json", REMEDY)
+        self.metrics_file = directory / "metrics.jsonl"
         self.locked_by: FileLock | None = None
 
     @classmethod
-    def load(cls, directory: Path) -> "Record | None":
+    def load(cls, directory: Path) -> Self | None:
         """The record in `directory`, or None where there is none."""
         content = read_json(directory / "tracking.json", REMEDY, ("uri", "experiment", "run_name", "parent"))
         return cls(directory, State(**content)) if content else None
 
     @classmethod
-    def take(cls, directory: Path) -> "Record | None":
+    def take(cls, directory: Path) -> Self | None:
         """The record in `directory`, locked, or None where there is none or another process writes it."""
         lock = FileLock(directory / LOCK)
         if not (directory / "tracking.json").exists() or not lock.take():
@@ -76,7 +76,7 @@ class Record:
         return record
 
     @classmethod
-    def open(cls, directory: Path, fresh: State, *, run_id: str | None, again: bool) -> "Record":
+    def begin(cls, directory: Path, fresh: State, *, run_id: str | None, again: bool) -> Self:
         """The locked record of `directory`: that of run `run_id`, or one left unfinished (`again`: or ended), goes on.
 
         Else `fresh` begins, and what was recorded before keeps its files under numbered names. Raises NsaLabError
@@ -112,35 +112,37 @@ class Record:
             self.state = dataclasses.replace(self.state, **changes)
             write_json(self.directory / "tracking.json", dataclasses.asdict(self.state))
 
-    def add_metrics(self, values: Mapping[str, float], step: int) -> None:
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Record scalars at an optimiser step."""
         line = {"step": int(step), "time": now_ms(), "metrics": {k: float(v) for k, v in values.items()}}
-        with self.guard, open(self.metrics, "a") as file:
+        with self.guard, open(self.metrics_file, "a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def add_params(self, flat: Mapping[str, Any]) -> None:
-        """Add params, without those that cannot change a result: a resumed run may have other ones.
+    def params(self, flat: Mapping[str, Any]) -> None:
+        """Record params, without those that cannot change a result: a resumed run may have other ones.
 
         Raises NsaLabError when one was recorded with another value.
         """
         new = {k: str(v) for k, v in flat.items() if not is_incidental(k)}
         with self.guard:
-            changed = [k for k, v in new.items() if self.params.get(k, v) != v]
+            changed = [k for k, v in new.items() if self.all_params.get(k, v) != v]
             if changed:
-                old = f"{changed[0]}={self.params[changed[0]]}"
+                old = f"{changed[0]}={self.all_params[changed[0]]}"
                 raise NsaLabError(
                     f"{self.directory} holds a run with {old}, now {new[changed[0]]}; "
                     "params of a run cannot change: choose another name or remove the directory"
                 )
-            self.params |= new
-            write_json(self.directory / "params.json", self.params)
+            self.all_params |= new
+            write_json(self.directory / "params.json", self.all_params)
 
-    def add_tags(self, tags: Mapping[str, Any]) -> None:
+    def tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags; a tag may change."""
         with self.guard:
-            self.tags |= {k: str(v) for k, v in tags.items()}
-            write_json(self.directory / "tags.json", self.tags)
+            self.all_tags |= {k: str(v) for k, v in tags.items()}
+            write_json(self.directory / "tags.json", self.all_tags)
 
-    def add_artifact(self, path: Path, folder: str) -> None:
-        """Add a file or a folder, kept relative to the directory when it lies inside."""
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Record a file or a folder, under `folder` of the run's artifacts. Raises NsaLabError where there is none."""
         if not path.exists():
             raise NsaLabError(f"artifact {path} does not exist; write it before recording it")
         name, home = path.resolve(), self.directory.resolve()
@@ -150,9 +152,9 @@ class Record:
 
     def unsent_metrics(self) -> Iterator[tuple[list[dict[str, Any]], int]]:
         """Batches of complete lines after the last offset that arrived, each with the offset behind it."""
-        if not self.metrics.exists():
+        if not self.metrics_file.exists():
             return
-        with open(self.metrics, "rb") as lines:
+        with open(self.metrics_file, "rb") as lines:
             lines.seek(self.state.sent_metrics)
             batch: list[dict[str, Any]] = []
             values, offset = 0, self.state.sent_metrics
@@ -175,18 +177,18 @@ class Record:
             return (
                 state.run_id is None
                 or state.sent_status != state.status
-                or state.sent_params < len(self.params)
-                or state.sent_tags != self.tags
+                or state.sent_params < len(self.all_params)
+                or state.sent_tags != self.all_tags
                 or state.sent_artifacts < len(state.artifacts)
-                or (self.metrics.exists() and self.metrics.stat().st_size > state.sent_metrics)
+                or (self.metrics_file.exists() and self.metrics_file.stat().st_size > state.sent_metrics)
             )
 
     def _cut_half_a_line(self) -> None:
         """Remove the end of metrics.jsonl that a killed process left half written."""
-        content = self.metrics.read_bytes() if self.metrics.exists() else b""
+        content = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
-            os.truncate(self.metrics, whole)
+            os.truncate(self.metrics_file, whole)
         self.update(sent_metrics=min(self.state.sent_metrics, whole))
 
 

@@ -46,10 +46,10 @@ class Sender:
                 if self._record.pending:
                     store.send(self._record)
                 wait = INTERVAL_S
-                self._say_back()
+                self._note(None)
             except store.Unreachable as error:
                 wait = 1.0 if self._closing else min(2 * wait, LONGEST_WAIT_S)
-                self._say_away(str(error))
+                self._note(str(error))
             except Exception as error:
                 self.fault = error
                 logger.warning("tracking stopped: %s; the record goes on in %s", error, self._record.directory)
@@ -57,18 +57,15 @@ class Sender:
             if self._closing and not self._record.pending:
                 return
 
-    def _say_away(self, reason: str) -> None:
-        if self.outage is None:
-            state, directory = self._record.state, self._record.directory
-            logger.warning("tracking server %s is away (%s); recording in %s, trying on", state.uri, reason, directory)
-            self._away_since = time.monotonic()
-        self.outage = reason
-
-    def _say_back(self) -> None:
-        if self.outage is not None:
-            away = time.monotonic() - self._away_since
-            logger.warning("tracking server %s is back after %.0f s", self._record.state.uri, away)
-        self.outage = None
+    def _note(self, outage: str | None) -> None:
+        """Say when the server goes away, and when it is back."""
+        uri, directory = self._record.state.uri, self._record.directory
+        if outage and not self.outage:
+            logger.warning("tracking server %s is away (%s); recording in %s, trying on", uri, outage, directory)
+            self._since = time.monotonic()
+        elif self.outage and not outage:
+            logger.warning("tracking server %s is back after %.0f s", uri, time.monotonic() - self._since)
+        self.outage = outage
 
 
 def send_within(record: Record, patience_s: float) -> None:
@@ -98,7 +95,7 @@ def annotate(directory: Path, tags: Mapping[str, Any], status: str | None = None
     if record is None:
         return
     try:
-        record.add_tags(tags)
+        record.tags(tags)
         if status is not None:
             record.update(status=status, ended=now_ms())
         if record.state.uri:
@@ -142,7 +139,7 @@ def _push_one(record: Record, uri: str | None) -> bool:
         record.state = State(uri, old.experiment, old.run_name, parent=None, started=old.started)
         record.update(status=old.status, ended=old.ended, artifacts=old.artifacts)
     if old.status == "RUNNING":
-        record.add_tags({"state": "killed"})
+        record.tags({"state": "killed"})
         record.update(status="KILLED", ended=now_ms())
     if not record.pending:
         return False

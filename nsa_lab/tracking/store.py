@@ -77,7 +77,7 @@ def _send_all(client: Any, record: Record) -> None:
 
     run_id = record.state.run_id or _create_run(client, record)
     with record.guard:
-        params, tags = list(record.params.items()), dict(record.tags)
+        params, tags = list(record.all_params.items()), dict(record.all_tags)
     for start in range(record.state.sent_params, len(params), PER_BATCH):
         some = params[start : start + PER_BATCH]
         client.log_batch(run_id, params=[Param(key, value) for key, value in some])

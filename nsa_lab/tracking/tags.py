@@ -1,5 +1,6 @@
 """The tags that say what was run, with which code, on which host, and the files of a run's beginning."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -41,19 +42,19 @@ def origin_tags() -> dict[str, str]:
         "dirty": str(bool(source.dirty)).lower(),
         "mlflow.source.name": "nsa-lab",
         "mlflow.source.git.commit": source.commit,
-        "mlflow.user": origin.user(),
+        "mlflow.user": os.environ.get("USER") or os.environ.get("LOGNAME") or "unknown",
         **{f"version.{name}": origin.version(name) for name in LIBRARIES},
     }
 
 
 def describe_run(record: Record, config: ExperimentConfig) -> None:
     """Record what is known before the first step: params, tags, the config, the uncommitted changes."""
-    record.add_params(flatten(to_dict(config)))
-    record.add_tags(design_tags(config))
+    record.params(flatten(to_dict(config)))
+    record.tags(design_tags(config))
     config_file, diff_file = record.directory / "config.yaml", record.directory / "dirty.diff"
     if not config_file.exists():
         files.write_text(config_file, to_yaml(config))
-    record.add_artifact(config_file, "")
+    record.artifact(config_file)
     if dirty := origin.source_state().dirty:
         files.write_text(diff_file, dirty)
-        record.add_artifact(diff_file, "")
+        record.artifact(diff_file)

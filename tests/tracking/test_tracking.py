@@ -165,7 +165,7 @@ def test_without_tracking_the_record_can_be_pushed_later(store, tmp_path):
         tracking.push(tmp_path / "nothing")
     for name, enabled in (("a", False), ("b", True)):
         with Tracker.open(config_in(store, **{"tracking.enabled": enabled}), tmp_path / name, parent="x") as tracker:
-            tracker._sender = None  # nothing is sent yet
+            tracker.sender = None  # nothing is sent yet
     assert tracking.push(tmp_path) == [tmp_path / "b"], "one that was recorded without tracking is passed over"
 
 
@@ -290,9 +290,9 @@ def test_runs_survive_a_real_server_that_goes_away(tmp_path, monkeypatch):
         config = config_in(tmp_path, **{"tracking.uri": f"http://127.0.0.1:{port}"})
         tracker = Tracker.open(config, tmp_path / "run")
         tracker.metrics({"train/loss": 2.0}, 1)
-        until(lambda: not tracker._record.pending)
+        until(lambda: not tracker.pending)
     tracker.metrics({"train/loss": 1.0}, 2)
-    until(lambda: tracker._sender.outage)
+    until(lambda: tracker.sender.outage)
     with serving(port):
         tracker.finish()
         run = client_of(config).get_run(tracker.run_id)
