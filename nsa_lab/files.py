@@ -114,7 +114,7 @@ class FileLock:
                 if time.monotonic() >= deadline:
                     self.free()
                     return False
-                time.sleep(0.1)
+                time.sleep(0.05)
 
     def free(self) -> None:
         if self._file is not None:
@@ -124,14 +124,15 @@ class FileLock:
 @contextmanager
 def locked(path: Path, waiting: str = "") -> Iterator[None]:
     """Hold the lock on `path` (created where missing). Where another process has it, says `waiting` and waits."""
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting:
-                logger.warning(waiting)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    lock = FileLock(path)
+    if not lock.take():
+        if waiting:
+            logger.warning(waiting)
+        lock.take(float("inf"))
+    try:
         yield
+    finally:
+        lock.free()
 
 
 def _remove(path: Path) -> None:

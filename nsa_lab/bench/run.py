@@ -42,15 +42,8 @@ def run_bench(
     print(f"{'size':>6} {'tokens':>7} {'mode':>6} {'seconds':>9} {'peak MiB':>9} {'vs dense':>9}")
     for point in points:
         measured = _in_fresh_process(_with(config, point), point, repeats, layer)
-        rows.append(
-            {
-                "what": "layer forward" if layer else "training step",
-                **dataclasses.asdict(point),
-                **dataclasses.asdict(measured),
-                "repeats": repeats,
-                **machine,
-            }
-        )
+        row = {"what": "layer forward" if layer else "training step", **dataclasses.asdict(point)}
+        rows.append(row | dataclasses.asdict(measured) | {"repeats": repeats, **machine})
         print(_line(point, measured, rows), flush=True)
         if out is not None:
             _append(out, rows[-1])

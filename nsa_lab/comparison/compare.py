@@ -13,7 +13,7 @@ from nsa_lab.files import FileLock, room_on_disk, writing
 from nsa_lab.runner.job import TRAIN, JobList
 from nsa_lab.runner.parent_run import parent_run
 from nsa_lab.runner.pool import Pool, sigterm_as_interrupt
-from nsa_lab.runner.view import make_console, open_view
+from nsa_lab.runner.view import View, make_console
 
 ROWS = "runs.csv"
 
@@ -48,14 +48,13 @@ def compare(
         if not missing:
             _show(comparison, wanted, rows, out)
             return out
-        view = open_view(make_console(), "trainings", list(comparison.metrics), len(missing))
+        view = View(make_console(), "trainings", list(comparison.metrics), len(missing))
         ledger = Ledger(out / ROWS, rows, {str(training.directory): training for training in missing}, view)
         tags = {"kind": "comparison", "comparison": file.stem, "mlflow.runName": f"comparison-{file.stem}"}
         with parent_run(wanted[0].config, out, tags, children=home, again=True) as parent:
             parent.artifact(file)
             jobs = JobList([job_of(t, file.stem, parent.run_id, runner) for t in missing], ledger.enter)
-            with view:
-                Pool(jobs, runner, workers, home / "logs", view, minutes).work()
+            Pool(jobs, runner, workers, home / "logs", view, minutes).work()
             for path in _show(comparison, wanted, rows, out):
                 parent.artifact(path)
     left = len(missing) - view.counts.total()

@@ -47,28 +47,21 @@ class End:
 
 
 class Source(Protocol):
-    """Where a pool gets its jobs; `left` of them wait. Of each job that it handed out it hears one end."""
+    """Where a pool gets its jobs; `left` of them wait. `take` gives the next one to the process `worker`.
+
+    Of each job it then hears one end: `ended`, which returns the job's fault if it failed; `died` with its worker,
+    which returns the fault, or None where the job is queued again; or `interrupted` with the pool. In between a true
+    answer to `heard` stops a job that asks, and `tick` names the jobs in flight twice a second.
+    """
 
     @property
     def left(self) -> int: ...
-
-    def take(self, worker: Mapping[str, Any]) -> Job | None:
-        """The next job, for the process `worker` (see `recovery.identity`); None when there is none."""
-
-    def heard(self, job: Job, progress: Progress) -> bool:
-        """A running job's progress; a true answer ends a job that asks."""
-
-    def ended(self, job: Job, end: End) -> str | None:
-        """A job came to its end; returns its fault, if it failed."""
-
-    def died(self, job: Job, reason: str) -> str | None:
-        """A job's worker died; returns the fault where the job failed by it, None where it is queued again."""
-
-    def interrupted(self, job: Job) -> None:
-        """The pool ends before the job does."""
-
-    def tick(self, jobs: Sequence[Job]) -> None:
-        """Called twice a second with the jobs in flight."""
+    def take(self, worker: Mapping[str, Any]) -> Job | None: ...
+    def heard(self, job: Job, progress: Progress) -> bool: ...
+    def ended(self, job: Job, end: End) -> str | None: ...
+    def died(self, job: Job, reason: str) -> str | None: ...
+    def interrupted(self, job: Job) -> None: ...
+    def tick(self, jobs: Sequence[Job]) -> None: ...
 
 
 class JobList:
@@ -78,8 +71,7 @@ class JobList:
     """
 
     def __init__(self, jobs: Iterable[Job], tell: Callable[[Job, End], str | None]):
-        self.waiting = deque(jobs)
-        self.tell = tell
+        self.waiting, self.ended = deque(jobs), tell
         self.deaths: Counter[str] = Counter()
 
     @property
@@ -91,9 +83,6 @@ class JobList:
 
     def heard(self, job: Job, progress: Progress) -> bool:
         return False
-
-    def ended(self, job: Job, end: End) -> str | None:
-        return self.tell(job, end)
 
     def died(self, job: Job, reason: str) -> str | None:
         self.deaths[job.directory] += 1

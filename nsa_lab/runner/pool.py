@@ -20,10 +20,10 @@ from nsa_lab.runner.recovery import identity
 from nsa_lab.runner.view import View
 from nsa_lab.runner.worker import READY, main
 
+NAME = "nsa-lab-worker-"
 SAME_FAULTS = 3
 REFRESH_S = 0.5
 TERMINATE_PATIENCE_S = 5.0
-NAME = "nsa-lab-worker-"
 
 
 @contextmanager
@@ -39,17 +39,6 @@ def sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Hear Ctrl-C only after the block. Processes that start in it never hear it: it is their pool's to end them."""
-    resource_tracker.ensure_running()  # multiprocessing would start it within the block, and unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 @dataclass
 class Worker:
     """A worker process, seen from its pool, and the job in its hands."""
@@ -57,15 +46,10 @@ class Worker:
     index: int
     process: Any
     connection: Connection
-    log: Path
     ready: bool = False
     job: Job | None = None
     since: float = 0.0
     progress: Progress | None = None
-
-    def give(self, job: Job) -> None:
-        self.job, self.progress, self.since = job, None, time.monotonic()
-        self.say(job)
 
     def say(self, words: Any) -> None:
         """Send something. That the worker is dead will show when it is listened to."""
@@ -80,26 +64,15 @@ class Worker:
         except (EOFError, ConnectionResetError):
             self.process.join()
 
-    @property
-    def dead(self) -> bool:
-        return not self.process.is_alive()
-
     def how_it_died(self) -> str:
         code = self.process.exitcode
-        if code is not None and code < 0:
-            return f"was killed by {signal.Signals(-code).name}"
-        return f"ended with exit code {code}"
-
-    def last_line(self) -> str:
-        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
-        return lines[-1] if lines else "it wrote nothing"
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
     def end(self) -> None:
         """End the process, whatever it does."""
         self.process.join(TERMINATE_PATIENCE_S)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
+        self.process.kill()
+        self.process.join()
 
 
 @dataclass
@@ -124,72 +97,81 @@ class Pool:
         Raises NsaLabError on a fault that more jobs would only repeat. On that and on KeyboardInterrupt the workers
         are ended, and their jobs given back to the source.
         """
-        self.workers = min(self.workers, self.source.left)
-        self.unstarted = self.workers
-        self.deadline = None if self.minutes is None else time.monotonic() + 60 * self.minutes
+        self.unstarted = self.workers = min(self.workers, self.source.left)
+        self.deadline = float("inf") if self.minutes is None else time.monotonic() + 60 * self.minutes
         try:
-            for index in range(self.workers):
-                self.crew.append(self._start(index))
-            while self._open or any(worker.job for worker in self.crew):
-                self._hand_out()
-                self.view.show(self.crew)
-                wait([item for w in self.crew for item in (w.connection, w.process.sentinel)], REFRESH_S)
-                for worker in list(self.crew):
-                    self._listen(worker)
-                self.source.tick([worker.job for worker in self.crew if worker.job])
-            for worker in self.crew:
-                worker.say(None)
-                worker.end()
+            with self.view:
+                self._work()
         except BaseException:
             self._abandon()
             raise
 
+    def _work(self) -> None:
+        for index in range(self.workers):
+            self._start(index)
+        while self._open or any(worker.job for worker in self.crew):
+            self._hand_out()
+            self.view.show(self.crew)
+            wait([item for w in self.crew for item in (w.connection, w.process.sentinel)], REFRESH_S)
+            for worker in list(self.crew):
+                self._listen(worker)
+            self.source.tick([worker.job for worker in self.crew if worker.job])
+        for worker in self.crew:
+            worker.say(None)
+            worker.end()
+
     @property
     def _open(self) -> bool:
         """Whether another job may be started."""
-        late = self.deadline is not None and time.monotonic() >= self.deadline
-        return bool(self.source.left) and (self.unstarted > 0 or not late)
+        return self.source.left > 0 and (self.unstarted > 0 or time.monotonic() < self.deadline)
 
-    def _start(self, index: int) -> Worker:
+    def _log(self, index: int) -> Path:
+        return self.logs / f"worker-{index}.log"
+
+    def _start(self, index: int) -> None:
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
-        log = self.logs / f"worker-{index}.log"
-        arguments = (index, self.workers, log, self.run, there)
+        arguments = (index, self.workers, self._log(index), self.run, there)
         process = context.Process(target=main, args=arguments, name=f"{NAME}{index}")
-        with _ctrl_c_waits():
+        # A process inherits that Ctrl-C is blocked, and so leaves it to its pool from the first moment on.
+        resource_tracker.ensure_running()  # else multiprocessing starts it now, and unblocks the signal
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
             process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         there.close()
-        return Worker(index, process, here, log)
+        self.crew.append(Worker(index, process, here))
 
     def _hand_out(self) -> None:
         for worker in self.crew:
-            if not worker.ready or worker.job or not self._open:
-                continue
-            job = self.source.take(identity(worker.process.pid))
-            if job is not None:
-                self.unstarted -= 1
-                worker.give(job)
+            if worker.ready and not worker.job and self._open:
+                worker.job = self.source.take(identity(worker.process.pid))
+                if worker.job:
+                    self.unstarted -= 1
+                    worker.progress, worker.since = None, time.monotonic()
+                    worker.say(worker.job)
 
     def _listen(self, worker: Worker) -> None:
-        dead = worker.dead  # before its words are read, so that the last ones are among them
+        dead = not worker.process.is_alive()  # before its words are read, so that the last ones are among them
         for words in worker.words():
             self._take(worker, words)
-        if dead or worker.dead:
+        if dead or not worker.process.is_alive():
             self._replace(worker)
 
     def _take(self, worker: Worker, words: Any) -> None:
         if words == READY:
             worker.ready = True
-        elif isinstance(words, Progress) and worker.job:
+        elif worker.job is None:
+            raise NsaLabError(words.fault)  # what a worker says that is not ready
+        elif isinstance(words, Progress):
             worker.progress = words
             stop = self.source.heard(worker.job, words)
             if worker.job.asks and words.validated:
                 worker.say(stop)
-        elif isinstance(words, End) and worker.job:
+        elif isinstance(words, End):
             job, worker.job = worker.job, None
             self._weigh(self.source.ended(job, words))
-        elif isinstance(words, End):
-            raise NsaLabError(str(words.fault))
 
     def _weigh(self, fault: str | None) -> None:
         """Raise NsaLabError when the same fault has come SAME_FAULTS times in a row."""
@@ -204,10 +186,11 @@ class Pool:
 
     def _replace(self, worker: Worker) -> None:
         """A worker died: its job is tried again or failed, and another worker takes its place."""
-        how = worker.how_it_died()
+        how, log = worker.how_it_died(), self._log(worker.index)
         if not worker.ready:
-            last = worker.last_line()
-            raise NsaLabError(f"worker {worker.index} {how} before its first job: {last}; see {worker.log}")
+            lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+            last = lines[-1] if lines else "it wrote nothing"
+            raise NsaLabError(f"worker {worker.index} {how} before its first job: {last}; see {log}")
         self.crew.remove(worker)
         if worker.job:
             fault = self.source.died(worker.job, f"its worker {how}")
@@ -216,7 +199,7 @@ class Pool:
             else:
                 self._weigh(fault)
         if self._open and self.source.left > sum(w.job is None for w in self.crew):
-            self.crew.append(self._start(worker.index))
+            self._start(worker.index)
 
     def _abandon(self) -> None:
         """End the workers, one that was just being started too, and give their jobs back."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 MAX_RETRIES = 2
 
 
@@ -42,15 +44,5 @@ def _start_time(pid: int) -> str | None:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except FileNotFoundError:
-        return None if Path("/proc/self").exists() else _start_time_without_proc(pid)
+        return None if Path("/proc/self").exists() or not psutil.pid_exists(pid) else "running"
     return None if fields[0] in "ZX" else fields[19]
-
-
-def _start_time_without_proc(pid: int) -> str | None:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        return "running"
-    return "running"

@@ -4,7 +4,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -13,15 +13,6 @@ from rich.text import Text
 
 RECENT = 8
 COLOURS = {"complete": "green", "pruned": "yellow", "infeasible": "bright_black", "failed": "red"}
-
-
-class Busy(Protocol):
-    """The part of a worker that is shown."""
-
-    index: int
-    job: Any
-    since: float
-    progress: Any
 
 
 @dataclass(frozen=True)
@@ -37,50 +28,40 @@ class Shown:
 
 
 class View:
-    """Plain lines, one per finished job. `what` are the jobs ("trials"), `metrics` the columns of the table."""
+    """Where the console is a terminal, a table of the jobs at work, the latest finished ones, and what is left.
+
+    Elsewhere a line per finished job. `what` are the jobs ("trials"), `metrics` the columns of the table.
+    """
 
     def __init__(self, console: Console, what: str, metrics: Sequence[str], total: int):
         self.console, self.what, self.metrics, self.total = console, what, metrics, total
         self.counts: Counter[str] = Counter()
+        self.recent: deque[Shown] = deque(maxlen=RECENT)
         self.started = time.monotonic()
+        self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> "View":
+        if self.live:
+            self.live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        return None
+        if self.live:
+            self.live.stop()
 
     def say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def finished(self, shown: Shown) -> None:
         self.counts[shown.state] += 1
-        self.say(f"{self.counts.total()}/{self.total}  {shown.line}")
-
-    def show(self, crew: Sequence[Busy]) -> None:
-        """Called twice a second; plain lines have nothing to add."""
-
-
-class LiveView(View):
-    """A table of the jobs at work, the latest finished ones, and what is left."""
-
-    def __init__(self, console: Console, what: str, metrics: Sequence[str], total: int):
-        super().__init__(console, what, metrics, total)
-        self.recent: deque[Shown] = deque(maxlen=RECENT)
-        self.live = Live(console=console, auto_refresh=False, transient=True)
-
-    def __enter__(self) -> "LiveView":
-        self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.live.stop()
-
-    def finished(self, shown: Shown) -> None:
-        self.counts[shown.state] += 1
         self.recent.append(shown)
+        if not self.live:
+            self.say(f"{self.counts.total()}/{self.total}  {shown.line}")
 
-    def show(self, crew: Sequence[Busy]) -> None:
+    def show(self, crew: Sequence[Any]) -> None:
+        """Draw the table anew; `crew` are a pool's workers."""
+        if not self.live:
+            return
         table = Table(title=self._title(), title_justify="left", expand=True)
         for name in (self.what.removesuffix("s"), "state", "step", *self.metrics, "time", "design"):
             table.add_column(name, overflow="fold", ratio=3 if name == "design" else None)
@@ -90,10 +71,9 @@ class LiveView(View):
         for worker in crew:
             if worker.job is not None:
                 done, seconds = worker.progress, time.monotonic() - worker.since
-                step = f"{done.step}/{done.steps}" if done else ""
-                values = self._values(done.metrics if done else {})
-                running = "[cyan]running[/]"
-                table.add_row(worker.job.name, running, step, *values, duration(seconds), f"worker {worker.index}")
+                step, values = (f"{done.step}/{done.steps}", done.metrics) if done else ("", {})
+                about = ("[cyan]running[/]", step, *self._values(values), duration(seconds), f"worker {worker.index}")
+                table.add_row(worker.job.name, *about)
         self.live.update(table, refresh=True)
 
     def _values(self, metrics: Mapping[str, float]) -> list[str]:
@@ -105,11 +85,6 @@ class LiveView(View):
         elapsed = time.monotonic() - self.started
         left = f", about {duration(elapsed / done * (self.total - done))} left" if done and done < self.total else ""
         return f"{done}/{self.total} {self.what} ({counts}), {duration(elapsed)}{left}"
-
-
-def open_view(console: Console, what: str, metrics: Sequence[str], total: int) -> View:
-    """A live table where the console is a terminal, else plain lines."""
-    return (LiveView if console.is_terminal else View)(console, what, metrics, total)
 
 
 def make_console() -> Console:

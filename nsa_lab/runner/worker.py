@@ -18,6 +18,7 @@ from typing import Any
 from nsa_lab.config import load_config
 from nsa_lab.errors import NsaLabError
 from nsa_lab.runner.job import End, Job, Progress
+from nsa_lab.runner.python_file import kind_of
 
 READY = "ready"
 SHOW_EVERY_S = 0.2
@@ -63,7 +64,8 @@ def _do(job: Job, connection: Connection) -> End:
         )
     except Exception as error:
         traceback.print_exc()
-        return End(time.monotonic() - started, fault=_fault(error))
+        mendable = isinstance(error, NsaLabError)
+        return End(time.monotonic() - started, fault=str(error).splitlines()[0] if mendable else kind_of(error))
     finally:
         _free_memory()
     return End(time.monotonic() - started, result.metrics, result.tracking_id)
@@ -81,12 +83,6 @@ def _teller(job: Job, connection: Connection) -> Callable[[Any], bool]:
         return job.asks and progress.validated and bool(connection.recv())
 
     return on_progress
-
-
-def _fault(error: Exception) -> str:
-    """The error in one line."""
-    first = next(iter(str(error).strip().splitlines()), "no message")
-    return first if isinstance(error, NsaLabError) else f"{type(error).__name__}: {first}"
 
 
 def _free_memory() -> None:

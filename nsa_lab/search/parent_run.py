@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
@@ -17,40 +16,18 @@ from nsa_lab.search.rows import Outcome
 from nsa_lab.search.spec import Sweep
 
 
-@dataclass
-class ParentRun:
-    """The parent run of this study; `tracker` is None where another live sweep on this study keeps it."""
-
-    run_id: str | None
-    tracker: tracking.Tracker | None
-
-    def report(self, outcome: Outcome, files: Sequence[Path], interrupted: bool) -> None:
-        """Record how the study stands, and close the run."""
-        if self.tracker is None:
-            return
-        states = ("complete", "pruned", "infeasible", "failed")
-        self.tracker.metrics({f"trials/{s}": outcome.count(s) for s in states}, len(outcome.rows))
-        if outcome.best is not None:
-            best = {f"best/{name}": value for name, value in outcome.best.values.items()}
-            self.tracker.metrics(best, len(outcome.rows))
-            self.tracker.tags({"best_trial": outcome.best.number, "pareto_size": len(outcome.front)})
-        for file in files:
-            self.tracker.artifact(file, file.name if file.is_dir() else "")
-        self.tracker.finish("KILLED" if interrupted else "FINISHED")
-
-
 @contextmanager
 def study_run(
     config: ExperimentConfig, study: optuna.Study, sweep: Sweep, directory: Path, console: Console
-) -> Iterator[ParentRun]:
-    """Open or continue the parent run, and close it at the end with all trials' records sent.
+) -> Iterator[tracking.Tracker | None]:
+    """Open or continue the parent run, which the study's attribute `tracking_id` names, and close it at the end.
 
-    The run that the study names is continued, so that sweeps on several machines share one.
+    Sweeps on several machines share the one that the study names. None where another live sweep here keeps it.
     """
     keeper = study.user_attrs.get("keeper")
     if keeper and keeper != identity() and is_here(keeper) and is_alive(keeper):
         console.print(f"another sweep (pid {keeper['pid']}) runs on this study; sharing it", highlight=False)
-        yield ParentRun(study.user_attrs.get("tracking_id"), None)
+        yield None
         return
     study.set_user_attr("keeper", identity())
     place = [tracking.tracking_uri(config), config.tracking.experiment]
@@ -69,4 +46,16 @@ def study_run(
         write_text(base, to_yaml(config))
         for file in (sweep.path, base):
             tracker.artifact(file)
-        yield ParentRun(tracker.run_id, tracker)
+        yield tracker
+
+
+def record_outcome(tracker: tracking.Tracker, outcome: Outcome, files: Sequence[Path]) -> None:
+    """Record how the study stands."""
+    states = ("complete", "pruned", "infeasible", "failed")
+    tracker.metrics({f"trials/{s}": outcome.count(s) for s in states}, len(outcome.rows))
+    if outcome.best is not None:
+        best = {f"best/{name}": value for name, value in outcome.best.values.items()}
+        tracker.metrics(best, len(outcome.rows))
+        tracker.tags({"best_trial": outcome.best.number, "pareto_size": len(outcome.front)})
+    for file in files:
+        tracker.artifact(file, file.name if file.is_dir() else "")

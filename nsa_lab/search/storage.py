@@ -44,14 +44,14 @@ def open_storage(url: str) -> Any:
         raise NsaLabError(f"storage {url} cannot be opened ({_reason(error)}); correct --storage") from error
 
 
-def load_study(storage: Any, name: str, **options: Any) -> optuna.Study:
+def load_study(storage: Any, name: str) -> optuna.Study:
     """A study by name. Raises NsaLabError that lists the studies there are."""
     known = optuna.get_all_study_names(storage)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise NsaLabError(f"study {name!r} does not exist; {hint}known: {', '.join(known) or 'none yet'}")
-    return optuna.load_study(study_name=name, storage=storage, **options)
+    return optuna.load_study(study_name=name, storage=storage)
 
 
 def _journal(path: Path) -> Any:

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
 from rich.console import Console
@@ -14,8 +13,8 @@ from nsa_lab.files import locked, room_on_disk
 from nsa_lab.runner.job import TRAIN
 from nsa_lab.runner.pool import Pool, sigterm_as_interrupt
 from nsa_lab.runner.recovery import identity
-from nsa_lab.runner.view import make_console, open_view
-from nsa_lab.search.parent_run import study_run
+from nsa_lab.runner.view import View, make_console
+from nsa_lab.search.parent_run import record_outcome, study_run
 from nsa_lab.search.recovery import recover
 from nsa_lab.search.report import print_report, write_report
 from nsa_lab.search.rows import Outcome, read_outcome
@@ -78,24 +77,33 @@ def sweep(
         room_on_disk(directory, lambda: "what was trained is kept"),
         study_run(config, opened, plan, directory, console) as parent,
     ):
-        unfinished = _recovered(opened, opened_storage, directory, console)
-        view = open_view(console, "trials", list(plan.objectives), count + unfinished)
+        with locked(directory / "recovery.lock"):
+            unfinished = recover(opened, opened_storage, identity())
+        if unfinished:
+            console.print(f"{unfinished} unfinished trials of an earlier sweep are retried first", highlight=False)
+        view = View(console, "trials", list(plan.objectives), count + unfinished)
         source = Trials(
             study=opened,
             storage=opened_storage,
             sweep=plan,
             base=base,
             seed=config.seed,
-            owner=identity(),
             directory=directory,
-            parent=parent.run_id,
+            parent=opened.user_attrs.get("tracking_id"),
             view=view,
             left=count + unfinished,
             run=runner,
         )
-        interrupted = _interrupted(Pool(source, runner, workers, directory / "logs", view))
+        interrupted = False
+        try:
+            Pool(source, runner, workers, directory / "logs", view).work()
+        except KeyboardInterrupt:
+            interrupted = True
         outcome = read_outcome(opened)
-        parent.report(outcome, write_report(outcome, directory), interrupted)
+        files = write_report(outcome, directory)
+        if parent is not None:
+            record_outcome(parent, outcome, files)
+            parent.finish("KILLED" if interrupted else "FINISHED")
     print_report(outcome, directory, console)
     if interrupted:
         command = f"nsa-lab sweep {file} --study {name} --trials N" + (f" --storage {storage}" if storage else "")
@@ -119,25 +127,6 @@ def show(
     write_report(outcome, directory)
     print_report(outcome, directory, console or make_console())
     return SweepResult(study, directory, outcome, interrupted=False)
-
-
-def _recovered(study: optuna.Study, storage: Any, directory: Path, console: Console) -> int:
-    """How many trials of earlier sweeps are to be retried."""
-    with locked(directory / "recovery.lock"):
-        unfinished = recover(study, storage, identity())
-    if unfinished:
-        console.print(f"{unfinished} unfinished trials of an earlier sweep are retried first", highlight=False)
-    return unfinished
-
-
-def _interrupted(pool: Pool) -> bool:
-    """Do the work; True when interrupted."""
-    with pool.view:
-        try:
-            pool.work()
-        except KeyboardInterrupt:
-            return True
-    return False
 
 
 def _directory(output: str | Path, study: str) -> Path:

@@ -15,6 +15,7 @@ from nsa_lab import tracking
 from nsa_lab.config import ExperimentConfig, config_hash, to_dict
 from nsa_lab.errors import ConfigError, NsaLabError
 from nsa_lab.runner.job import TRAIN, End, Job, Progress
+from nsa_lab.runner.recovery import identity
 from nsa_lab.runner.view import View
 from nsa_lab.search.recovery import HEARTBEAT_S, beat, next_trial, original_number, reason_of, retry
 from nsa_lab.search.rows import read_row
@@ -40,12 +41,12 @@ class Trials:
     sweep: Sweep
     base: Mapping[str, Any]
     seed: int
-    owner: Mapping[str, Any]
     directory: Path
     parent: str | None
     view: View
     left: int
     run: str = TRAIN
+    owner: Mapping[str, Any] = field(default_factory=identity)
     flying: dict[str, optuna.Trial] = field(default_factory=dict)
     last_beat: float = field(default_factory=time.monotonic)
 
@@ -152,7 +153,14 @@ class Trials:
             sampler=build_sampler(self.sweep.sampler, (self.seed * 1_000_003 + asked.number) % 2**32),
             pruner=build_pruner(self.sweep.pruner if self.prunes else None),
         )
+        study.stop = self._stop
         return optuna.Trial(study, asked._trial_id)
+
+    def _stop(self) -> None:
+        """What the brute-force sampler calls when no design is left. Optuna's own is for Optuna's own loop."""
+        if self.left:
+            self.view.say("every design of the space has been tried")
+            self.left = 0
 
     def _design(self, trial: optuna.Trial) -> ExperimentConfig:
         """The trial's config; its constraints are set on the trial either way. Raises Infeasible."""
@@ -198,9 +206,6 @@ class Trials:
             trial.set_user_attr("reason", reason)
         trial.study.tell(trial, values, state=state)
         self.view.finished(shown(read_row(self._frozen(trial), self.sweep.objectives)))
-        if getattr(trial.study.sampler, "exhausted", False) and self.left:
-            self.view.say("every design of the space has been tried")
-            self.left = 0
         return reason if state == TrialState.FAIL else None
 
     def _frozen(self, trial: optuna.Trial | FrozenTrial) -> FrozenTrial:

@@ -1,7 +1,6 @@
 """A run's directory: whose it is, what is in it, and whether the run there is over."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +10,14 @@ from nsa_lab.files import read_json, write_text, writing
 from nsa_lab.tracking.record import Record, set_aside
 
 
-@dataclass(frozen=True)
 class RunDirectory:
     """Holds config.yaml, origin.json (the code and machine that trained last), checkpoints/, metrics.jsonl, pictures/
     and, once the run is over, summary.json."""
 
-    path: Path
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def pictures(self) -> Path:
-        return self.path / "pictures"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def origin(self) -> Path:
-        return self.path / "origin.json"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.json"
+    def __init__(self, path: Path):
+        self.path = path
+        self.config, self.origin, self.summary = path / "config.yaml", path / "origin.json", path / "summary.json"
+        self.checkpoints, self.metrics, self.pictures = path / "checkpoints", path / "metrics.jsonl", path / "pictures"
 
     @classmethod
     def prepare(cls, config: ExperimentConfig, path: Path | None) -> "RunDirectory":

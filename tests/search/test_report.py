@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from nsa_lab.config import flatten, load_config, to_dict
-from nsa_lab.runner.view import LiveView, View, open_view
+from nsa_lab.runner.view import View
 from nsa_lab.search.report import print_report, write_report
 from nsa_lab.search.rows import read_outcome, read_row
 from nsa_lab.search.view import short_names, shown
@@ -105,8 +105,7 @@ def test_a_terminal_gets_a_live_table_and_a_file_plain_lines():
     objectives = dict(zip(NAMES[:2], DIRECTIONS[:2], strict=True))
     done = shown(read_row(study_of(TWO).get_trials()[1], objectives))
     plain = Console(width=160, record=True, file=io.StringIO())
-    with open_view(plain, "trials", list(objectives), 9) as view:
-        assert type(view) is View
+    with View(plain, "trials", list(objectives), 9) as view:
         view.finished(done)
     assert "1/9  trial 0001 complete    val/accuracy 0.9  budget/keys_per_query 80" in plain.export_text()
 
@@ -116,8 +115,7 @@ def test_a_terminal_gets_a_live_table_and_a_file_plain_lines():
     job = SimpleNamespace(name="trial-0002")
     worker = SimpleNamespace(index=3, job=job, since=time.monotonic(), progress=progress)
     failed = replace(done, name="trial-0008", state="failed", note="[Errno 28] [/data] is full")
-    with open_view(terminal, "trials", list(objectives), 9) as view:
-        assert isinstance(view, LiveView)
+    with View(terminal, "trials", list(objectives), 9) as view:
         view.finished(done)
         view.finished(failed)
         view.show([worker])
