@@ -47,7 +47,7 @@ class Ledger:
             write_rows(self.file, self.rows.values())
         else:
             self.faults.append(f"{training.config.name}: {fault}")
-        self.view.finished(_shown(training, end, fault))
+        self.view.finished(_shown(job.name, training, end, fault))
         return fault
 
 
@@ -59,10 +59,10 @@ def _origin(training: Training) -> dict[str, str]:
     return origin
 
 
-def _shown(training: Training, end: End, fault: str | None) -> Shown:
-    name = f"{training.experiment:<10} {training.variant:<12} seed {training.seed:<4}"
+def _shown(name: str, training: Training, end: End, fault: str | None) -> Shown:
+    columns = f"{training.experiment:<10} {training.variant:<12} seed {training.seed:<4}"
     if fault is not None:
-        return Shown(name, "failed", {}, end.seconds, fault, f"{name} failed: {fault}")
+        return Shown(name, "failed", {}, end.seconds, fault, f"{columns} failed: {fault}")
     measured = f"accuracy {end.metrics['val/accuracy']:.1%}  loss {end.metrics['val/loss']:.4f}"
-    line = f"{name} {measured}  {end.seconds:.0f} s"
+    line = f"{columns} {measured}  {end.seconds:.0f} s"
     return Shown(name, "complete", end.metrics, end.seconds, training.variant, line)

@@ -66,6 +66,8 @@ class Worker:
 
     def how_it_died(self) -> str:
         code = self.process.exitcode
+        if code == -signal.SIGKILL:
+            return "was killed by SIGKILL (out of memory?)"
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
     def end(self) -> None:
@@ -97,7 +99,7 @@ class Pool:
         Raises NsaLabError on a fault that more jobs would only repeat. On that and on KeyboardInterrupt the workers
         are ended, and their jobs given back to the source.
         """
-        self.unstarted = self.workers = min(self.workers, self.source.left)
+        self.unstarted = self.workers = min(max(1, self.workers), self.source.left)
         self.deadline = float("inf") if self.minutes is None else time.monotonic() + 60 * self.minutes
         try:
             with self.view:

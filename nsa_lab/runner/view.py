@@ -30,7 +30,8 @@ class Shown:
 class View:
     """Where the console is a terminal, a table of the jobs at work, the latest finished ones, and what is left.
 
-    Elsewhere a line per finished job. `what` are the jobs ("trials"), `metrics` the columns of the table.
+    Elsewhere a line per finished job; one that failed has its line either way. `what` are the jobs ("trials"),
+    `metrics` the columns of the table.
     """
 
     def __init__(self, console: Console, what: str, metrics: Sequence[str], total: int):
@@ -55,7 +56,7 @@ class View:
     def finished(self, shown: Shown) -> None:
         self.counts[shown.state] += 1
         self.recent.append(shown)
-        if not self.live:
+        if not self.live or shown.state == "failed":
             self.say(f"{self.counts.total()}/{self.total}  {shown.line}")
 
     def show(self, crew: Sequence[Any]) -> None:

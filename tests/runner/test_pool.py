@@ -55,7 +55,7 @@ def test_jobs_that_kill_their_worker_are_retried_and_spare_the_others(make, tmp_
     pool.work()
     faults = {name: end.fault for name, end in pool.ends.items() if end.fault}
     assert faults == {
-        "1 die": f"its worker was killed by SIGKILL, after {MAX_RETRIES} retries",
+        "1 die": f"its worker was killed by SIGKILL (out of memory?), after {MAX_RETRIES} retries",
         "3 leave": f"its worker ended with exit code 3, after {MAX_RETRIES} retries",
     }
     assert [starts(tmp_path, n) for n in range(5)] == [1, MAX_RETRIES + 1, 2, MAX_RETRIES + 1, 1]
@@ -79,7 +79,7 @@ def test_the_same_fault_three_times_in_a_row_ends_all(make, tmp_path):
         pool.work()
     assert len(pool.ends) == 6 and pool.source.left == 1
     pool = make(*["die"] * 5)
-    with pytest.raises(NsaLabError, match=r"3 jobs in a row .* killed by SIGKILL, after 2 retries; mend it"):
+    with pytest.raises(NsaLabError, match=r"3 jobs in a row .* killed by SIGKILL \(out of.*, after 2 retries; mend it"):
         pool.work()
 
 

@@ -179,7 +179,7 @@ def test_killed_worker_is_replaced_and_its_trial_retried(folder, monkeypatch):
     trials = trials_of()
     assert states(trials) == {"COMPLETE": 4, "FAIL": 1}
     assert_retried_once(trials)
-    assert "killed by SIGKILL; queued again" in output
+    assert "killed by SIGKILL (out of memory?); queued again" in output
     assert "killed by SIGKILL" in next(t for t in trials if t.state.name == "FAIL").user_attrs["reason"]
 
 
