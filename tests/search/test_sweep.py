@@ -1,5 +1,6 @@
 """Whole sweeps on a stand-in runner: counts, infeasible designs, faults, resume, kills."""
 
+import errno
 import io
 import json
 import os
@@ -166,6 +167,19 @@ def test_faults_stop_a_sweep_with_their_reason(folder, monkeypatch):
     with pytest.raises(NsaLabError, match="objective 'val/acuracy' was not reported; a run reports budget/keys"):
         run("wrong.py", trials=9)
     assert states(trials_of("wrong")) == {"FAIL": 1}
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_in_one_line_and_loses_nothing(folder, monkeypatch):
+    def full(outcome, file):
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    with monkeypatch.context() as disk:
+        disk.setattr("nsa_lab.search.report.write_csv", full)
+        with pytest.raises(NsaLabError, match=r"^cannot write .*table\.csv: No space left on device; what was trai"):
+            run(trials=1)
+    assert json.loads(Path("runs/studies/space/tracking.json").read_text())["status"] == "FAILED"
+    assert show("space", console=Console(file=io.StringIO())).outcome.count("complete") == 1
 
 
 @pytest.mark.slow
