@@ -61,8 +61,13 @@ FORBIDDEN = {
     "nsa_lab/model/": (("nsa_lab.training", "nsa_lab.search", "nsa_lab.tracking"), ()),
     "nsa_lab/data/": (("nsa_lab.model", "nsa_lab.training", "nsa_lab.search"), ()),
     "nsa_lab/analysis/": (("nsa_lab.training", "nsa_lab.search", "nsa_lab.tracking"), ()),
-    "nsa_lab/training/": (("nsa_lab.search", "nsa_lab.comparison"), ()),
+    "nsa_lab/tracking/": (("nsa_lab.model", "nsa_lab.training", "nsa_lab.runner", "nsa_lab.search"), ()),
+    "nsa_lab/training/": (("nsa_lab.runner", "nsa_lab.search", "nsa_lab.comparison"), ()),
+    "nsa_lab/runner/": (("nsa_lab.model", "nsa_lab.training", "nsa_lab.search", "nsa_lab.comparison"), ()),
+    "nsa_lab/search/": ("nsa_lab.comparison", ()),
     "nsa_lab/comparison/": ("nsa_lab.search", ()),
+    "nsa_lab/files.py": ("nsa_lab", ("nsa_lab.errors",)),
+    "nsa_lab/origin.py": ("nsa_lab", ()),
     "nsa_lab/": ("nsa_lab.testing", ()),
     "kernels/": ("nsa_lab", ()),
 }
@@ -122,6 +127,10 @@ def test_a_part_does_not_import_what_is_above_it(folder):
         names = [name for name in imports_of_file(path) if is_part_of(name, forbidden)]
         wrong = [name for name in names if not is_part_of(name, allowed)]
         assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_the_root_holds_what_everything_shares_and_no_more():
+    assert len(list((ROOT / "nsa_lab").glob("*.py"))) <= 8
 
 
 def test_there_is_no_package_called_kernels():

@@ -2,11 +2,7 @@
 
 import csv
 import dataclasses
-import datetime
-import importlib.metadata
 import multiprocessing
-import os
-import platform
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +14,8 @@ from nsa_lab.config import ExperimentConfig, to_dict
 from nsa_lab.config.rules import broken_rules
 from nsa_lab.config.sizes import SIZES
 from nsa_lab.errors import ConfigError, NsaLabError
+from nsa_lab.files import writing
+from nsa_lab.origin import machine_facts
 
 FRAME_TOKENS = 64
 
@@ -38,53 +36,18 @@ def run_bench(
     Raises NsaLabError on a length that is not whole frames, an unknown size, or a CSV that cannot be written.
     """
     points = list(_points(lengths, sizes))
-    machine = machine_facts(config)
+    machine = machine_facts(config.training.accelerator, config.training.threads)
     rows: list[dict[str, Any]] = []
     print(f"{machine['device']}, {machine['threads']} of {machine['cores']} cores, torch {machine['torch']}")
     print(f"{'size':>6} {'tokens':>7} {'method':>6} {'seconds':>9} {'peak MiB':>9} {'vs dense':>9}")
     for point in points:
         measured = _in_fresh_process(_with(config, point), point, repeats, layer)
-        rows.append(
-            {
-                "what": "layer forward" if layer else "training step",
-                **dataclasses.asdict(point),
-                **dataclasses.asdict(measured),
-                "repeats": repeats,
-                **machine,
-            }
-        )
+        row = {"what": "layer forward" if layer else "training step", **dataclasses.asdict(point)}
+        rows.append(row | dataclasses.asdict(measured) | {"repeats": repeats, **machine})
         print(_line(point, measured, rows), flush=True)
         if out is not None:
             _append(out, rows[-1])
     return rows
-
-
-def machine_facts(config: ExperimentConfig) -> dict[str, str]:
-    """Where numbers come from: device, cores, library versions, commit, date."""
-    import torch
-
-    from nsa_lab.tracking.origin import source_state
-
-    source = source_state()
-    on_gpu = torch.cuda.is_available() and config.training.accelerator != "cpu"
-    return {
-        "device": torch.cuda.get_device_name() if on_gpu else cpu_name(),
-        "cores": str(os.cpu_count()),
-        "threads": str(config.training.threads or torch.get_num_threads()),
-        "python": platform.python_version(),
-        "torch": importlib.metadata.version("torch"),
-        "transformers": importlib.metadata.version("transformers"),
-        "commit": source.commit + ("-dirty" if source.dirty else ""),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-
-
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _points(lengths: Sequence[int], sizes: Sequence[str]) -> Iterator[Point]:
@@ -137,7 +100,7 @@ def _line(point: Point, measured: Measurement, rows: list[dict[str, Any]]) -> st
 
 
 def _append(out: Path, row: dict[str, Any]) -> None:
-    try:
+    with writing(out, "choose another file with --out"):
         out.parent.mkdir(parents=True, exist_ok=True)
         new = not out.exists()
         with open(out, "a", newline="") as file:
@@ -145,5 +108,3 @@ def _append(out: Path, row: dict[str, Any]) -> None:
             if new:
                 writer.writeheader()
             writer.writerow(row)
-    except OSError as error:
-        raise NsaLabError(f"cannot write {out}: {error.strerror}; choose another file with --out") from error

@@ -27,6 +27,7 @@ def compare(
     """Train designs on the same tasks with the same seeds; print means, intervals and paired tests.
 
     What runs.csv in the output folder holds already is not trained again; the same command goes on after a kill.
+    In MLflow the runs stand under comparison-NAME.
 
     `nsa-lab compare experiments/partition/compare.py --workers 16`
 

@@ -46,6 +46,8 @@ def run(
 ) -> None:
     """Run more trials of a sweep file; trials that a killed sweep left unfinished come first.
 
+    Those of another host come once it has been silent for ten minutes; with a journal:///FILE storage, never.
+
     `nsa-lab sweep sweeps/block_budget.py`
 
     `nsa-lab sweep sweeps/block_budget.py --trials 100 --workers 4 training.steps=500`

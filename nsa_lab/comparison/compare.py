@@ -1,14 +1,19 @@
 """`nsa-lab compare`: train every design of a comparison with every seed, and say what the differences are worth."""
 
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from nsa_lab.comparison.crew import Outcome, logs_of, train_all
+from nsa_lab.comparison.ledger import Ledger, job_of
 from nsa_lab.comparison.report import print_tables, write_tables
-from nsa_lab.comparison.rows import Key, Row, key_of, make_row, read_rows, write_rows
+from nsa_lab.comparison.rows import Key, Row, key_of, read_rows
 from nsa_lab.comparison.spec import Comparison, Training, chosen, load_comparison, trainings
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import FileLock, room_on_disk, writing
+from nsa_lab.runner.job import TRAIN, JobList
+from nsa_lab.runner.parent_run import parent_run
+from nsa_lab.runner.pool import Pool, sigterm_as_interrupt
+from nsa_lab.runner.view import View, make_console
 
 ROWS = "runs.csv"
 
@@ -22,57 +27,66 @@ def compare(
     workers: int = 1,
     minutes: float | None = None,
     out: Path | None = None,
+    runner: str = TRAIN,
 ) -> Path:
     """Train what `out`/runs.csv does not hold yet, write tables beside it, and return `out`.
 
-    `out` is by default {output.dir}/comparisons/{name of the comparison}. After `minutes` no training is started any
-    more. Raises NsaLabError where a training failed, after the tables of the others have been written.
+    `out` is by default {output.dir}/comparisons/NAME. After `minutes` no training is started any more;
+    one whose worker dies is tried again. `runner` is "module:function" with the signature of nsa_lab.training.run.run.
+    Raises NsaLabError where a training failed, after the tables of the others have been written, and where another
+    comparison writes `out`.
     """
     comparison = load_comparison(file)
     wanted = trainings(comparison, *chosen(comparison, variants, seeds), overrides)
-    out = out or wanted[0].directory.parent
-    rows = read_rows(out / ROWS)
-    missing = [training for training in wanted if key_of(training) not in rows]
-    logs = f"; what they print: {logs_of(missing)}" if missing else ""
-    print(f"{len(wanted)} trainings, {len(wanted) - len(missing)} done before, {workers} workers{logs}", flush=True)
-    deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    faults = _train(missing, rows, workers, deadline, out) if missing else []
-    mine = [rows[key] for key in map(key_of, wanted) if key in rows]
-    if mine:
-        _show(comparison, mine, out)
-    if len(mine) + len(faults) < len(wanted):
-        left = len(wanted) - len(mine) - len(faults)
+    home = wanted[0].directory.parent
+    out = out or home
+    with _alone(out), sigterm_as_interrupt(), room_on_disk(out, lambda: "what was trained is kept"):
+        rows = read_rows(out / ROWS)
+        missing = [training for training in wanted if key_of(training) not in rows]
+        logs = f"; what they print: {home / 'logs'}" if missing else ""
+        print(f"{len(wanted)} trainings, {len(wanted) - len(missing)} done before, {workers} workers{logs}", flush=True)
+        if not missing:
+            _show(comparison, wanted, rows, out)
+            return out
+        view = View(make_console(), "trainings", list(comparison.metrics), len(missing))
+        ledger = Ledger(out / ROWS, rows, {str(training.directory): training for training in missing}, view)
+        tags = {"kind": "comparison", "comparison": file.stem, "mlflow.runName": f"comparison-{file.stem}"}
+        with parent_run(wanted[0].config, out, tags, children=home, again=True) as parent:
+            parent.artifact(file)
+            jobs = JobList([job_of(t, file.stem, parent.run_id, runner) for t in missing], ledger.enter)
+            Pool(jobs, runner, workers, home / "logs", view, minutes).work()
+            for path in _show(comparison, wanted, rows, out):
+                parent.artifact(path)
+    left = len(missing) - view.counts.total()
+    if left:
         print(f"{left} of {len(wanted)} trainings were not started in {minutes:g} minutes; the same command does them")
-    if faults:
-        raise NsaLabError(f"{len(faults)} of {len(wanted)} trainings failed; the first: {faults[0]}")
+    if ledger.faults:
+        raise NsaLabError(f"{len(ledger.faults)} of {len(wanted)} trainings failed; the first: {ledger.faults[0]}")
     return out
 
 
-def _train(
-    missing: Sequence[Training], rows: dict[Key, Row], workers: int, deadline: float | None, out: Path
-) -> list[str]:
-    """Train, adding to `rows` and their file as trainings end; returns the faults."""
-    faults = []
-    for number, outcome in enumerate(train_all(missing, workers, deadline), start=1):
-        print(f"{number}/{len(missing)}  {_line(outcome)}", flush=True)
-        if outcome.fault is not None:
-            faults.append(f"{outcome.training.config.name}: {outcome.fault}")
-            continue
-        rows[key_of(outcome.training)] = make_row(outcome.training, outcome.metrics, outcome.origin)
-        write_rows(out / ROWS, rows.values())
-    return faults
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep other comparisons out of `out`."""
+    lock = FileLock(out / "compare.lock")
+    with writing(out, "choose another folder with --out"):
+        out.mkdir(parents=True, exist_ok=True)
+        taken = lock.take()
+    if not taken:
+        raise NsaLabError(f"another comparison writes {out}; wait for it, or choose another folder with --out")
+    try:
+        yield
+    finally:
+        lock.free()
 
 
-def _line(outcome: Outcome) -> str:
-    training = outcome.training
-    name = f"{training.experiment:<10} {training.variant:<12} seed {training.seed:<4}"
-    if outcome.fault is not None:
-        return f"{name} failed: {outcome.fault}"
-    measured = f"accuracy {outcome.metrics['val/accuracy']:.1%}  loss {outcome.metrics['val/loss']:.4f}"
-    return f"{name} {measured}  {outcome.seconds:.0f} s"
-
-
-def _show(comparison: Comparison, rows: Sequence[Row], out: Path) -> None:
-    print_tables(comparison, rows)
-    for path in write_tables(comparison, rows, out):
+def _show(comparison: Comparison, wanted: Sequence[Training], rows: Mapping[Key, Row], out: Path) -> list[Path]:
+    """Print the tables of the wanted trainings that ended, and write them; the files."""
+    mine = [rows[key] for key in map(key_of, wanted) if key in rows]
+    if not mine:
+        return []
+    print_tables(comparison, mine)
+    files = write_tables(comparison, mine, out)
+    for path in files:
         print(path)
+    return [*files, out / ROWS]

@@ -1,13 +1,13 @@
 """The trainings of a comparison as rows of a CSV: what was trained, what came out, and where the numbers come from."""
 
 import csv
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from nsa_lab.comparison.spec import MEASURED, Training
 from nsa_lab.config import config_hash
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import write_csv
 
 KEY = ("experiment", "variant", "seed", "config_hash")
 ORIGIN = ("device", "cores", "threads", "python", "torch", "transformers", "commit", "code", "date")
@@ -35,13 +35,16 @@ def read_rows(file: Path) -> dict[Key, Row]:
     needed = {*KEY, "steps", *ORIGIN}
     try:
         with open(file, newline="") as stream:
-            rows = list(csv.DictReader(stream))
+            table = csv.DictReader(stream)
+            rows, columns = list(table), set(table.fieldnames or needed)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise NsaLabError(f"{file} cannot be read as a CSV ({error}); name the runs.csv of a comparison") from error
-    if rows and not needed <= set(rows[0]):
-        lacks = ", ".join(sorted(needed - set(rows[0])))
+    if not needed <= columns:
+        lacks = ", ".join(sorted(needed - columns))
         raise NsaLabError(f"{file} holds no rows of a comparison (it lacks {lacks}); name another file")
     for line, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise NsaLabError(f"{file}:{line} has more or fewer cells than the first line; remove it or correct it")
         _check_numbers(f"{file}:{line}", row)
     return {tuple(row[name] for name in KEY): row for row in rows}
 
@@ -77,12 +80,9 @@ def write_rows(file: Path, rows: Iterable[Row]) -> None:
     """Write rows sorted by key, so that a reader sees the old file or the new one."""
     ordered = sorted(rows, key=lambda row: (row["experiment"], row["variant"], int(row["seed"]), row["config_hash"]))
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.unfinished")
-    with open(unfinished, "w", newline="") as stream:
-        table = csv.DictWriter(stream, [*KEY, "steps", *MEASURED, *ORIGIN], lineterminator="\n")
-        table.writeheader()
-        table.writerows(ordered)
-    os.replace(unfinished, file)
+    columns = [*KEY, "steps", *MEASURED, *ORIGIN]
+    columns += sorted({name for row in ordered for name in row} - set(columns))  # what someone added by hand stays
+    write_csv(file, [columns, *([row.get(name, "") for name in columns] for row in ordered)])
 
 
 def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:

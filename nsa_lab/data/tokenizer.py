@@ -3,13 +3,11 @@
 import functools
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import whole
 from nsa_lab.tasks.words import WORDS
 
 OFFLINE = "offline"
@@ -91,16 +89,12 @@ def _offline_folder(cache_dir: Path) -> Path:
     if folder.is_dir():
         return folder
     cache_dir.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".tokenizer-", dir=cache_dir))
     try:
-        _build().save_pretrained(building)
-        building.chmod(0o755)
-        os.replace(building, folder)
+        with whole(folder) as building:
+            _build().save_pretrained(building)
     except OSError:
-        if not folder.is_dir():
+        if not folder.is_dir():  # another process was first
             raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return folder
 
 

@@ -1,1 +1,1 @@
-"""What sweeps and comparisons share: worker processes, and the Python files that say what to train."""
+"""Trains lists of configs on worker processes, through deaths, faults and interrupts: for sweeps and comparisons."""

@@ -1,21 +1,21 @@
 """Trials whose process died: found, marked as failed, and queued again with the same parameters.
 
 Every trial carries its `owner` (the sweep that handed it out) from the moment it exists, so a kill at any
-point leaves enough to decide whose it was.
+point leaves enough to decide whose it was. On this host pids say which processes are gone. Of other hosts that
+is known by Optuna's heartbeat, which a database keeps and a journal file does not.
 """
 
-import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from nsa_lab.search.processes import is_alive, is_here
+from nsa_lab.runner.recovery import MAX_RETRIES, has_ended, identity, is_alive, is_here
 
-MAX_RETRIES = 2
 HEARTBEAT_S = 60
-STALE_S = 600
+GRACE_S = 600
 ORPHAN_PATIENCE_S = 20
 
 
@@ -23,10 +23,17 @@ def next_trial(study: optuna.Study, owner: Mapping[str, Any]) -> optuna.Trial:
     """Take the oldest waiting trial, or a new one; it is `owner`'s from its first moment on."""
     if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         study.enqueue_trial({}, user_attrs={"owner": dict(owner)})
-    trial = study.ask()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Heartbeat of storage is supposed to be used with Study.optimize")
+        trial = study.ask()
     trial.set_user_attr("owner", dict(owner))
-    trial.set_user_attr("heartbeat", time.time())
     return trial
+
+
+def beat(storage: Any, trial: FrozenTrial | optuna.Trial) -> None:
+    """Tell sweeps on other hosts that a trial is alive, where the storage can."""
+    if hasattr(storage, "record_heartbeat"):
+        storage.record_heartbeat(trial._trial_id)
 
 
 def original_number(trial: FrozenTrial | optuna.Trial) -> int:
@@ -41,22 +48,35 @@ def retry(
 
     Queued first and marked second: killed in between, the next recovery finds the retry and only marks.
     """
-    retries = int(trial.user_attrs.get("retries", 0)) + int(counts)
-    again = retries <= MAX_RETRIES
-    if again and not _is_retried(study, trial):
-        origin = {"retry_of": original_number(trial), "retry_from": trial.number, "retries": retries}
-        study.enqueue_trial(trial.params, user_attrs={"owner": dict(owner), **origin})
+    again = _queue(study, trial, owner, counts)
     said = reason if again else f"{reason}, after {MAX_RETRIES} retries"
     optuna.Trial(study, trial._trial_id).set_user_attr("reason", said)
     study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
     return again
 
 
-def recover(study: optuna.Study, owner: Mapping[str, Any]) -> int:
+def queue_stale(study: optuna.Study, trial: FrozenTrial) -> None:
+    """What Optuna calls with a trial that it has just failed because its heartbeat stopped."""
+    if "owner" in trial.user_attrs:
+        _queue(study, trial, identity(), counts=True)
+
+
+def reason_of(trial: FrozenTrial) -> str:
+    """Why a trial ended as it did. One that Optuna failed could not be told why."""
+    silent = trial.state == TrialState.FAIL and "owner" in trial.user_attrs
+    return str(trial.user_attrs.get("reason", "its host fell silent" if silent else ""))
+
+
+def recover(study: optuna.Study, storage: Any, owner: Mapping[str, Any]) -> int:
     """Queue the trials of dead sweeps again; how many trials wait that some sweep had begun."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if is_orphan(trial):
             retry(study, trial, "its sweep was killed", owner)
+        elif is_here(trial.user_attrs.get("owner")):
+            beat(storage, trial)  # its pid says that it lives, though it may have slept
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
     waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
     begun = [t for t in waiting if _was_begun(t) and not _is_kept(t, owner)]
     for trial in begun:
@@ -65,28 +85,24 @@ def recover(study: optuna.Study, owner: Mapping[str, Any]) -> int:
 
 
 def is_orphan(trial: FrozenTrial) -> bool:
-    """Whether a running trial's processes are gone: here by pid, on another host by an old heartbeat.
+    """Whether a running trial's processes were of this host and are gone.
 
     A trial without an owner was not handed out by a sweep and is never touched.
     """
-    owner = trial.user_attrs.get("owner")
-    if owner is None:
+    owner, worker = trial.user_attrs.get("owner"), trial.user_attrs.get("worker")
+    if not is_here(owner) or is_alive(owner):
         return False
-    if not is_here(owner):
-        return time.time() - float(trial.user_attrs.get("heartbeat", 0)) > STALE_S
-    if is_alive(owner):
-        return False
-    return _has_ended(trial.user_attrs.get("worker"))
+    # A worker is about to notice that its sweep is gone.
+    return worker is None or has_ended(worker, ORPHAN_PATIENCE_S)
 
 
-def _has_ended(worker: Mapping[str, Any] | None) -> bool:
-    """Wait for a worker that is about to notice that its sweep is gone."""
-    deadline = time.monotonic() + ORPHAN_PATIENCE_S
-    while worker is not None and is_alive(worker):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True
+def _queue(study: optuna.Study, trial: FrozenTrial, owner: Mapping[str, Any], counts: bool) -> bool:
+    """Queue a trial again unless that was done; False when it used up its retries."""
+    retries = int(trial.user_attrs.get("retries", 0)) + int(counts)
+    if retries <= MAX_RETRIES and not _is_retried(study, trial):
+        origin = {"retry_of": original_number(trial), "retry_from": trial.number, "retries": retries}
+        study.enqueue_trial(trial.params, user_attrs={"owner": dict(owner), **origin})
+    return retries <= MAX_RETRIES
 
 
 def _is_retried(study: optuna.Study, trial: FrozenTrial) -> bool:

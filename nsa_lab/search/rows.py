@@ -1,6 +1,5 @@
 """The trials of a study as rows, the Pareto set among them, and the one that is recommended."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from nsa_lab.search.recovery import original_number
+from nsa_lab.files import write_csv as write_lines
+from nsa_lab.search.recovery import original_number, reason_of
 
 STATES = ("complete", "pruned", "infeasible", "failed", "killed", "running", "waiting")
 
@@ -90,7 +90,7 @@ def read_row(trial: FrozenTrial, objectives: Mapping[str, str], *, killed: bool 
         params=trial.params,
         directory=attrs.get("directory", ""),
         original=original_number(trial),
-        reason=attrs.get("reason", ""),
+        reason=reason_of(trial),
         seconds=attrs.get("seconds"),
         metrics=attrs.get("metrics", {}),
         overrides=attrs.get("overrides", {}),
@@ -104,13 +104,12 @@ def write_csv(outcome: Outcome, file: Path) -> None:
     metrics = sorted({name for row in outcome.rows for name in row.metrics} - set(outcome.objectives))
     fixed = ["number", "state", "pareto", "seconds", "directory", "reason"]
     front = {row.number for row in outcome.front}
-    with open(file, "w", newline="") as stream:
-        table = csv.writer(stream)
-        table.writerow([*fixed, *outcome.objectives, *params, *metrics])
-        for row in outcome.rows:
-            about = [row.number, row.state, row.number in front, row.seconds, row.directory, row.reason]
-            table.writerow([*about, *_pick(row.values, outcome.objectives), *_pick(row.params, params),
-                            *_pick(row.metrics, metrics)])  # fmt: skip
+    lines: list[list[Any]] = [[*fixed, *outcome.objectives, *params, *metrics]]
+    for row in outcome.rows:
+        about = [row.number, row.state, row.number in front, row.seconds, row.directory, row.reason]
+        lines.append([*about, *_pick(row.values, outcome.objectives), *_pick(row.params, params),
+                      *_pick(row.metrics, metrics)])  # fmt: skip
+    write_lines(file, lines)
 
 
 def _pick(values: Mapping[str, Any], names: Sequence[str] | Mapping[str, Any]) -> list[Any]:

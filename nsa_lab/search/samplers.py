@@ -9,33 +9,6 @@ import optuna
 
 from nsa_lab.errors import NsaLabError
 
-
-class BruteForce(optuna.samplers.BruteForceSampler):
-    """Every design of a finite space once; `exhausted` turns True when none is left.
-
-    Optuna's own tells the study to stop, which only its own loop understands.
-    """
-
-    exhausted = False
-
-    def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
-        super().after_trial(_Stoppable(study, self), trial, state, values)
-
-
-class _Stoppable:
-    """A study whose `stop` marks the sampler as exhausted."""
-
-    def __init__(self, study: Any, sampler: BruteForce):
-        self._study = study
-        self._sampler = sampler
-
-    def stop(self) -> None:
-        self._sampler.exhausted = True
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-
 SAMPLERS: dict[str, Callable[[int], Any]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
@@ -43,7 +16,7 @@ SAMPLERS: dict[str, Callable[[int], Any]] = {
     "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
     "nsga3": lambda seed: optuna.samplers.NSGAIIISampler(seed=seed),
     "qmc": lambda seed: optuna.samplers.QMCSampler(seed=0, scramble=True),
-    "brute": lambda seed: BruteForce(seed=seed),
+    "brute": lambda seed: optuna.samplers.BruteForceSampler(seed=seed),
 }
 PRUNERS: dict[str, Callable[[], Any]] = {
     "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=5),

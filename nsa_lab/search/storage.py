@@ -1,6 +1,11 @@
-"""Where studies are kept: SQLite by default, any Optuna storage by URL, a journal file as journal:///PATH."""
+"""Where studies are kept: SQLite by default, any Optuna storage by URL, a journal file as journal:///PATH.
+
+Databases keep a heartbeat of every trial in training, so that a sweep can queue those of a dead host again. A journal
+file has none: there the trials of another host are never touched.
+"""
 
 import difflib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +14,8 @@ import sqlalchemy
 from optuna.storages.journal import JournalFileBackend
 
 from nsa_lab.errors import NsaLabError
-from nsa_lab.tracking.record import file_lock
+from nsa_lab.files import locked
+from nsa_lab.search.recovery import GRACE_S, HEARTBEAT_S, queue_stale
 
 BUSY_TIMEOUT_S = 120
 
@@ -27,8 +33,7 @@ def open_storage(url: str) -> Any:
     try:
         if url.startswith("journal:"):
             return _journal(Path(url.removeprefix("journal://").removeprefix("journal:")))
-        storage = _sqlite(url) if url.startswith("sqlite:///") else optuna.storages.RDBStorage(url)
-        return optuna.storages.get_storage(storage)
+        return optuna.storages.get_storage(_sqlite(url) if url.startswith("sqlite:///") else _database(url))
     except sqlalchemy.exc.ArgumentError as error:
         raise NsaLabError(
             f"storage {url!r} is no URL; write sqlite:///FILE, journal:///FILE or postgresql://USER@HOST/NAME"
@@ -39,14 +44,14 @@ def open_storage(url: str) -> Any:
         raise NsaLabError(f"storage {url} cannot be opened ({_reason(error)}); correct --storage") from error
 
 
-def load_study(storage: Any, name: str, **options: Any) -> optuna.Study:
+def load_study(storage: Any, name: str) -> optuna.Study:
     """A study by name. Raises NsaLabError that lists the studies there are."""
     known = optuna.get_all_study_names(storage)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise NsaLabError(f"study {name!r} does not exist; {hint}known: {', '.join(known) or 'none yet'}")
-    return optuna.load_study(study_name=name, storage=storage, **options)
+    return optuna.load_study(study_name=name, storage=storage)
 
 
 def _journal(path: Path) -> Any:
@@ -54,12 +59,24 @@ def _journal(path: Path) -> Any:
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
 
 
+def _database(url: str, **options: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.storages.RDBStorage(
+            url,
+            heartbeat_interval=HEARTBEAT_S,
+            grace_period=GRACE_S,
+            heartbeat_stale_trial_callback=queue_stale,
+            **options,
+        )
+
+
 def _sqlite(url: str) -> Any:
     file = Path(url.removeprefix("sqlite:///")).resolve()
     file.parent.mkdir(parents=True, exist_ok=True)
     options = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
-    with file_lock(file.with_name(f"{file.name}.lock")):
-        storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
+    with locked(file.with_name(f"{file.name}.lock")):
+        storage = _database(url, engine_kwargs=options)
         with storage.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
     _serialise(storage.engine)

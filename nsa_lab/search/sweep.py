@@ -1,32 +1,28 @@
 """`nsa-lab sweep`: set up a study, run its trials, report; and `nsa-lab sweep show`."""
 
-import signal
-import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
 from rich.console import Console
 
-from nsa_lab import tracking
 from nsa_lab.errors import NsaLabError
-from nsa_lab.search.parent_run import open_parent_run
-from nsa_lab.search.processes import identity
+from nsa_lab.files import locked, room_on_disk
+from nsa_lab.runner.job import TRAIN
+from nsa_lab.runner.pool import Pool, sigterm_as_interrupt
+from nsa_lab.runner.recovery import identity
+from nsa_lab.runner.view import View, make_console
+from nsa_lab.search.parent_run import record_outcome, study_run
 from nsa_lab.search.recovery import recover
 from nsa_lab.search.report import print_report, write_report
 from nsa_lab.search.rows import Outcome, read_outcome
 from nsa_lab.search.samplers import build_pruner, build_sampler
-from nsa_lab.search.spec import Sweep, base_values, design, load_sweep
+from nsa_lab.search.spec import base_values, design, load_sweep
 from nsa_lab.search.storage import default_storage, load_study, open_storage
 from nsa_lab.search.study import open_study
-from nsa_lab.search.supervisor import Supervisor
-from nsa_lab.search.trial import Job
-from nsa_lab.search.view import open_view
-from nsa_lab.search.worker import DEFAULT_RUNNER
-from nsa_lab.tracking.record import file_lock
+from nsa_lab.search.trial import Trials
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ def sweep(
     storage: str | None = None,
     study: str | None = None,
     overrides: Sequence[str] = (),
-    runner: str = DEFAULT_RUNNER,
+    runner: str = TRAIN,
     console: Console | None = None,
 ) -> SweepResult:
     """Run `trials` more trials of a sweep file on `workers` processes, after those that a dead sweep left.
@@ -59,7 +55,7 @@ def sweep(
     Raises NsaLabError on a faulty sweep file, an unusable storage, a changed search space or base experiment,
     and when all trials fail.
     """
-    console = console or _console()
+    console = console or make_console()
     plan = load_sweep(file)
     name = study or plan.path.stem
     count = plan.trials if trials is None else trials
@@ -72,26 +68,42 @@ def sweep(
     directory = _directory(config.output.dir, name)
     directory.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    tracking.prepare_store(config)
-    opened = open_study(plan, open_storage(url), name, base, overrides)
+    opened_storage = open_storage(url)
+    opened = open_study(plan, opened_storage, name, base, overrides)
     if plan.pruner and len(plan.objectives) > 1:
         console.print(f"PRUNER {plan.pruner} is ignored: pruning needs one objective, there are {len(plan.objectives)}")
-    with _sigterm_as_interrupt(), open_parent_run(config, opened, plan, directory, console) as parent:
-        job = Job(
-            sweep_file=str(plan.path.resolve()),
+    with (
+        sigterm_as_interrupt(),
+        room_on_disk(directory, lambda: "what was trained is kept"),
+        study_run(config, opened, plan, directory, console) as parent,
+    ):
+        with locked(directory / "recovery.lock"):
+            unfinished = recover(opened, opened_storage, identity())
+        if unfinished:
+            console.print(f"{unfinished} unfinished trials of an earlier sweep are retried first", highlight=False)
+        view = View(console, "trials", list(plan.objectives), count + unfinished)
+        source = Trials(
+            study=opened,
+            storage=opened_storage,
+            sweep=plan,
             base=base,
-            storage=url,
-            study=name,
-            sampler=plan.sampler,
-            pruner=plan.pruner if len(plan.objectives) == 1 else None,
             seed=config.seed,
-            runner=runner,
-            directory=str(directory),
-            parent=parent.run_id,
+            directory=directory,
+            parent=opened.user_attrs.get("tracking_id"),
+            view=view,
+            left=count + unfinished,
+            run=runner,
         )
-        interrupted = _run(opened, job, plan, count, workers, console)
+        interrupted = False
+        try:
+            Pool(source, runner, workers, directory / "logs", view).work()
+        except KeyboardInterrupt:
+            interrupted = True
         outcome = read_outcome(opened)
-        parent.report(outcome, write_report(outcome, directory), interrupted)
+        files = write_report(outcome, directory)
+        if parent is not None:
+            record_outcome(parent, outcome, files)
+            parent.finish("KILLED" if interrupted else "FINISHED")
     print_report(outcome, directory, console)
     if interrupted:
         command = f"nsa-lab sweep {file} --study {name} --trials N" + (f" --storage {storage}" if storage else "")
@@ -113,30 +125,8 @@ def show(
     outcome = read_outcome(load_study(open_storage(url), study))
     directory = _directory(output, study)
     write_report(outcome, directory)
-    print_report(outcome, directory, console or _console())
+    print_report(outcome, directory, console or make_console())
     return SweepResult(study, directory, outcome, interrupted=False)
-
-
-def _run(study: optuna.Study, job: Job, plan: Sweep, count: int, workers: int, console: Console) -> bool:
-    """Run the trials; True when interrupted."""
-    owner = identity()
-    with file_lock(Path(job.directory) / "recovery.lock"):
-        unfinished = recover(study, owner)
-    if unfinished:
-        console.print(f"{unfinished} unfinished trials of an earlier sweep are retried first", highlight=False)
-    total = count + unfinished
-    with open_view(console, plan.objectives, total) as view:
-        try:
-            Supervisor(study, job, owner, total, min(workers, total), view).run()
-        except KeyboardInterrupt:
-            return True
-    return False
-
-
-def _console() -> Console:
-    """The terminal; wide enough for the tables where the output goes to a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
 
 
 def _directory(output: str | Path, study: str) -> Path:
@@ -155,16 +145,3 @@ def _commonest_reason(outcome: Outcome) -> str:
         return "all were retried or are still running"
     reason, times = reasons.most_common(1)[0]
     return f"{times} of {len(outcome.rows)} {reason}"
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """A job scheduler's SIGTERM ends a sweep like Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

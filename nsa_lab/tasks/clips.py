@@ -1,10 +1,8 @@
 """A task's clips as files: written once, shared by every run, safe to interrupt and to start in parallel."""
 
 import dataclasses
-import fcntl
 import hashlib
 import json
-import logging
 import os
 import sys
 import zlib
@@ -16,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import clear_unfinished, locked, write_json
 from nsa_lab.tasks import TASKS, TasksConfig
 from nsa_lab.tasks.base import Script
-
-logger = logging.getLogger(__name__)
 
 # Part of the folder's name: raise it whenever the same config gives other clips.
 GENERATOR_VERSION = 1
@@ -38,7 +35,7 @@ def ensure_clips(name: str, tasks: TasksConfig, cache_dir: Path) -> dict[str, Pa
     try:
         if not _complete(name, tasks, folder):
             folder.mkdir(parents=True, exist_ok=True)
-            with _exclusive(folder / ".lock"):
+            with locked(folder / ".lock", f"waiting for another process that writes {folder}"):
                 if not _complete(name, tasks, folder):
                     _write(name, tasks, folder)
     except OSError as error:
@@ -80,24 +77,9 @@ def _complete(name: str, tasks: TasksConfig, folder: Path) -> bool:
     )
 
 
-@contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`; the system frees it when the process ends, however it ends."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.warning("waiting for another process that writes %s", path.parent)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _write(name: str, tasks: TasksConfig, folder: Path) -> None:
-    from nsa_lab.tasks.encode import PARTIAL
-
-    for leftover in folder.rglob(f"*{PARTIAL}"):
-        leftover.unlink()
-    _write_json(folder / "recipe.json", _recipe(name, tasks))
+    clear_unfinished(folder)
+    write_json(folder / "recipe.json", _recipe(name, tasks))
     jobs = [(split, index) for split in SPLITS for index in _missing(name, tasks, folder, split)]
     with _progress(f"writing {len(jobs)} {name} clips", len(jobs)) as advance:
         for split, index in jobs:
@@ -106,7 +88,7 @@ def _write(name: str, tasks: TasksConfig, folder: Path) -> None:
             advance()
     for split in SPLITS:
         count = len(_clip_names(name, tasks, split))
-        _write_json(folder / split / ANNOTATIONS, [_row(name, tasks, split, index) for index in range(count)])
+        write_json(folder / split / ANNOTATIONS, [_row(name, tasks, split, index) for index in range(count)])
 
 
 def _write_clip(name: str, tasks: TasksConfig, split: str, index: int, folder: Path) -> None:
@@ -153,12 +135,6 @@ def _row(name: str, tasks: TasksConfig, split: str, index: int) -> dict[str, Any
         "task": name,
         "meta": {"events": events} | ({"scenes": scenes} if scenes else {}),
     }
-
-
-def _write_json(path: Path, content: Any) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1))
-    os.replace(partial, path)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Frames to an H.264 file that appears whole or not at all."""
 
-import os
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -8,14 +7,14 @@ from pathlib import Path
 import av
 import numpy as np
 
+from nsa_lab.files import whole
+
 OPTIONS = {"preset": "ultrafast", "crf": "23", "threads": "1"}
-PARTIAL = ".partial"
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
     """Write frames, each [H, W, 3] uint8 RGB with H and W even, as an mp4 at `fps` frames per second."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
-    with av.open(str(partial), "w", format="mp4") as container:
+    with whole(path) as unfinished, av.open(str(unfinished), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=OPTIONS)
         stream.pix_fmt = "yuv420p"
         for number, image in enumerate(frames):
@@ -23,4 +22,3 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
                 stream.height, stream.width = image.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
-    os.replace(partial, path)

@@ -6,23 +6,23 @@ stand in `metrics.jsonl` twice; the later line counts.
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Self
 
 from nsa_lab.config import is_incidental
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import FileLock, read_json, write_json
 
-LOCK_PATIENCE_S = 20.0
+LOCK, LOCK_PATIENCE_S = "tracking.lock", 20.0
 METRICS_PER_BATCH = 500
+REMEDY = "remove it to start a new record"
 
 
 @dataclass
@@ -47,88 +47,114 @@ class State:
 
 
 class Record:
-    """One run's files. Safe for one writer and one sender thread; a second process is refused by `lock`."""
+    """One run's files. Safe for one writer and one sender thread; a second process is refused."""
 
     def __init__(self, directory: Path, state: State):
         self.directory = directory
         self.state = state
         self.guard = threading.RLock()
-        self.params: dict[str, str] = _read_json(directory / "params.json")
-        self.tags: dict[str, str] = _read_json(directory / "tags.json")
-        self._lock: IO[str] | None = None
+        self.all_params: dict[str, str] = read_json(directory / "params.json", REMEDY)
+        self.all_tags: dict[str, str] = read_json(directory / "tags.json", REMEDY)
+        self.metrics_file = directory / "metrics.jsonl"
+        self.locked_by: FileLock | None = None
 
     @classmethod
-    def load(cls, directory: Path) -> "Record | None":
+    def load(cls, directory: Path) -> Self | None:
         """The record in `directory`, or None where there is none."""
-        content = _read_json(directory / "tracking.json")
+        content = read_json(directory / "tracking.json", REMEDY, ("uri", "experiment", "run_name", "parent"))
         return cls(directory, State(**content)) if content else None
 
-    def lock(self, patience_s: float = LOCK_PATIENCE_S) -> bool:
-        """Take the directory for this process; False when another still records there after `patience_s`."""
-        self._lock = open(self.directory / "tracking.lock", "w")  # noqa: SIM115
-        deadline = time.monotonic() + patience_s
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    self._lock.close()
-                    return False
-                time.sleep(0.1)
+    @classmethod
+    def take(cls, directory: Path) -> Self | None:
+        """The record in `directory`, locked, or None where there is none or another process writes it."""
+        lock = FileLock(directory / LOCK)
+        if not (directory / "tracking.json").exists() or not lock.take():
+            return None
+        record = cls.load(directory)
+        if record is not None:
+            record.locked_by = lock
+        return record
+
+    @classmethod
+    def begin(cls, directory: Path, fresh: State, *, run_id: str | None, again: bool) -> Self:
+        """The locked record of `directory`: that of run `run_id`, or one left unfinished (`again`: or ended), goes on.
+
+        Else `fresh` begins, and what was recorded before keeps its files under numbered names. Raises NsaLabError
+        when another process records in `directory`.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / LOCK)
+        if not lock.take(LOCK_PATIENCE_S):
+            raise NsaLabError(f"another process records a run in {directory}; wait for it or choose another name")
+        try:
+            old = cls.load(directory)
+            if old is not None and _goes_on(old.state, fresh, run_id, again):
+                state = dataclasses.replace(old.state, status="RUNNING", ended=None)
+            else:
+                state = dataclasses.replace(fresh, run_id=run_id)
+                if old is not None and run_id is None:
+                    set_aside(directory)
+            record = cls(directory, state)
+            record._cut_half_a_line()
+        except BaseException:
+            lock.free()
+            raise
+        record.locked_by = lock
+        return record
 
     def unlock(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        if self.locked_by is not None:
+            self.locked_by.free()
 
     def update(self, **changes: Any) -> None:
         """Change fields of the state and save it."""
         with self.guard:
             self.state = dataclasses.replace(self.state, **changes)
-            _write_json(self.directory / "tracking.json", dataclasses.asdict(self.state))
+            write_json(self.directory / "tracking.json", dataclasses.asdict(self.state))
 
-    def add_metrics(self, values: Mapping[str, float], step: int) -> None:
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Record scalars at an optimiser step."""
         line = {"step": int(step), "time": now_ms(), "metrics": {k: float(v) for k, v in values.items()}}
-        with self.guard, open(self.directory / "metrics.jsonl", "a") as file:
+        with self.guard, open(self.metrics_file, "a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def add_params(self, flat: Mapping[str, Any]) -> None:
-        """Add params, without those that cannot change a result: a resumed run may have other ones.
+    def params(self, flat: Mapping[str, Any]) -> None:
+        """Record params, without those that cannot change a result: a resumed run may have other ones.
 
         Raises NsaLabError when one was recorded with another value.
         """
         new = {k: str(v) for k, v in flat.items() if not is_incidental(k)}
         with self.guard:
-            changed = [k for k, v in new.items() if self.params.get(k, v) != v]
+            changed = [k for k, v in new.items() if self.all_params.get(k, v) != v]
             if changed:
-                old = f"{changed[0]}={self.params[changed[0]]}"
+                old = f"{changed[0]}={self.all_params[changed[0]]}"
                 raise NsaLabError(
                     f"{self.directory} holds a run with {old}, now {new[changed[0]]}; "
                     "params of a run cannot change: choose another name or remove the directory"
                 )
-            self.params |= new
-            _write_json(self.directory / "params.json", self.params)
+            self.all_params |= new
+            write_json(self.directory / "params.json", self.all_params)
 
-    def add_tags(self, tags: Mapping[str, Any]) -> None:
+    def tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags; a tag may change."""
         with self.guard:
-            self.tags |= {k: str(v) for k, v in tags.items()}
-            _write_json(self.directory / "tags.json", self.tags)
+            self.all_tags |= {k: str(v) for k, v in tags.items()}
+            write_json(self.directory / "tags.json", self.all_tags)
 
-    def add_artifact(self, path: Path, folder: str) -> None:
-        """Add a file or a folder, kept relative to the directory when it lies inside."""
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Record a file or a folder, under `folder` of the run's artifacts. Raises NsaLabError where there is none."""
         if not path.exists():
             raise NsaLabError(f"artifact {path} does not exist; write it before recording it")
-        inside = path.resolve().is_relative_to(self.directory.resolve())
-        name = path.resolve().relative_to(self.directory.resolve()) if inside else path.resolve()
+        name, home = path.resolve(), self.directory.resolve()
+        name = name.relative_to(home) if name.is_relative_to(home) else name
         with self.guard:
             self.update(artifacts=[*self.state.artifacts, [str(name), folder]])
 
     def unsent_metrics(self) -> Iterator[tuple[list[dict[str, Any]], int]]:
         """Batches of complete lines after the last offset that arrived, each with the offset behind it."""
-        file = self.directory / "metrics.jsonl"
-        if not file.exists():
+        if not self.metrics_file.exists():
             return
-        with open(file, "rb") as lines:
+        with open(self.metrics_file, "rb") as lines:
             lines.seek(self.state.sent_metrics)
             batch: list[dict[str, Any]] = []
             values, offset = 0, self.state.sent_metrics
@@ -147,58 +173,39 @@ class Record:
     def pending(self) -> bool:
         """Whether anything has not arrived yet."""
         with self.guard:
-            state, file = self.state, self.directory / "metrics.jsonl"
+            state = self.state
             return (
                 state.run_id is None
                 or state.sent_status != state.status
-                or state.sent_params < len(self.params)
-                or state.sent_tags != self.tags
+                or state.sent_params < len(self.all_params)
+                or state.sent_tags != self.all_tags
                 or state.sent_artifacts < len(state.artifacts)
-                or (file.exists() and file.stat().st_size > state.sent_metrics)
+                or (self.metrics_file.exists() and self.metrics_file.stat().st_size > state.sent_metrics)
             )
 
-    def repair(self) -> None:
-        """Cut off a line of metrics.jsonl that a killed process left half written."""
-        file = self.directory / "metrics.jsonl"
-        content = file.read_bytes() if file.exists() else b""
+    def _cut_half_a_line(self) -> None:
+        """Remove the end of metrics.jsonl that a killed process left half written."""
+        content = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
-            os.truncate(file, whole)
+            os.truncate(self.metrics_file, whole)
         self.update(sent_metrics=min(self.state.sent_metrics, whole))
 
 
 def set_aside(directory: Path) -> None:
     """Make room for a new run in a directory that holds a finished one: its files get a number."""
-    names = ("metrics.jsonl", "params.json", "tags.json", "tracking.json")
     number = 1 + sum(1 for _ in directory.glob("tracking.*.json"))
-    for file in (directory / name for name in names):
+    for name in ("metrics.jsonl", "params.json", "tags.json", "tracking.json"):
+        file = directory / name
         if file.exists():
             file.rename(file.with_name(f"{file.stem}.{number}{file.suffix}"))
-
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path` (created when missing); waits for other processes."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    try:
-        content: dict[str, Any] = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise NsaLabError(f"{file} is damaged ({error}); remove it to start a new record") from error
-    return content
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(content, indent=1))
-    os.replace(scratch, file)
+def _goes_on(old: State, fresh: State, run_id: str | None, again: bool) -> bool:
+    if (old.uri, old.experiment) != (fresh.uri, fresh.experiment):
+        return False
+    return old.run_id == run_id if run_id else again or old.status != "FINISHED"

@@ -1,28 +1,28 @@
-"""A background thread that carries a local record to its tracking server, through outages."""
+"""Carries local records to their tracking server: a thread beside a run, and `push` and `annotate` after it."""
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from nsa_lab.tracking.record import Record
+from nsa_lab.errors import NsaLabError
+from nsa_lab.tracking import store
+from nsa_lab.tracking.record import Record, State, now_ms
 
 INTERVAL_S = 2.0
 LONGEST_WAIT_S = 30.0
+START_PATIENCE_S = 20.0
 
 logger = logging.getLogger("nsa_lab")
 
 
-class Unreachable(Exception):
-    """The server does not answer now; a later try may succeed."""
-
-
 class Sender:
-    """Calls `send(record)` every few seconds while something is unsent, less often in an outage."""
+    """Sends `record` every few seconds while something is unsent, less often in an outage."""
 
-    def __init__(self, record: Record, send: Callable[[Record], None]):
+    def __init__(self, record: Record):
         self._record = record
-        self._send = send
         self._wake = threading.Event()
         self._closing = False
         self.fault: Exception | None = None
@@ -44,12 +44,12 @@ class Sender:
             self._wake.clear()
             try:
                 if self._record.pending:
-                    self._send(self._record)
+                    store.send(self._record)
                 wait = INTERVAL_S
-                self._say_back()
-            except Unreachable as error:
+                self._note(None)
+            except store.Unreachable as error:
                 wait = 1.0 if self._closing else min(2 * wait, LONGEST_WAIT_S)
-                self._say_away(str(error))
+                self._note(str(error))
             except Exception as error:
                 self.fault = error
                 logger.warning("tracking stopped: %s; the record goes on in %s", error, self._record.directory)
@@ -57,15 +57,91 @@ class Sender:
             if self._closing and not self._record.pending:
                 return
 
-    def _say_away(self, reason: str) -> None:
-        if self.outage is None:
-            state, directory = self._record.state, self._record.directory
-            logger.warning("tracking server %s is away (%s); recording in %s, trying on", state.uri, reason, directory)
-            self._away_since = time.monotonic()
-        self.outage = reason
+    def _note(self, outage: str | None) -> None:
+        """Say when the server goes away, and when it is back."""
+        uri, directory = self._record.state.uri, self._record.directory
+        if outage and not self.outage:
+            logger.warning("tracking server %s is away (%s); recording in %s, trying on", uri, outage, directory)
+            self._since = time.monotonic()
+        elif self.outage and not outage:
+            logger.warning("tracking server %s is back after %.0f s", uri, time.monotonic() - self._since)
+        self.outage = outage
 
-    def _say_back(self) -> None:
-        if self.outage is not None:
-            away = time.monotonic() - self._away_since
-            logger.warning("tracking server %s is back after %.0f s", self._record.state.uri, away)
-        self.outage = None
+
+def send_within(record: Record, patience_s: float) -> None:
+    """Send a record, trying again for `patience_s` seconds. Raises NsaLabError when the server stays away."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return store.send(record)
+        except store.Unreachable as error:
+            if time.monotonic() >= deadline:
+                raise unsent(record, str(error)) from error
+            time.sleep(1)
+
+
+def unsent(record: Record, reason: str) -> NsaLabError:
+    """The error that says what was kept, where, and how to send it."""
+    return NsaLabError(
+        f"tracking server {record.state.uri} does not take the run ({reason}); everything is kept in "
+        f"{record.directory}: send it later with `nsa-lab push {record.directory}`, "
+        "or set tracking.enabled=false"
+    )
+
+
+def annotate(directory: Path, tags: Mapping[str, Any], status: str | None = None) -> None:
+    """Set tags and status of a run whose process has ended; sent now or, its server away, by `push`."""
+    record = Record.take(Path(directory))
+    if record is None:
+        return
+    try:
+        record.tags(tags)
+        if status is not None:
+            record.update(status=status, ended=now_ms())
+        if record.state.uri:
+            send_within(record, 0)
+    except NsaLabError:
+        # Not lost: the record stays pending, and `push` reports it.
+        return
+    finally:
+        record.unlock()
+
+
+def push(directory: Path, uri: str | None = None) -> list[Path]:
+    """Send every unsent record at or below `directory`, to `uri` where given; returns the directories sent.
+
+    Records that a live process still writes are left alone. Raises NsaLabError when nothing is recorded
+    there, when no record has a URI, or when the server does not answer.
+    """
+    found = sorted(file.parent for file in Path(directory).rglob("tracking.json"))
+    if not found:
+        raise NsaLabError(f"{directory} holds no record of a run; give a run directory, or one above it")
+    sent, without_uri = [], 0
+    for place in found:
+        record = Record.take(place)
+        if record is None:
+            continue
+        try:
+            if not (uri or record.state.uri):
+                without_uri += 1
+            elif _push_one(record, uri):
+                sent.append(place)
+        finally:
+            record.unlock()
+    if without_uri == len(found):
+        raise NsaLabError(f"{directory} was recorded without tracking; name a server with --uri")
+    return sent
+
+
+def _push_one(record: Record, uri: str | None) -> bool:
+    old = record.state
+    if uri and uri != old.uri:
+        record.state = State(uri, old.experiment, old.run_name, parent=None, started=old.started)
+        record.update(status=old.status, ended=old.ended, artifacts=old.artifacts)
+    if old.status == "RUNNING":
+        record.tags({"state": "killed"})
+        record.update(status="KILLED", ended=now_ms())
+    if not record.pending:
+        return False
+    send_within(record, START_PATIENCE_S)
+    return True

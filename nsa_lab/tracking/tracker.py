@@ -1,83 +1,33 @@
-"""Every run's record: on disk first, then in MLflow.
+"""What a run calls: its record on disk, and a thread that carries it to MLflow, so that a server that goes away costs
+nothing but patience."""
 
-`Tracker` writes to the run directory (see `record`) and a thread carries that to the server, so
-a server that goes away costs nothing but patience; `push` sends a directory later.
-"""
-
-import functools
 import logging
-import os
-import re
-import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from nsa_lab.config import ExperimentConfig
 from nsa_lab.errors import NsaLabError
-from nsa_lab.tracking.origin import describe_run, origin_tags
-from nsa_lab.tracking.outbox import annotate_record, open_record, push_records, send_within, unsent
-from nsa_lab.tracking.record import Record, State, file_lock, now_ms
-from nsa_lab.tracking.sender import Sender, Unreachable
-from nsa_lab.tracking.ui import check_address, serve
+from nsa_lab.tracking.record import Record, State, now_ms
+from nsa_lab.tracking.sender import START_PATIENCE_S, Sender, send_within, unsent
+from nsa_lab.tracking.store import tracking_uri
+from nsa_lab.tracking.tags import describe_run, origin_tags
 
-START_PATIENCE_S = 20.0
 FINISH_PATIENCE_S = 60.0
 TRIAL_FINISH_PATIENCE_S = 10.0
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
-FATAL_CODES = {
-    "INVALID_PARAMETER_VALUE",
-    "RESOURCE_DOES_NOT_EXIST",
-    "PERMISSION_DENIED",
-    "UNAUTHENTICATED",
-    "CUSTOMER_UNAUTHORIZED",
-    "BAD_REQUEST",
-}
-SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
-PER_BATCH = 100
-REASON_LENGTH = 120
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-T = TypeVar("T")
+
+logger = logging.getLogger("nsa_lab")
 
 
-def tracking_uri(config: ExperimentConfig) -> str:
-    """The MLflow tracking URI of `config`: its own, or the SQLite file in the output folder."""
-    return config.tracking.uri or f"sqlite:///{Path(config.output.dir).resolve() / 'mlflow.db'}"
+class Tracker(Record):
+    """Records one run. Made by `open`; every call returns at once, only `finish` waits for the server.
 
-
-def prepare_store(config: ExperimentConfig) -> None:
-    """Create the tracking database and the experiment where missing; safe from many processes at once.
-
-    Raises NsaLabError when the server does not answer, the URI is wrong or the database is damaged.
+    As a context manager it finishes the run at the end: FINISHED, KILLED after KeyboardInterrupt, else FAILED.
     """
-    if not config.tracking.enabled:
-        return
-    uri = tracking_uri(config)
-    try:
-        _experiment_id(uri, config.tracking.experiment)
-    except Unreachable as error:
-        raise NsaLabError(
-            f"tracking server {uri} does not answer ({error}); start it, correct tracking.uri, "
-            "or set tracking.enabled=false"
-        ) from error
 
-
-# Without it MLflow's page opens on traces of chat models, and runs are a click and a guess away.
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-
-
-class Tracker:
-    """Records one run. Made by `open`; every call returns at once, only `finish` waits for the server."""
-
-    def __init__(self, record: Record, *, strict: bool):
-        self._record = record
-        self._strict = strict
-        self._sender = Sender(record, _send) if record.state.uri else None
+    sender: Sender | None = None
+    finished = False
 
     @classmethod
     def open(
@@ -88,219 +38,72 @@ class Tracker:
         tags: Mapping[str, Any] | None = None,
         parent: str | None = None,
         run_id: str | None = None,
+        again: bool = False,
         describe: bool = True,
     ) -> "Tracker":
-        """Start the record of a run in `directory`, or continue run `run_id` (or one left unfinished).
+        """Start the record of a run in `directory`, or continue run `run_id`, or one left unfinished there.
 
-        The config, the commit, the uncommitted diff and tags of design and origin are recorded here unless
-        `describe` is False. The run is called `tags["mlflow.runName"]`, else `config.name`. A run without a
-        `parent` refuses to start when its server does not answer; one with a parent records on and sends
-        later.
+        With `again` a finished one goes on too. Unless `describe` is False the config, the uncommitted diff and tags
+        of the design are recorded. The run is called `tags["mlflow.runName"]`, else `config.name`. One without a
+        `parent` refuses to start when its server does not answer; one with a parent records on and sends later.
         Raises NsaLabError on that, on a changed param, and when another process records in `directory`.
         """
         tags = dict(tags or {})
         uri = tracking_uri(config) if config.tracking.enabled else None
         name = str(tags.get("mlflow.runName", config.name))
         fresh = State(uri, config.tracking.experiment, name, parent)
-        record = open_record(Path(directory), fresh, run_id)
+        tracker = cls.begin(Path(directory), fresh, run_id=run_id, again=again)
         try:
-            record.add_tags({"state": "running", **origin_tags(), **tags})
+            tracker.tags({"state": "running", **origin_tags(), **tags})
             if describe:
-                describe_run(record, config)
+                describe_run(tracker, config)
             if uri and parent is None:
-                send_within(record, _send, START_PATIENCE_S)
+                send_within(tracker, START_PATIENCE_S)
         except BaseException:
-            record.unlock()
+            tracker.unlock()
             raise
-        return cls(record, strict=parent is None)
+        tracker.sender = Sender(tracker) if uri else None
+        return tracker
 
     @property
     def run_id(self) -> str | None:
         """MLflow's id of the run; None while the server has not been reached, and without tracking."""
-        return self._record.state.run_id
-
-    def params(self, flat: Mapping[str, Any]) -> None:
-        """Record params, without the incidental ones (nsa_lab.config). Raises NsaLabError on a changed one."""
-        self._record.add_params(flat)
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Record scalars at an optimiser step."""
-        self._record.add_metrics(values, step)
-
-    def tags(self, mapping: Mapping[str, Any]) -> None:
-        """Set tags; a tag may change."""
-        self._record.add_tags(mapping)
-
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """Record a file or a folder of files, under `folder` of the run's artifacts."""
-        self._record.add_artifact(Path(path), folder)
+        return self.state.run_id
 
     def finish(self, status: Status = "FINISHED") -> None:
-        """Close the run and send what is left. The tag `state` follows `status` unless set before.
+        """Close the run and send what is left, once. The tag `state` follows `status` unless set before.
 
         Raises NsaLabError when the server stays away; a run with a parent leaves that to `push`.
         """
-        if self._record.tags.get("state") == "running":
-            self._record.add_tags({"state": status.lower()})
-        self._record.update(status=status, ended=now_ms())
-        patience = FINISH_PATIENCE_S if self._strict else TRIAL_FINISH_PATIENCE_S
-        sent = self._sender is None or self._sender.close(patience)
-        self._record.unlock()
-        if not sent and self._strict and self._sender is not None:
-            raise unsent(self._record, str(self._sender.fault or self._sender.outage or "too slow"))
+        if self.finished:
+            return
+        self.finished = True
+        alone = self.state.parent is None
+        try:
+            if self.all_tags.get("state") == "running":
+                self.tags({"state": status.lower()})
+            self.update(status=status, ended=now_ms())
+            patience = FINISH_PATIENCE_S if alone else TRIAL_FINISH_PATIENCE_S
+            sent = self.sender is None or self.sender.close(patience)
+        finally:
+            self.unlock()
+        if self.sender and alone and not sent:
+            raise unsent(self, str(self.sender.fault or self.sender.outage or "too slow"))
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            return self.finish()
+        try:
+            self.finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+        except (NsaLabError, OSError) as second:
+            logger.warning("the tracking record was not closed: %s", second)
+        return None
 
 
 def last_run_id(directory: Path) -> str | None:
     """The MLflow run id recorded in `directory`, to continue it with `Tracker.open(run_id=...)`."""
     record = Record.load(Path(directory))
     return record.state.run_id if record else None
-
-
-def annotate(directory: Path, tags: Mapping[str, Any], status: Status | None = None) -> None:
-    """Set tags and status of a run whose process has ended; sent now or, its server away, by `push`."""
-    annotate_record(Path(directory), tags, status, _send)
-
-
-def push(directory: Path, uri: str | None = None) -> list[Path]:
-    """Send every unsent record at or below `directory`, to `uri` where given; returns the directories sent.
-
-    Records that a live process still writes are left alone. Raises NsaLabError when nothing is recorded
-    there, when a record has no URI, or when the server does not answer.
-    """
-    return push_records(Path(directory), uri, _send, START_PATIENCE_S)
-
-
-def serve_ui(config: ExperimentConfig, port: int = 5000, host: str = "127.0.0.1") -> int:
-    """Serve MLflow's page until interrupted; the exit code. Raises NsaLabError when the port is taken."""
-    uri = tracking_uri(config)
-    check_address(uri, host, port)
-    prepare_store(config)
-    return serve(uri, host, port, ENVIRONMENT)
-
-
-def _send(record: Record) -> None:
-    """Bring MLflow up to date with `record`. May be repeated: nothing is logged twice.
-
-    Raises Unreachable when a later try may do, NsaLabError when it will not.
-    """
-    uri = str(record.state.uri)
-    _guarded(uri, lambda: _send_all(_client(uri), record))
-
-
-def _send_all(client: Any, record: Record) -> None:
-    from mlflow.entities import Metric, Param, RunTag
-
-    run_id = record.state.run_id or _create_run(client, record)
-    with record.guard:
-        params, tags = list(record.params.items()), dict(record.tags)
-    for start in range(record.state.sent_params, len(params), PER_BATCH):
-        some = params[start : start + PER_BATCH]
-        client.log_batch(run_id, params=[Param(key, value) for key, value in some])
-        record.update(sent_params=start + len(some))
-    changed = [RunTag(key, value) for key, value in tags.items() if record.state.sent_tags.get(key) != value]
-    if changed:
-        client.log_batch(run_id, tags=changed)
-        record.update(sent_tags=tags)
-    for lines, offset in record.unsent_metrics():
-        metrics = [Metric(k, v, line["time"], line["step"]) for line in lines for k, v in line["metrics"].items()]
-        client.log_batch(run_id, metrics=metrics)
-        record.update(sent_metrics=offset)
-    for path, folder in record.state.artifacts[record.state.sent_artifacts :]:
-        _send_artifact(client, run_id, record.directory / path, folder or None)
-        record.update(sent_artifacts=record.state.sent_artifacts + 1)
-    status = record.state.status
-    if status != record.state.sent_status:
-        if status == "RUNNING":
-            client.update_run(run_id, status=status)
-        else:
-            client.set_terminated(run_id, status, record.state.ended)
-        record.update(sent_status=status)
-
-
-def _create_run(client: Any, record: Record) -> str:
-    """Create the run in MLflow, or find it when an earlier answer was lost."""
-    state = record.state
-    experiment = _experiment_id(str(state.uri), state.experiment)
-    found = client.search_runs([experiment], filter_string=f"tags.record = '{state.record_id}'", max_results=1)
-    if found:
-        run_id = str(found[0].info.run_id)
-    else:
-        tags = {"record": state.record_id} | ({"mlflow.parentRunId": state.parent} if state.parent else {})
-        run_id = str(client.create_run(experiment, state.started, tags, state.run_name).info.run_id)
-    record.update(run_id=run_id, sent_status=None)
-    return run_id
-
-
-def _send_artifact(client: Any, run_id: str, path: Path, folder: str | None) -> None:
-    if path.is_dir():
-        client.log_artifacts(run_id, str(path), folder)
-    elif path.exists():
-        client.log_artifact(run_id, str(path), folder)
-    else:
-        logging.getLogger("nsa_lab").warning("artifact %s is gone and was not sent", path)
-
-
-def _experiment_id(uri: str, name: str) -> str:
-    location = (_sqlite_file(uri).parent / "mlartifacts").as_uri() if uri.startswith("sqlite:///") else None
-    return _guarded(uri, lambda: _get_or_create(_client(uri), name, location))
-
-
-@functools.cache
-def _client(uri: str) -> Any:
-    if uri.partition(":")[0].partition("+")[0] not in SCHEMES:
-        raise NsaLabError(f"tracking.uri {uri} is no tracking store; use one of {', '.join(SCHEMES)} (sqlite:///FILE)")
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    if not uri.startswith("sqlite:///"):
-        return MlflowClient(tracking_uri=uri)
-    file = _sqlite_file(uri)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # The first client creates the tables; several at once would all try to.
-    with file_lock(file.with_name(f"{file.name}.lock")):
-        return MlflowClient(tracking_uri=uri)
-
-
-def _sqlite_file(uri: str) -> Path:
-    return Path(uri.removeprefix("sqlite:///")).resolve()
-
-
-def _get_or_create(client: Any, name: str, location: str | None) -> str:
-    from mlflow.exceptions import MlflowException
-
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        try:
-            return str(client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            experiment = client.get_experiment_by_name(name)
-    if experiment.lifecycle_stage == "deleted":
-        raise NsaLabError(f"MLflow experiment {name!r} is deleted; restore it or set tracking.experiment to another")
-    return str(experiment.experiment_id)
-
-
-def _guarded(uri: str, action: Callable[[], T]) -> T:
-    """Do `action` and sort its failures: Unreachable may pass, NsaLabError will not."""
-    from mlflow.exceptions import MlflowException
-    from requests.exceptions import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        return action()
-    except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
-        fatal = getattr(error, "error_code", None) in FATAL_CODES
-        if fatal or (uri.startswith("sqlite") and "locked" not in str(error)):
-            raise NsaLabError(f"tracking store {uri} refused: {_reason(error)}; see tracking.uri") from error
-        raise Unreachable(_reason(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    """Why, in few words, for a line of ours: what the system said, else the first sentence."""
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    system = re.search(r"\[Errno -?\d+\] [\w ]+", line)
-    return textwrap.shorten(system.group() if system else line.partition(". ")[0], REASON_LENGTH, placeholder=" ...")

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import clear_unfinished, whole
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
@@ -39,15 +40,14 @@ class CheckpointWriter(L.Callback):
 
     def _write(self, trainer: L.Trainer) -> None:
         _refuse_broken_weights(trainer)
-        unfinished = self.folder / f"{LAST}.unfinished"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(unfinished)
-            if (self.folder / LAST).exists():
-                os.replace(self.folder / LAST, self.folder / PREVIOUS)
-            os.replace(unfinished, self.folder / LAST)
+            clear_unfinished(self.folder)
+            with whole(self.folder / LAST) as unfinished:
+                trainer.save_checkpoint(unfinished)
+                if (self.folder / LAST).exists():
+                    os.replace(self.folder / LAST, self.folder / PREVIOUS)
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
             raise NsaLabError(
                 f"cannot write {self.folder / LAST} at step {trainer.global_step}: {error.strerror or error}; "
                 f"{kept_checkpoint(self.folder)}; make room and run the same command again"

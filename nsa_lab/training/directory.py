@@ -1,57 +1,34 @@
 """A run's directory: whose it is, what is in it, and whether the run there is over."""
 
-import json
-import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nsa_lab.config import ExperimentConfig, config_hash, load_config, to_yaml
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import read_json, write_text, writing
 from nsa_lab.tracking.record import Record, set_aside
 
 
-@dataclass(frozen=True)
 class RunDirectory:
-    """Holds config.yaml, checkpoints/, metrics.jsonl, pictures/ and, once the run is over, summary.json."""
+    """Holds config.yaml, origin.json (the code and machine that trained last), checkpoints/, metrics.jsonl, pictures/
+    and, once the run is over, summary.json."""
 
-    path: Path
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def pictures(self) -> Path:
-        return self.path / "pictures"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.json"
+    def __init__(self, path: Path):
+        self.path = path
+        self.config, self.origin, self.summary = path / "config.yaml", path / "origin.json", path / "summary.json"
+        self.checkpoints, self.metrics, self.pictures = path / "checkpoints", path / "metrics.jsonl", path / "pictures"
 
     @classmethod
     def prepare(cls, config: ExperimentConfig, path: Path | None) -> "RunDirectory":
         """Create the directory of `config`, or find it there. Raises NsaLabError where it is another config's."""
         path = path or Path(config.output.dir) / f"{config.name}-{config_hash(config)}"
         directory = cls(path.absolute())
-        try:
+        with writing(path, "choose another run directory with output.dir=DIR"):
             path.mkdir(parents=True, exist_ok=True)
             if directory.config.exists():
                 directory._check_owner(config)
-            write_whole(directory.config, to_yaml(config))
-        except OSError as error:
-            raise NsaLabError(
-                f"cannot write the run directory {path}: {error.strerror or error}; choose another with output.dir=DIR"
-            ) from error
+            write_text(directory.config, to_yaml(config))
         return directory
 
     def _check_owner(self, config: ExperimentConfig) -> None:
@@ -63,39 +40,22 @@ class RunDirectory:
             )
 
     def result(self) -> dict[str, Any] | None:
-        """The summary of a run that reached its last step, or None."""
-        if not self.summary.exists():
-            return None
-        try:
-            summary = json.loads(self.summary.read_text())
-        except ValueError as error:
-            raise NsaLabError(f"{self.summary} is not JSON ({error}); start over with training.resume=false") from error
-        return None if summary["stopped"] else summary
-
-    def reopen(self) -> None:
-        """Let the tracking record of a run that failed or was interrupted go on where it ended."""
-        record = Record.load(self.path)
-        if record and record.state.status != "RUNNING":
-            record.update(status="RUNNING", ended=None)
+        """The summary of a run that reached its last step, or None. Raises NsaLabError where it is damaged."""
+        keys = ("metrics", "stopped", "tracking_id")
+        summary = read_json(self.summary, "start over with training.resume=false", keys)
+        return summary if summary and not summary["stopped"] else None
 
     def clear(self) -> None:
         """Remove what an earlier run left; its tracking record is kept under numbered names.
 
         Raises NsaLabError while another process trains here.
         """
-        record = Record.load(self.path)
-        if record is None:
+        if Record.load(self.path) is None:
             return
-        if not record.lock(patience_s=0):
+        record = Record.take(self.path)
+        if record is None:
             raise NsaLabError(f"another process trains in {self.path}; end it first, or choose another name")
         record.unlock()
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.summary.unlink(missing_ok=True)
         set_aside(self.path)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old text or the new one."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)

@@ -1,7 +1,5 @@
 """One training run, from a config to a result."""
 
-import errno
-import json
 import logging
 import signal
 import threading
@@ -20,12 +18,14 @@ from nsa_lab.config.schema import TrainingConfig
 from nsa_lab.config.sizes import model_size
 from nsa_lab.data import VideoDataset, load_samples, load_tokenizer, pack
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import room_on_disk, write_json
 from nsa_lab.model import build_model
+from nsa_lab.origin import code_digest, machine_facts
 from nsa_lab.tracking import Tracker
 from nsa_lab.training.callbacks import Progress, Reporter
 from nsa_lab.training.checkpoint import CheckpointWriter, check_readable, find_checkpoint, kept_checkpoint
 from nsa_lab.training.data import VideoDataModule
-from nsa_lab.training.directory import RunDirectory, write_whole
+from nsa_lab.training.directory import RunDirectory
 from nsa_lab.training.logger import TrackerLogger
 from nsa_lab.training.module import Divergence, VideoModule
 from nsa_lab.training.pictures import draw_partitions, draw_pictures
@@ -67,12 +67,14 @@ def run(
     home, resume = RunDirectory.prepare(config, directory), config.training.resume
     if resume and (summary := home.result()):
         return RunResult(home.path, summary["metrics"], summary["tracking_id"], stopped=False, recorded=True)
-    with quiet_lightning(), _room_on_disk(home):
+    with quiet_lightning(), room_on_disk(home.path, lambda: kept_checkpoint(home.checkpoints)):
         module, data = build(config)
-        home.reopen() if resume else home.clear()
-        tracker = Tracker.open(config, home.path, tags=tags, parent=parent)
-        with _finishing(tracker):
-            tracker.tags({"attention_backend": _backend(config)})
+        if not resume:
+            home.clear()
+        origin = machine_facts(config.training.accelerator, config.training.threads) | {"code": code_digest()}
+        with Tracker.open(config, home.path, tags=tags, parent=parent, again=resume) as tracker:
+            write_json(home.origin, origin)
+            tracker.tags({"attention_backend": _backend(config), "device": origin["device"], "code": origin["code"]})
             reporter, trainer = _fit(config, home, module, data, tracker, on_progress, progress_bar)
             reporter.metrics |= reporter.clock.overall() | data.skipped()
             for line in data.skip_reasons():
@@ -204,32 +206,6 @@ def _interruptible(trainer: L.Trainer) -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-@contextmanager
-def _finishing(tracker: Tracker) -> Iterator[None]:
-    try:
-        yield
-    except BaseException as error:
-        try:
-            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        except (NsaLabError, OSError) as second:
-            logger.warning("the tracking record was not closed: %s", second)
-        raise
-    tracker.finish("FINISHED")
-
-
-@contextmanager
-def _room_on_disk(home: RunDirectory) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise NsaLabError(
-            f"cannot write {error.filename or home.path}: {error.strerror}; {kept_checkpoint(home.checkpoints)}; "
-            "make room and run the same command again"
-        ) from error
-
-
 def _divergence(error: Divergence, data: VideoDataModule, home: RunDirectory) -> str:
     ids = "" if error.batch is None else f" on samples {', '.join(data.sample_ids(error.batch))}"
     return (
@@ -247,5 +223,5 @@ def _summarise(config: ExperimentConfig, home: RunDirectory, reporter: Reporter,
         "stopped": reporter.stopped,
         "metrics": reporter.metrics,
     }
-    write_whole(home.summary, json.dumps(summary, indent=2) + "\n")
+    write_json(home.summary, summary)
     return summary

@@ -32,9 +32,14 @@ def analyze(capfd):
 
 @pytest.fixture
 def artifacts(monkeypatch):
-    """What a run hands to its tracker, as {file name: folder}."""
+    """The pictures that a run hands to its tracker, as {file name: folder}."""
     sent = {}
-    monkeypatch.setattr(Tracker, "artifact", lambda self, path, folder="": sent.update({path.name: folder}))
+
+    def artifact(tracker, path, folder=""):
+        if path.suffix == ".png":
+            sent[path.name] = folder
+
+    monkeypatch.setattr(Tracker, "artifact", artifact)
     return sent
 
 

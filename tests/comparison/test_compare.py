@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from nsa_lab.comparison import compare
-from nsa_lab.comparison.crew import ORIGIN_FILE
 from nsa_lab.comparison.rows import ORIGIN, read_rows
 from nsa_lab.comparison.spec import EXAMPLE_FILE, chosen, load_comparison, trainings
 from nsa_lab.errors import ConfigError, NsaLabError
@@ -103,7 +102,7 @@ def test_it_trains_what_is_missing_and_nothing_else(study, tmp_path, capfd):
     assert all(row[name] for row in rows.values() for name in ORIGIN)
     assert all(float(row["val/loss"]) > 0 for row in rows.values())
     trained = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
-    assert len(trained) == 2 and len(list(tmp_path.rglob(ORIGIN_FILE))) == 2
+    assert len(trained) == 2 and len(list(tmp_path.rglob("origin.json"))) == 2
     capfd.readouterr()
 
     compare(study, seeds=2, workers=2)

@@ -4,6 +4,7 @@ import csv
 import io
 import random
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import optuna
@@ -11,11 +12,12 @@ import pytest
 from rich.console import Console
 
 from nsa_lab.config import flatten, load_config, to_dict
+from nsa_lab.runner.view import View
 from nsa_lab.search.figures import FEW, sections
 from nsa_lab.search.page import write_html
 from nsa_lab.search.report import print_report, write_report
-from nsa_lab.search.rows import read_outcome
-from nsa_lab.search.view import LiveView, View, open_view, short_names
+from nsa_lab.search.rows import read_outcome, read_row
+from nsa_lab.search.view import short_names, shown
 
 NAMES = ("val/accuracy", "budget/keys_per_query", "throughput/seconds_per_step")
 DIRECTIONS = ("maximize", "minimize", "minimize")
@@ -179,22 +181,24 @@ def test_the_table_marks_the_recommended_trial_and_states_the_rule(tmp_path):
 
 def test_a_terminal_gets_a_live_table_and_a_file_plain_lines():
     objectives = dict(zip(NAMES[:2], DIRECTIONS[:2], strict=True))
-    trials = study_of(TWO).get_trials()
+    done = shown(read_row(study_of(TWO).get_trials()[1], objectives))
     plain = Console(width=160, record=True, file=io.StringIO())
-    with open_view(plain, objectives, 9) as view:
-        assert type(view) is View
-        view.finished(trials[1])
+    with View(plain, "trials", list(objectives), 9) as view:
+        view.finished(done)
     assert "1/9  trial 0001 complete    val/accuracy 0.9  budget/keys_per_query 80" in plain.export_text()
 
     screen = io.StringIO()
     terminal = Console(width=160, force_terminal=True, file=screen)
     progress = SimpleNamespace(step=30, steps=100, metrics={"val/accuracy": 0.25})
-    worker = SimpleNamespace(index=3, trial=trials[2], since=time.monotonic(), progress=progress)
-    with open_view(terminal, objectives, 9) as view:
-        assert isinstance(view, LiveView)
-        view.finished(trials[1])
-        view.show([worker], 7)
-    assert all(text in screen.getvalue() for text in ("1/9 trials", "30/100", "0.25", "worker 3"))
+    job = SimpleNamespace(name="trial-0002")
+    worker = SimpleNamespace(index=3, job=job, since=time.monotonic(), progress=progress)
+    failed = replace(done, name="trial-0008", state="failed", note="[Errno 28] [/data] is full")
+    with View(terminal, "trials", list(objectives), 9) as view:
+        view.finished(done)
+        view.finished(failed)
+        view.show([worker])
+    said = ("2/9 trials", "30/100", "0.25", "worker 3", "trial-0002", "trial-0008", "[Errno 28] [/data] is full")
+    assert all(text in screen.getvalue() for text in said)
 
 
 def test_short_names_stay_distinct():

@@ -1,5 +1,6 @@
 """Whole sweeps on a stand-in runner: counts, infeasible designs, faults, resume, kills."""
 
+import errno
 import io
 import json
 import os
@@ -169,6 +170,19 @@ def test_faults_stop_a_sweep_with_their_reason(folder, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_full_disk_ends_in_one_line_and_loses_nothing(folder, monkeypatch):
+    def full(outcome, file):
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    with monkeypatch.context() as disk:
+        disk.setattr("nsa_lab.search.report.write_csv", full)
+        with pytest.raises(NsaLabError, match=r"^cannot write .*table\.csv: No space left on device; what was trai"):
+            run(trials=1)
+    assert json.loads(Path("runs/studies/space/tracking.json").read_text())["status"] == "FAILED"
+    assert show("space", console=Console(file=io.StringIO())).outcome.count("complete") == 1
+
+
+@pytest.mark.slow
 def test_killed_worker_is_replaced_and_its_trial_retried(folder, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "1")
     process = launch(folder, 4, 2)
@@ -179,7 +193,7 @@ def test_killed_worker_is_replaced_and_its_trial_retried(folder, monkeypatch):
     trials = trials_of()
     assert states(trials) == {"COMPLETE": 4, "FAIL": 1}
     assert_retried_once(trials)
-    assert "killed by SIGKILL; queued again" in output
+    assert "killed by SIGKILL (out of memory?); queued again" in output
     assert "killed by SIGKILL" in next(t for t in trials if t.state.name == "FAIL").user_attrs["reason"]
 
 

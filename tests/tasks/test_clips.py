@@ -47,7 +47,7 @@ def test_files_are_complete_and_annotations_true(tmp_path, name):
             for event in [*row["meta"]["events"], *row["meta"].get("scenes", [])]:
                 assert event["seconds"] == event["start"] / 2
             assert bool(row["meta"].get("scenes")) == (name in ("recall", "duration"))
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob(".*.unfinished"))
 
 
 def test_written_once_and_the_same_anywhere(tmp_path):
@@ -94,7 +94,7 @@ def test_interrupted_inside_a_clip(tmp_path, monkeypatch):
     def fail_on_third(*args):
         calls.append(args)
         if len(calls) == 3:
-            (args[-1] / ".clip-000002.mp4.1.partial").write_text("half")
+            (args[-1] / ".clip-000002.mp4.1.unfinished").write_text("half")
             raise KeyboardInterrupt
         write_clip(*args)
 
@@ -149,7 +149,7 @@ def test_killed_and_resumed(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     folder = os.path.dirname(output.strip())
     assert len([name for name in os.listdir(folder) if name.endswith(".mp4")]) == 200
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob(".*.unfinished"))
     for sample in read_annotations(Path(output.strip()), Path(folder)):
         assert len(read_clip(sample.video, 2.0, 768).frames) == 32
 

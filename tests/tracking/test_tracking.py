@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
@@ -16,8 +16,9 @@ from nsa_lab import tracking
 from nsa_lab.config import load_config
 from nsa_lab.errors import NsaLabError
 from nsa_lab.tracking import Tracker
+from nsa_lab.tracking import store as store_file
 from nsa_lab.tracking import tracker as tracker_file
-from nsa_lab.tracking.sender import Unreachable
+from nsa_lab.tracking.store import Unreachable
 
 
 def config_in(folder, **overrides):
@@ -79,7 +80,7 @@ def test_what_cannot_change_a_result_is_no_param_and_may_change(store, tmp_path)
 
 
 def test_uncommitted_changes_are_kept(store, tmp_path, monkeypatch):
-    from nsa_lab.tracking import origin
+    from nsa_lab import origin
 
     source = origin.Source("abc", "diff --git a b\n")
     monkeypatch.setattr(origin, "source_state", lambda: source)
@@ -115,9 +116,13 @@ def test_a_run_left_unfinished_goes_on(store, tmp_path):
     fresh.finish()
     assert fresh.run_id != again.run_id, "a finished run must not be written to"
     assert len((tmp_path / "metrics.1.jsonl").read_text().splitlines()) == 2
-    named = Tracker.open(config, tmp_path, run_id=fresh.run_id)
-    named.finish()
-    assert named.run_id == fresh.run_id
+    for options in ({"run_id": fresh.run_id}, {"again": True}):
+        named = Tracker.open(config, tmp_path, **options)
+        named.finish()
+        assert named.run_id == fresh.run_id
+    elsewhere = Tracker.open(config_in(store, **{"tracking.experiment": "other"}), tmp_path, again=True)
+    elsewhere.finish()
+    assert elsewhere.run_id != fresh.run_id, "a run does not move to another experiment"
 
 
 def test_a_changed_config_is_refused_and_the_directory_released(store, tmp_path):
@@ -127,9 +132,17 @@ def test_a_changed_config_is_refused_and_the_directory_released(store, tmp_path)
             Tracker.open(config_in(store, **{"training.steps": 9}), tmp_path)
 
 
+@pytest.mark.parametrize("name", ["tracking.json", "params.json", "tags.json"])
+def test_a_damaged_record_is_named(store, tmp_path, name):
+    Tracker.open(config_in(store, **{"tracking.enabled": False}), tmp_path).finish()
+    (tmp_path / name).write_text((tmp_path / name).read_text()[:20])
+    for _ in range(2):
+        with pytest.raises(NsaLabError, match=rf"{name} is damaged \(.*remove it to start a new record"):
+            Tracker.open(config_in(store), tmp_path)
+
+
 def test_two_processes_cannot_record_in_one_directory(store, tmp_path, monkeypatch):
     monkeypatch.setattr("nsa_lab.tracking.record.LOCK_PATIENCE_S", 0.0)
-    monkeypatch.setattr("nsa_lab.tracking.record.Record.lock.__defaults__", (0.0,))
     tracker = Tracker.open(config_in(store), tmp_path)
     with pytest.raises(NsaLabError, match="another process records a run"):
         Tracker.open(config_in(store), tmp_path)
@@ -150,6 +163,28 @@ def test_without_tracking_the_record_can_be_pushed_later(store, tmp_path):
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"val/accuracy": 0.5})
     with pytest.raises(NsaLabError, match="holds no record"):
         tracking.push(tmp_path / "nothing")
+    for name, enabled in (("a", False), ("b", True)):
+        with Tracker.open(config_in(store, **{"tracking.enabled": enabled}), tmp_path / name, parent="x") as tracker:
+            tracker.sender = None  # nothing is sent yet
+    assert tracking.push(tmp_path) == [tmp_path / "b"], "one that was recorded without tracking is passed over"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")]
+)
+def test_a_run_ends_as_its_block_does(store, tmp_path, monkeypatch, caplog, error, status):
+    def leave():
+        with Tracker.open(config_in(store, **{"tracking.enabled": False}), tmp_path):
+            if error is not None:
+                raise error
+
+    with pytest.raises(error) if error else nullcontext():
+        leave()
+    assert json.loads((tmp_path / "tracking.json").read_text())["status"] == status
+    monkeypatch.setattr(Tracker, "finish", full_disk)
+    with pytest.raises(error or OSError):
+        leave()
+    assert ("the tracking record was not closed: full" in caplog.text) == (error is not None)
 
 
 def test_an_outage_costs_nothing(store, tmp_path, monkeypatch, caplog):
@@ -157,7 +192,7 @@ def test_an_outage_costs_nothing(store, tmp_path, monkeypatch, caplog):
     config = config_in(store)
     tracker = Tracker.open(config, tmp_path)
     with monkeypatch.context() as broken:
-        broken.setattr(tracker_file, "_send_all", unreachable)
+        broken.setattr(store_file, "_send_all", unreachable)
         tracker.metrics({"train/loss": 1.0}, 1)
         time.sleep(0.5)
     tracker.finish()
@@ -172,7 +207,7 @@ def test_a_server_that_stays_away_ends_with_one_error(store, tmp_path, monkeypat
     trackers = [Tracker.open(config, tmp_path / "alone")]
     trackers.append(Tracker.open(config, tmp_path / "trial", parent=trackers[0].run_id))
     with monkeypatch.context() as broken:
-        broken.setattr(tracker_file, "_send_all", unreachable)
+        broken.setattr(store_file, "_send_all", unreachable)
         for tracker in trackers:
             tracker.metrics({"train/loss": 1.0}, 1)
         with pytest.raises(NsaLabError, match=r"no route.*everything is kept in .*alone.*`nsa-lab push"):
@@ -186,7 +221,7 @@ def test_a_server_that_stays_away_ends_with_one_error(store, tmp_path, monkeypat
 
 def test_a_lost_answer_does_not_double_the_run(store, tmp_path, monkeypatch):
     config = config_in(store, **{"tracking.experiment": "lost-answer"})
-    client = tracker_file._client(tracking.tracking_uri(config))
+    client = store_file._client(tracking.tracking_uri(config))
     create, lost = client.create_run, []
 
     def create_and_lose(*arguments):
@@ -226,9 +261,9 @@ def test_a_long_reason_is_cut(store, tmp_path, said):
         raise OSError(said)
 
     with pytest.raises(Unreachable) as caught:
-        tracker_file._guarded("http://somewhere", fail)
+        store_file._guarded("http://somewhere", fail)
     reason = str(caught.value)
-    assert 0 < len(reason) <= tracker_file.REASON_LENGTH and "why" not in reason
+    assert 0 < len(reason) <= store_file.REASON_LENGTH and "why" not in reason
 
 
 def test_runs_are_kept_in_sqlite_unless_said_otherwise(tmp_path):
@@ -255,9 +290,9 @@ def test_runs_survive_a_real_server_that_goes_away(tmp_path, monkeypatch):
         config = config_in(tmp_path, **{"tracking.uri": f"http://127.0.0.1:{port}"})
         tracker = Tracker.open(config, tmp_path / "run")
         tracker.metrics({"train/loss": 2.0}, 1)
-        until(lambda: not tracker._record.pending)
+        until(lambda: not tracker.pending)
     tracker.metrics({"train/loss": 1.0}, 2)
-    until(lambda: tracker._sender.outage)
+    until(lambda: tracker.sender.outage)
     with serving(port):
         tracker.finish()
         run = client_of(config).get_run(tracker.run_id)
@@ -279,6 +314,10 @@ def test_page_refuses_what_it_cannot_serve(tmp_path):
 def test_importing_tracking_does_not_import_mlflow():
     code = "import sys, nsa_lab.tracking; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def full_disk(*_):
+    raise OSError("full")
 
 
 def unreachable(*_):

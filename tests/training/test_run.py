@@ -13,6 +13,7 @@ import torch
 from nsa_lab.config import load_config
 from nsa_lab.data import load_samples
 from nsa_lab.errors import NsaLabError
+from nsa_lab.origin import code_digest
 from nsa_lab.tracking import Tracker
 from nsa_lab.training import module as training_module
 from nsa_lab.training import run
@@ -53,7 +54,7 @@ def test_run_leaves_config_checkpoints_metrics_summary_and_pictures(tiny):
     assert {path.name for path in (result.directory / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
     assert {path.name for path in (result.directory / "pictures").iterdir()} == {"curves.png", "gates.png"}
     assert json.loads((result.directory / "summary.json").read_text())["metrics"] == result.metrics
-    assert not list(result.directory.rglob("*.unfinished"))
+    assert not list(result.directory.rglob(".*.unfinished"))
     assert not result.stopped and result.tracking_id is None
     assert json.loads((result.directory / "tags.json").read_text())["attention_backend"] == "torch"
 
@@ -130,6 +131,24 @@ def test_finished_run_gives_its_recorded_result(tiny):
     assert again.recorded and not first.recorded
     assert again.metrics == first.metrics
     assert (first.directory / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("content", ["", '{"metrics": {', "{}", "[]"])
+def test_a_damaged_summary_is_named(tiny, tmp_path, one_line, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/summary.json").write_text(content)
+    with pytest.raises(NsaLabError) as error:
+        train(tiny(), directory=tmp_path / "run")
+    one_line(error, "summary.json is damaged", "start over with training.resume=false")
+
+
+def test_the_origin_is_that_of_the_training_and_no_later_one(tiny, monkeypatch):
+    first = train(tiny({"training.steps": 1}))
+    origin = (first.directory / "origin.json").read_text()
+    assert json.loads(origin)["code"] == code_digest() and json.loads(origin)["device"]
+    monkeypatch.setitem(run.__globals__, "code_digest", lambda: "later")
+    assert train(tiny({"training.steps": 1})).recorded
+    assert (first.directory / "origin.json").read_text() == origin
 
 
 def test_resume_false_starts_over_in_the_same_directory(tiny):

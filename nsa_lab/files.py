@@ -1,0 +1,142 @@
+"""Files that appear whole or not at all, locks between processes, and JSON that may be damaged."""
+
+import csv
+import errno
+import fcntl
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from nsa_lab.errors import NsaLabError
+
+UNFINISHED = ".unfinished"
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path beside `path` for a file or a folder, which takes its place when the block ends without an error.
+
+    Raises OSError where that fails, among others because `path` is a folder that holds something.
+    """
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        _remove(unfinished)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what killed processes left of `whole` in or below `folder`. Only for who alone writes there."""
+    for leftover in folder.rglob(f".*{UNFINISHED}"):
+        _remove(leftover)
+
+
+@contextmanager
+def writing(place: Path, remedy: str) -> Iterator[None]:
+    """Turn an OSError of the block into an NsaLabError that names the file, else `place`, and ends with `remedy`."""
+    try:
+        yield
+    except OSError as error:
+        raise NsaLabError(f"cannot write {error.filename or place}: {error.strerror or error}; {remedy}") from error
+
+
+@contextmanager
+def room_on_disk(place: Path, kept: Callable[[], str]) -> Iterator[None]:
+    """Turn a full disk in the block into an NsaLabError that names the file, else `place`, and says what is `kept`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        with writing(place, f"{kept()}; make room and run the same command again"):
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old text or the new one."""
+    with whole(path) as unfinished:
+        unfinished.write_text(text)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that a reader sees the old content or the new one."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_csv(path: Path, lines: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV, its header first among `lines`, so that a reader sees the old table or the new one."""
+    with whole(path) as unfinished, open(unfinished, "w", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerows(lines)
+
+
+def read_json(path: Path, remedy: str, keys: Collection[str] = ()) -> dict[str, Any]:
+    """The object in a JSON file, empty where there is no file.
+
+    Raises NsaLabError, which ends with `remedy`, where the file is damaged or its object lacks one of `keys`.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise NsaLabError(f"{path} is damaged ({error}); {remedy}") from error
+    if not isinstance(content, dict) or any(key not in content for key in keys):
+        raise NsaLabError(f"{path} is damaged (it lacks {', '.join(keys) or 'an object'}); {remedy}")
+    return content
+
+
+class FileLock:
+    """A lock on `path` against other processes, which the system frees when its holder ends, however it ends."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def take(self, patience_s: float = 0.0) -> bool:
+        """Take the lock, trying for `patience_s` seconds; False when another process keeps it."""
+        self._file = open(self.path, "w")  # noqa: SIM115
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    self.free()
+                    return False
+                time.sleep(0.05)
+
+    def free(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+@contextmanager
+def locked(path: Path, waiting: str = "") -> Iterator[None]:
+    """Hold the lock on `path` (created where missing). Where another process has it, says `waiting` and waits."""
+    lock = FileLock(path)
+    if not lock.take():
+        if waiting:
+            logger.warning(waiting)
+        lock.take(float("inf"))
+    try:
+        yield
+    finally:
+        lock.free()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,98 @@
+"""What a worker process is given and what it answers, and where a pool gets its jobs from."""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from nsa_lab.runner.recovery import MAX_RETRIES
+
+TRAIN = "nsa_lab.training.run:run"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to do in a worker process. `run` is the "module:function" that does it, called as nsa_lab.training.run.run.
+
+    `config` is a plain tree. With `asks` a run waits after each validation for word whether to stop.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    directory: str
+    run: str = TRAIN
+    tags: Mapping[str, str] = field(default_factory=dict)
+    parent: str | None = None
+    asks: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a job stands: `step` of `steps`, the latest of every metric, and whether it just validated."""
+
+    step: int
+    steps: int
+    metrics: Mapping[str, float]
+    validated: bool
+
+
+@dataclass(frozen=True)
+class End:
+    """How a job ended: with what it measured, or with a fault (one line)."""
+
+    seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tracking_id: str | None = None
+    fault: str | None = None
+
+
+class Source(Protocol):
+    """Where a pool gets its jobs; `left` of them wait. `take` gives the next one to the process `worker`.
+
+    Of each job it then hears one end: `ended`, which returns the job's fault if it failed; `died` with its worker,
+    which returns the fault, or None where the job is queued again; or `interrupted` with the pool. In between a true
+    answer to `heard` stops a job that asks, and `tick` names the jobs in flight twice a second.
+    """
+
+    @property
+    def left(self) -> int: ...
+    def take(self, worker: Mapping[str, Any]) -> Job | None: ...
+    def heard(self, job: Job, progress: Progress) -> bool: ...
+    def ended(self, job: Job, end: End) -> str | None: ...
+    def died(self, job: Job, reason: str) -> str | None: ...
+    def interrupted(self, job: Job) -> None: ...
+    def tick(self, jobs: Sequence[Job]) -> None: ...
+
+
+class JobList:
+    """A fixed list of jobs; one whose worker dies is tried again, MAX_RETRIES times.
+
+    `tell` hears every end and returns its fault, if there is one.
+    """
+
+    def __init__(self, jobs: Iterable[Job], tell: Callable[[Job, End], str | None]):
+        self.waiting, self.ended = deque(jobs), tell
+        self.deaths: Counter[str] = Counter()
+
+    @property
+    def left(self) -> int:
+        return len(self.waiting)
+
+    def take(self, worker: Mapping[str, Any]) -> Job | None:
+        return self.waiting.popleft() if self.waiting else None
+
+    def heard(self, job: Job, progress: Progress) -> bool:
+        return False
+
+    def died(self, job: Job, reason: str) -> str | None:
+        self.deaths[job.directory] += 1
+        if self.deaths[job.directory] > MAX_RETRIES:
+            return self.ended(job, End(0.0, fault=f"{reason}, after {MAX_RETRIES} retries"))
+        self.waiting.appendleft(job)
+        return None
+
+    def interrupted(self, job: Job) -> None:
+        self.waiting.appendleft(job)
+
+    def tick(self, jobs: Sequence[Job]) -> None:
+        return None

@@ -1,0 +1,110 @@
+"""What a pool shows while it works: a live table on a terminal, plain lines elsewhere."""
+
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+RECENT = 8
+COLOURS = {"complete": "green", "pruned": "yellow", "infeasible": "bright_black", "failed": "red"}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A job that ended: for the table its parts (`note`: the design or the fault), elsewhere one `line`."""
+
+    name: str
+    state: str
+    values: Mapping[str, float]
+    seconds: float | None
+    note: str
+    line: str
+
+
+class View:
+    """Where the console is a terminal, a table of the jobs at work, the latest finished ones, and what is left.
+
+    Elsewhere a line per finished job; one that failed has its line either way. `what` are the jobs ("trials"),
+    `metrics` the columns of the table.
+    """
+
+    def __init__(self, console: Console, what: str, metrics: Sequence[str], total: int):
+        self.console, self.what, self.metrics, self.total = console, what, metrics, total
+        self.counts: Counter[str] = Counter()
+        self.recent: deque[Shown] = deque(maxlen=RECENT)
+        self.started = time.monotonic()
+        self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> "View":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def finished(self, shown: Shown) -> None:
+        self.counts[shown.state] += 1
+        self.recent.append(shown)
+        if not self.live or shown.state == "failed":
+            self.say(f"{self.counts.total()}/{self.total}  {shown.line}")
+
+    def show(self, crew: Sequence[Any]) -> None:
+        """Draw the table anew; `crew` are a pool's workers."""
+        if not self.live:
+            return
+        table = Table(title=self._title(), title_justify="left", expand=True)
+        for name in (self.what.removesuffix("s"), "state", "step", *self.metrics, "time", "design"):
+            table.add_column(name, overflow="fold", ratio=3 if name == "design" else None)
+        for one in self.recent:
+            state = f"[{COLOURS.get(one.state, 'white')}]{one.state}[/]"
+            table.add_row(one.name, state, "", *self._values(one.values), duration(one.seconds), Text(one.note))
+        for worker in crew:
+            if worker.job is not None:
+                done, seconds = worker.progress, time.monotonic() - worker.since
+                step, values = (f"{done.step}/{done.steps}", done.metrics) if done else ("", {})
+                about = ("[cyan]running[/]", step, *self._values(values), duration(seconds), f"worker {worker.index}")
+                table.add_row(worker.job.name, *about)
+        self.live.update(table, refresh=True)
+
+    def _values(self, metrics: Mapping[str, float]) -> list[str]:
+        return [number(metrics.get(name)) for name in self.metrics]
+
+    def _title(self) -> str:
+        done = self.counts.total()
+        counts = ", ".join(f"{count} {state}" for state, count in self.counts.items()) or "none finished"
+        elapsed = time.monotonic() - self.started
+        left = f", about {duration(elapsed / done * (self.total - done))} left" if done and done < self.total else ""
+        return f"{done}/{self.total} {self.what} ({counts}), {duration(elapsed)}{left}"
+
+
+def make_console() -> Console:
+    """The terminal; wide enough for the tables where the output goes to a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,191 @@
+"""MLflow's side of a run's record: where it goes, and how it gets there. Nothing else imports MLflow."""
+
+import functools
+import logging
+import os
+import re
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nsa_lab.config import ExperimentConfig
+from nsa_lab.errors import NsaLabError
+from nsa_lab.files import locked
+from nsa_lab.tracking.record import Record
+
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+# Without it MLflow's page opens on traces of chat models, and runs are a click and a guess away.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+FATAL_CODES = {
+    "INVALID_PARAMETER_VALUE",
+    "RESOURCE_DOES_NOT_EXIST",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "CUSTOMER_UNAUTHORIZED",
+    "BAD_REQUEST",
+}
+SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
+SQLITE = "sqlite:///"
+PER_BATCH = 100
+REASON_LENGTH = 120
+T = TypeVar("T")
+
+
+class Unreachable(Exception):
+    """The server does not answer now; a later try may succeed."""
+
+
+def tracking_uri(config: ExperimentConfig) -> str:
+    """The MLflow tracking URI of `config`: its own, or the SQLite file in the output folder."""
+    return config.tracking.uri or f"{SQLITE}{Path(config.output.dir).resolve() / 'mlflow.db'}"
+
+
+def prepare_store(config: ExperimentConfig) -> None:
+    """Create the tracking database and the experiment where missing; safe from many processes at once.
+
+    Raises NsaLabError when the server does not answer, the URI is wrong or the database is damaged.
+    """
+    if not config.tracking.enabled:
+        return
+    uri = tracking_uri(config)
+    try:
+        _experiment_id(uri, config.tracking.experiment)
+    except Unreachable as error:
+        raise NsaLabError(
+            f"tracking server {uri} does not answer ({error}); start it, correct tracking.uri, "
+            "or set tracking.enabled=false"
+        ) from error
+
+
+def send(record: Record) -> None:
+    """Bring MLflow up to date with `record`. May be repeated: nothing is logged twice.
+
+    Raises Unreachable when a later try may do, NsaLabError when it will not.
+    """
+    uri = str(record.state.uri)
+    _guarded(uri, lambda: _send_all(_client(uri), record))
+
+
+def _send_all(client: Any, record: Record) -> None:
+    from mlflow.entities import Metric, Param, RunTag
+
+    run_id = record.state.run_id or _create_run(client, record)
+    with record.guard:
+        params, tags = list(record.all_params.items()), dict(record.all_tags)
+    for start in range(record.state.sent_params, len(params), PER_BATCH):
+        some = params[start : start + PER_BATCH]
+        client.log_batch(run_id, params=[Param(key, value) for key, value in some])
+        record.update(sent_params=start + len(some))
+    changed = [RunTag(key, value) for key, value in tags.items() if record.state.sent_tags.get(key) != value]
+    if changed:
+        client.log_batch(run_id, tags=changed)
+        record.update(sent_tags=tags)
+    for lines, offset in record.unsent_metrics():
+        metrics = [Metric(k, v, line["time"], line["step"]) for line in lines for k, v in line["metrics"].items()]
+        client.log_batch(run_id, metrics=metrics)
+        record.update(sent_metrics=offset)
+    for path, folder in record.state.artifacts[record.state.sent_artifacts :]:
+        _send_artifact(client, run_id, record.directory / path, folder or None)
+        record.update(sent_artifacts=record.state.sent_artifacts + 1)
+    status = record.state.status
+    if status != record.state.sent_status:
+        if status == "RUNNING":
+            client.update_run(run_id, status=status)
+        else:
+            client.set_terminated(run_id, status, record.state.ended)
+        record.update(sent_status=status)
+
+
+def _create_run(client: Any, record: Record) -> str:
+    """Create the run in MLflow, or find it when an earlier answer was lost."""
+    state = record.state
+    experiment = _experiment_id(str(state.uri), state.experiment)
+    found = client.search_runs([experiment], filter_string=f"tags.record = '{state.record_id}'", max_results=1)
+    if found:
+        run_id = str(found[0].info.run_id)
+    else:
+        tags = {"record": state.record_id} | ({"mlflow.parentRunId": state.parent} if state.parent else {})
+        run_id = str(client.create_run(experiment, state.started, tags, state.run_name).info.run_id)
+    record.update(run_id=run_id, sent_status=None)
+    return run_id
+
+
+def _send_artifact(client: Any, run_id: str, path: Path, folder: str | None) -> None:
+    if path.is_dir():
+        client.log_artifacts(run_id, str(path), folder)
+    elif path.exists():
+        client.log_artifact(run_id, str(path), folder)
+    else:
+        logging.getLogger("nsa_lab").warning("artifact %s is gone and was not sent", path)
+
+
+def _experiment_id(uri: str, name: str) -> str:
+    location = (_sqlite_file(uri).parent / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
+    return _guarded(uri, lambda: _get_or_create(_client(uri), name, location))
+
+
+def _get_or_create(client: Any, name: str, location: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(name)
+    if experiment.lifecycle_stage == "deleted":
+        raise NsaLabError(f"MLflow experiment {name!r} is deleted; restore it or set tracking.experiment to another")
+    return str(experiment.experiment_id)
+
+
+@functools.cache
+def _client(uri: str) -> Any:
+    if uri.partition(":")[0].partition("+")[0] not in SCHEMES:
+        raise NsaLabError(f"tracking.uri {uri} is no tracking store; use one of {', '.join(SCHEMES)} (sqlite:///FILE)")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if not uri.startswith(SQLITE):
+        return MlflowClient(tracking_uri=uri)
+    file = _sqlite_file(uri)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # The first client creates the tables; several at once would all try to.
+    with locked(file.with_name(f"{file.name}.lock")):
+        return MlflowClient(tracking_uri=uri)
+
+
+def _sqlite_file(uri: str) -> Path:
+    return Path(uri.removeprefix(SQLITE)).resolve()
+
+
+def _guarded(uri: str, action: Callable[[], T]) -> T:
+    """Do `action` and sort its failures: Unreachable may pass, NsaLabError will not."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        return action()
+    except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+        fatal = getattr(error, "error_code", None) in FATAL_CODES
+        if fatal or (uri.startswith("sqlite") and "locked" not in str(error)):
+            raise NsaLabError(f"tracking store {uri} refused: {_reason(error)}; see tracking.uri") from error
+        raise Unreachable(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why, in few words, for a line of ours: what the system said, else the first sentence."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    system = re.search(r"\[Errno -?\d+\] [\w ]+", line)
+    return textwrap.shorten(system.group() if system else line.partition(". ")[0], REASON_LENGTH, placeholder=" ...")
