@@ -14,15 +14,10 @@ from nsa_lab.runner.view import Shown, View
 
 def job_of(training: Training, comparison: str, parent: str | None, runner: str) -> Job:
     """The job that does a training of a comparison."""
+    name = f"{training.experiment} {training.variant} seed {training.seed}"
     tags = {"kind": "comparison", "comparison": comparison, "experiment": training.experiment}
-    return Job(
-        name=f"{training.experiment} {training.variant} seed {training.seed}",
-        config=to_dict(training.config),
-        directory=str(training.directory),
-        run=runner,
-        tags=tags | {"variant": training.variant, "seed": str(training.seed)},
-        parent=parent,
-    )
+    tags |= {"variant": training.variant, "seed": str(training.seed)}
+    return Job(name, to_dict(training.config), str(training.directory), runner, tags, parent)
 
 
 @dataclass

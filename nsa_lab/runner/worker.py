@@ -54,14 +54,9 @@ def _do(job: Job, connection: Connection) -> End:
     started = time.monotonic()
     print(f"--- {job.name} in {job.directory}, process {os.getpid()}", flush=True)
     try:
-        result = load_function(job.run)(
-            load_config(None, dict(job.config)),
-            directory=Path(job.directory),
-            parent=job.parent,
-            tags=job.tags,
-            on_progress=_teller(job, connection),
-            progress_bar=False,
-        )
+        run, config = load_function(job.run), load_config(None, dict(job.config))
+        where = {"directory": Path(job.directory), "parent": job.parent, "tags": job.tags}
+        result = run(config, **where, on_progress=_teller(job, connection), progress_bar=False)
     except Exception as error:
         traceback.print_exc()
         mendable = isinstance(error, NsaLabError)

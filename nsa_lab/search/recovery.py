@@ -24,7 +24,7 @@ def next_trial(study: optuna.Study, owner: Mapping[str, Any]) -> optuna.Trial:
     if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         study.enqueue_trial({}, user_attrs={"owner": dict(owner)})
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Heartbeat of storage is supposed to be used with Study.optimize")
+        warnings.simplefilter("ignore")  # that a heartbeat is for Study.optimize alone
         trial = study.ask()
     trial.set_user_attr("owner", dict(owner))
     return trial

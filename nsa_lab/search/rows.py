@@ -1,6 +1,6 @@
 """The trials of a study as rows, the Pareto set among them, and the one that is recommended."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,13 +107,9 @@ def write_csv(outcome: Outcome, file: Path) -> None:
     lines: list[list[Any]] = [[*fixed, *outcome.objectives, *params, *metrics]]
     for row in outcome.rows:
         about = [row.number, row.state, row.number in front, row.seconds, row.directory, row.reason]
-        lines.append([*about, *_pick(row.values, outcome.objectives), *_pick(row.params, params),
-                      *_pick(row.metrics, metrics)])  # fmt: skip
+        found = ((row.values, outcome.objectives), (row.params, params), (row.metrics, metrics))
+        lines.append([*about, *(values.get(name, "") for values, names in found for name in names)])
     write_lines(file, lines)
-
-
-def _pick(values: Mapping[str, Any], names: Sequence[str] | Mapping[str, Any]) -> list[Any]:
-    return [values.get(name, "") for name in names]
 
 
 def _state(trial: FrozenTrial) -> str:

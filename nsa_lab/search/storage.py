@@ -62,13 +62,8 @@ def _journal(path: Path) -> Any:
 def _database(url: str, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.storages.RDBStorage(
-            url,
-            heartbeat_interval=HEARTBEAT_S,
-            grace_period=GRACE_S,
-            heartbeat_stale_trial_callback=queue_stale,
-            **options,
-        )
+        beats = {"heartbeat_interval": HEARTBEAT_S, "grace_period": GRACE_S}
+        return optuna.storages.RDBStorage(url, **beats, heartbeat_stale_trial_callback=queue_stale, **options)
 
 
 def _sqlite(url: str) -> Any:

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,17 +71,9 @@ class Trials:
                 self._end(trial, TrialState.FAIL, str(fault))
                 raise
             else:
-                job = Job(
-                    name=f"trial-{trial.number:04d}",
-                    config=to_dict(config),
-                    directory=str(directory),
-                    run=self.run,
-                    tags=self._tags(trial),
-                    parent=self.parent,
-                    asks=self.prunes,
-                )
-                self.flying[job.name] = trial
-                return job
+                name, tags = f"trial-{trial.number:04d}", self._tags(trial)
+                self.flying[name] = trial
+                return Job(name, to_dict(config), str(directory), self.run, tags, self.parent, asks=self.prunes)
         return None
 
     def heard(self, job: Job, progress: Progress) -> bool:
@@ -164,7 +157,9 @@ class Trials:
 
     def _design(self, trial: optuna.Trial) -> ExperimentConfig:
         """The trial's config; its constraints are set on the trial either way. Raises Infeasible."""
-        values = suggested(self.sweep, trial)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the study's first probes have given them, once and for all
+            values = suggested(self.sweep, trial)
         trial.set_user_attr("overrides", json.loads(json.dumps(values)))
         try:
             config = design(self.base, values, f"{self.study.study_name}-trial-{original_number(trial):04d}")
@@ -183,13 +178,8 @@ class Trials:
 
     def _tags(self, trial: optuna.Trial) -> dict[str, str]:
         number = original_number(trial)
-        return {
-            "kind": "trial",
-            "study": self.study.study_name,
-            "trial": str(number),
-            "sampler": self.sweep.sampler,
-            "mlflow.runName": f"trial-{number:04d}",
-        }
+        tags = {"kind": "trial", "study": self.study.study_name, "sampler": self.sweep.sampler}
+        return tags | {"trial": str(number), "mlflow.runName": f"trial-{number:04d}"}
 
     def _refuse(self, trial: optuna.Trial, directory: Path, reason: str) -> None:
         """An MLflow run for a design that is not trained, so that filters on `state` find it."""

@@ -22,14 +22,8 @@ ENVIRONMENT = {
 }
 # Without it MLflow's page opens on traces of chat models, and runs are a click and a guess away.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-FATAL_CODES = {
-    "INVALID_PARAMETER_VALUE",
-    "RESOURCE_DOES_NOT_EXIST",
-    "PERMISSION_DENIED",
-    "UNAUTHENTICATED",
-    "CUSTOMER_UNAUTHORIZED",
-    "BAD_REQUEST",
-}
+FATAL_CODES = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED",
+               "CUSTOMER_UNAUTHORIZED", "BAD_REQUEST")  # fmt: skip
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 SQLITE = "sqlite:///"
 PER_BATCH = 100
