@@ -12,6 +12,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from nsa_kernels.testing import quicken_interpreter
+
+    quicken_interpreter()
 
 
 def pytest_addoption(parser):
