@@ -6,7 +6,10 @@ Processes that tests start find the same packages, wherever pytest was called an
 import os
 import sys
 
+import pytest
 import torch
+
+from nsa_lab.testing import tiny_tokenizer
 
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 
@@ -20,3 +23,14 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="record tests/golden anew instead of comparing")
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory):
+    """The folder where task clips and the offline tokenizer are written once for all tests."""
+    return tmp_path_factory.mktemp("clips")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(clips):
+    return tiny_tokenizer(clips)

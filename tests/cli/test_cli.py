@@ -27,11 +27,11 @@ def nsa_lab(capfd):
 
 
 @pytest.fixture
-def config_file(tmp_path):
+def config_file(clips, tmp_path):
     values = {
         "name": "tiny",
         "output": {"dir": str(tmp_path / "runs")},
-        "data": {"cache_dir": str(tmp_path / "cache")},
+        "data": {"cache_dir": str(clips)},
         "tracking": {"enabled": False},
         "tasks": {"needle": {"enabled": True, "frames": 8, "train_clips": 2, "val_clips": 2}},
         "model": {"hidden_size": 32, "num_heads": 2, "num_kv_heads": 1},

@@ -26,11 +26,11 @@ SEEDS = (3, 4, 5)
 
 
 @pytest.fixture
-def study(tmp_path):
+def study(clips, tmp_path):
     """A comparison of trainings of two steps; gives its file."""
     values = {
         "output": {"dir": str(tmp_path / "runs")},
-        "data": {"cache_dir": str(tmp_path / "cache")},
+        "data": {"cache_dir": str(clips)},
         "tracking": {"enabled": False},
         "attention": {"partition": {"block_size": 3}},
         "tasks": {"recall": {"enabled": True, "frames": 16, "scenes": 2, "train_clips": 4, "val_clips": 2}},

@@ -9,18 +9,13 @@ from nsa_kernels.runtime import INTERPRET
 from nsa_lab.attention.smooth import moving_average, smooth
 from nsa_lab.model import build_model, load_model, recording
 from nsa_lab.partition import PARTITIONERS, Partitioner, partition_from_block_id
-from nsa_lab.testing import assert_close, model_batch, tiny_config, tiny_tokenizer
+from nsa_lab.testing import assert_close, model_batch, tiny_config
 
 FRAMES, HEIGHT, WIDTH = 9, 2, 3
 BEFORE, AFTER = 3, 5
 SHAPES = [(BEFORE, (FRAMES, HEIGHT, WIDTH), AFTER), (2, (3, 2, 2), 4)]
 ROUTERS = {"one router": (), "a router per layer": ("attention.partition.router.group_size=1",)}
 CAUSAL = [name for name, kind in PARTITIONERS.items() if kind.causality in ("token", "frame")]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def make(tokenizer, *overrides):

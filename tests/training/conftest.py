@@ -27,12 +27,6 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="session")
-def clips(tmp_path_factory):
-    """The folder where task clips are written once for all tests."""
-    return tmp_path_factory.mktemp("clips")
-
-
 @pytest.fixture
 def tiny(clips, tmp_path):
     """Makes configs of runs that take about a second; keyword `overrides` are dotted keys."""
