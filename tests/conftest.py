@@ -3,6 +3,7 @@
 Processes that tests start find the same packages, wherever pytest was called and whether or not they are installed.
 """
 
+import multiprocessing
 import os
 import sys
 
@@ -34,3 +35,10 @@ def clips(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer(clips):
     return tiny_tokenizer(clips)
+
+
+@pytest.fixture(params=["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def workers(request, monkeypatch):
+    """How worker processes start: in earnest they are spawned, and import for five seconds what a fork has already."""
+    context = multiprocessing.get_context(request.param)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
