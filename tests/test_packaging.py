@@ -15,7 +15,6 @@ from nsa_lab.config.sizes import model_size
 from nsa_lab.model import VideoNSAForConditionalGeneration
 from nsa_lab.model.config import config_from_size
 from nsa_lab.search.spec import load_sweep
-from nsa_lab.testing import tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "nsa_lab").rglob("*.py"))
@@ -166,11 +165,6 @@ def test_every_module_imports_and_a_model_runs_without_torchvision():
 
 
 # What is shipped
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)

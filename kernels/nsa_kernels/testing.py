@@ -1,7 +1,9 @@
 """Helpers of the kernels' tests: odd geometries, random inputs, relative errors, and memory full of NaN."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,3 +82,25 @@ def poisoned() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
+def quicken_interpreter() -> None:
+    """Spare Triton's interpreter two thirds of its time on small kernels, with the same results.
+
+    By itself it replaces the functions of its language anew at every call from one function of a kernel to another,
+    and checks sums and products of integers for an overflow that it reports in debug mode alone.
+    """
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang
+
+    def patch_if_new(function: Any) -> Any:
+        languages = [x for x in function.__globals__.values() if x is tl or x is tl.core]
+        if languages and not any(tl.core.is_builtin(language.load) for language in languages):
+            return None
+        return patch(function)
+
+    builder = interpreter.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=builder.options.debug)
+    interpreter._patch_lang = patch_if_new

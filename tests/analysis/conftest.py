@@ -39,12 +39,6 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="session")
-def clips(tmp_path_factory):
-    """The folder where task clips are written once for all tests."""
-    return tmp_path_factory.mktemp("clips")
-
-
 @pytest.fixture
 def make_config(clips, tmp_path):
     """Makes configs of runs that take about a second; `overrides` are dotted keys."""

@@ -9,16 +9,14 @@ from nsa_lab.analysis.look import look
 from nsa_lab.analysis.partition import typical_layers
 from nsa_lab.attention.trace import Trace
 from nsa_lab.model import MODEL_INPUTS, build_model
-from nsa_lab.testing import model_batch, tiny_config, tiny_tokenizer
+from nsa_lab.testing import model_batch, tiny_config
 
 SHAPE = (3, (4, 2, 3), 5)
 QUERY = 14
 
 
 @pytest.fixture(scope="module")
-def make_model(tmp_path_factory):
-    tokenizer = tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
+def make_model(tokenizer):
     def make(*overrides):
         torch.manual_seed(0)
         return build_model(tiny_config(*overrides), tokenizer)

@@ -65,28 +65,60 @@ def check(op, args, heads, **options):
         assert_close(grad, want, 2e-5, f"{op} {name}")
 
 
-@pytest.mark.parametrize("context", ["video", "all"])
-@pytest.mark.parametrize("maker", MAKERS)
-def test_ops_equal_the_reference(maker, context):
+RULES = {
+    "few": block_rule(3, 1, 1),
+    "few, tiles": block_rule(3, 0, 2, query_tile=4),
+    "nothing forced": block_rule(2, 0, 0),
+    "tokens": block_rule(3, 1, 1, "token_budget", 9),
+    "tokens, tiles": block_rule(4, 0, 1, "token_budget", 12, query_tile=4),
+}
+each_maker = pytest.mark.parametrize("maker", MAKERS)
+each_context = pytest.mark.parametrize("context", ["video", "all"])
+
+
+def make(maker, context):
+    """Tokens of SHAPES, their blocks, and q, k, v of two groups of two heads."""
     tokens = sparse_context(token_layout(SHAPES), context)
-    blocks = MAKERS[maker](tokens)
-    heads = random_heads(len(tokens.query_index), len(tokens.token_index), (4, 2, 16), torch.float32).all
+    heads = random_heads(len(tokens.query_index), len(tokens.token_index), (4, 2, 16), torch.float32)
+    return tokens, MAKERS[maker](tokens), heads.all
+
+
+def choose(ops, rule, q, k, tokens, blocks):
+    options = {"scorer": SCORER, "rule": rule, "block_bias": blocks.lengths.float().log()}
+    return ops.select_blocks(q, mean_of_blocks(k, blocks), tokens, blocks, scale=0.25, **options)
+
+
+@each_context
+@each_maker
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_choices_equal_the_reference(rule, maker, context):
+    tokens, blocks, (q, k, _) = make(maker, context)
+    expected, found = (choose(ops, rule, q, k, tokens, blocks) for ops in (reference, triton_path))
+    assert torch.equal(expected, found)
+
+
+@each_context
+@each_maker
+@pytest.mark.parametrize("op", ["compression", "selection"])
+def test_ops_equal_the_reference(op, maker, context):
+    tokens, blocks, heads = make(maker, context)
     q, k, v = heads
-    pooled = mean_of_blocks(k, blocks), mean_of_blocks(v, blocks)
-    bias = blocks.lengths.float().log()
-    for rule in (
-        block_rule(3, 1, 1),
-        block_rule(3, 0, 2, query_tile=4),
-        block_rule(2, 0, 0),
-        block_rule(3, 1, 1, "token_budget", 9),
-        block_rule(4, 0, 1, "token_budget", 12, query_tile=4),
-    ):
-        options = {"scale": 0.25, "scorer": SCORER, "rule": rule, "block_bias": bias}
-        chosen, found = (ops.select_blocks(q, pooled[0], tokens, blocks, **options) for ops in (reference, triton_path))
-        assert torch.equal(chosen, found)
-    check("compression", (q, *pooled, tokens, blocks), heads, scale=0.25, block_bias=bias)
-    check("selection", (q, k, v, chosen, tokens, blocks), heads, scale=0.25)
-    check("window", (q, k, v, tokens), heads, size=5, scale=0.25)
+    if op == "compression":
+        pooled = mean_of_blocks(k, blocks), mean_of_blocks(v, blocks)
+        check(op, (q, *pooled, tokens, blocks), heads, scale=0.25, block_bias=blocks.lengths.float().log())
+    else:
+        chosen = choose(reference, RULES["tokens, tiles"], q, k, tokens, blocks)
+        check(op, (q, k, v, chosen, tokens, blocks), heads, scale=0.25)
+
+
+@each_context
+def test_the_window_equals_the_reference(context):
+    tokens, _, heads = make("uniform", context)
+    check("window", (*heads, tokens), heads, size=5, scale=0.25)
+
+
+def test_the_geometry_of_blocks_is_made_once():
+    tokens, blocks, _ = make("uniform", "video")
     assert kernel_blocks(tokens, blocks) is kernel_blocks(tokens, blocks)
 
 

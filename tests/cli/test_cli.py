@@ -27,11 +27,11 @@ def nsa_lab(capfd):
 
 
 @pytest.fixture
-def config_file(tmp_path):
+def config_file(clips, tmp_path):
     values = {
         "name": "tiny",
         "output": {"dir": str(tmp_path / "runs")},
-        "data": {"cache_dir": str(tmp_path / "cache")},
+        "data": {"cache_dir": str(clips)},
         "tracking": {"enabled": False},
         "tasks": {"needle": {"enabled": True, "frames": 8, "train_clips": 2, "val_clips": 2}},
         "model": {"hidden_size": 32, "num_heads": 2, "num_kv_heads": 1},
@@ -163,11 +163,11 @@ def test_push_sends_a_local_run(nsa_lab, config_file, tmp_path):
     assert "nothing to send" in nsa_lab("push", tmp_path / "here")[1]
 
 
-@pytest.mark.slow
-def test_bench_writes_sparse_and_dense_with_the_machine(nsa_lab, tmp_path):
+@pytest.mark.usefixtures("workers")
+def test_bench_writes_sparse_and_dense_with_the_machine(nsa_lab, clips, tmp_path):
     out_file = tmp_path / "bench.csv"
     arguments = ["--lengths", "128", "--repeats", "1", "--out", out_file, "training.threads=1"]
-    code, out, err = nsa_lab("bench", *arguments, f"data.cache_dir={tmp_path}")
+    code, out, err = nsa_lab("bench", *arguments, f"data.cache_dir={clips}")
     assert code == 0, err
     header, *rows = [line.split(",") for line in out_file.read_text().splitlines()]
     table = [dict(zip(header, row, strict=True)) for row in rows]

@@ -25,11 +25,11 @@ SEEDS = (3, 4, 5)
 
 
 @pytest.fixture
-def study(tmp_path):
+def study(clips, tmp_path):
     """A comparison of trainings of two steps; gives its file."""
     values = {
         "output": {"dir": str(tmp_path / "runs")},
-        "data": {"cache_dir": str(tmp_path / "cache")},
+        "data": {"cache_dir": str(clips)},
         "tracking": {"enabled": False},
         "attention": {"partition": {"block_size": 3}},
         "tasks": {"recall": {"enabled": True, "frames": 16, "scenes": 2, "train_clips": 4, "val_clips": 2}},
@@ -94,7 +94,7 @@ def test_a_sweep_is_no_comparison_and_the_answer_names_one():
     assert load_comparison(example).name == "partition"
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("workers")
 def test_it_trains_what_is_missing_and_nothing_else(study, tmp_path, capfd):
     out = compare(study, seeds=1, workers=2)
     rows = read_rows(out / "runs.csv")
@@ -122,7 +122,7 @@ def test_it_trains_what_is_missing_and_nothing_else(study, tmp_path, capfd):
     assert {path: path.stat().st_mtime_ns for path in trained} == trained
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("workers")
 def test_a_fault_of_one_training_spares_the_others(study, tmp_path, capfd):
     study.write_text(FILE.replace('"frame"}', '"frame", "training.learning_rate": 1.0e+30}'))
     with pytest.raises(NsaLabError, match=r"1 of 2 trainings failed; the first: tiny-frame-seed3: .* lower training"):
@@ -133,14 +133,13 @@ def test_a_fault_of_one_training_spares_the_others(study, tmp_path, capfd):
     assert key[1] == "uniform"
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("workers")
 def test_after_the_time_is_up_nothing_is_started(study, capfd):
     out = compare(study, seeds=3, workers=1, minutes=0.0)
     assert len(read_rows(out / "runs.csv")) == 1
     assert "5 of 6 trainings were not started" in capfd.readouterr().out
 
 
-@pytest.mark.slow
 def test_it_needs_neither_optuna_nor_mlflow(study, tmp_path):
     """Stand-ins that fail hide the two libraries from the command and from its workers."""
     for library in ("optuna", "mlflow"):

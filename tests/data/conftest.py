@@ -3,13 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nsa_lab.data.tokenizer import load_tokenizer
 from nsa_lab.tasks.encode import write_video
-
-
-@pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory):
-    return load_tokenizer("offline", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture

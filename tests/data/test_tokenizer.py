@@ -51,7 +51,6 @@ print(_offline_folder(Path(sys.argv[1])))
 """
 
 
-@pytest.mark.slow
 def test_parallel_first_use_and_same_result_in_every_process(tmp_path):
     folders = [tmp_path / "shared", tmp_path / "shared", tmp_path / "other"]
     processes = [

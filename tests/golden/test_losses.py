@@ -26,11 +26,6 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return tmp_path_factory.mktemp("clips")
-
-
 @pytest.mark.parametrize(("file", "train_clips"), CASES)
 def test_twenty_steps(file, train_clips, clips, tmp_path, request):
     name = request.node.callspec.id

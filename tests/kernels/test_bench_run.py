@@ -111,10 +111,18 @@ def test_what_cannot_fit_or_failed_before_is_skipped(tmp_path):
     assert run._reason_to_skip(row("pool", 8, None).case) == "no time left"
 
 
+BENCH = """
+import runpy
+from nsa_kernels.testing import quicken_interpreter
+quicken_interpreter()
+runpy.run_module("nsa_kernels.bench", run_name="__main__")
+"""
+
+
 def bench(*arguments):
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "kernels")}
-    command = [sys.executable, "-m", "nsa_kernels.bench", "--lengths", "32", "--heads", "2,1,16", "--window", "9"]
-    command += ["--dtype", "fp32", "--designs", "8x2", "--query-tiles", "1", "--inputs", "random", *arguments]
+    command = [sys.executable, "-c", BENCH, "--lengths", "32", "--heads", "2,1,16", "--window", "9", "--dtype", "fp32"]
+    command += ["--designs", "8x2", "--query-tiles", "1", "--inputs", "random", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 

@@ -31,15 +31,10 @@ pytestmark = [
 ]
 
 HEADS = {"group of 1": (2, 2, 24), "group of 7": (7, 1, 16), "group of 16": (16, 1, 64)}
-GEOMETRY = {
-    "plain": {},
-    "permuted": {"permuted": True},
-    "few queries": {"sparse": True},
-    "permuted, few queries": {"permuted": True, "sparse": True},
-}
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 3e-3}
 
-each_geometry = pytest.mark.parametrize("geometry", GEOMETRY.values(), ids=GEOMETRY)
+in_order_and_permuted = pytest.mark.parametrize("permuted", [False, True], ids=["plain", "permuted"])
+all_and_few_queries = pytest.mark.parametrize("sparse", [False, True], ids=["all queries", "few queries"])
 each_head_layout = pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
@@ -61,9 +56,10 @@ def check(op, reference, inputs, do, tolerance):
 
 
 @each_dtype
-@each_geometry
-def test_pool(geometry, dtype):
-    blocks = odd_blocks(**geometry)
+@all_and_few_queries
+@in_order_and_permuted
+def test_pool(permuted, sparse, dtype):
+    blocks = odd_blocks(permuted=permuted, sparse=sparse)
     _, k, _, _, _ = random_heads(blocks, (6, 3, 24), dtype)
     do = torch.randn(blocks.num_blocks, 3, 24).to(dtype)
     check(lambda x: pool_blocks(x, blocks), lambda x: pool_reference(x, blocks), [k], do, TOLERANCE[dtype])
@@ -71,18 +67,19 @@ def test_pool(geometry, dtype):
 
 @each_dtype
 @each_head_layout
-@each_geometry
-def test_compression(geometry, heads, dtype):
-    blocks = odd_blocks(**geometry)
+@all_and_few_queries
+@in_order_and_permuted
+@pytest.mark.parametrize("biased", [False, True], ids=["no bias", "bias"])
+def test_compression(biased, permuted, sparse, heads, dtype):
+    blocks = odd_blocks(permuted=permuted, sparse=sparse)
     q, k, v, _, do = random_heads(blocks, heads, dtype)
     pooled = [pool_reference(x, blocks) for x in (k, v)]
-    for bias in (None, torch.randn(blocks.num_blocks)):
-        options = {"scale": 0.3, "block_bias": bias}
-        check(
-            lambda *x, options=options: compression_attention(*x, blocks, **options)[0],
-            lambda *x, options=options: compression_reference(*x, blocks, **options),
-            [q, *pooled], do, TOLERANCE[dtype],
-        )  # fmt: skip
+    options = {"scale": 0.3, "block_bias": torch.randn(blocks.num_blocks) if biased else None}
+    check(
+        lambda *x: compression_attention(*x, blocks, **options)[0],
+        lambda *x: compression_reference(*x, blocks, **options),
+        [q, *pooled], do, TOLERANCE[dtype],
+    )  # fmt: skip
     lse = compression_lse(q, pooled[0], blocks, **options)
     expected = compression_lse_reference(q.double(), pooled[0].double(), blocks, **options)
     assert torch.equal(lse.isinf(), expected.isinf()) and lse.isinf().any()
@@ -101,9 +98,10 @@ RULES = {
 
 @pytest.mark.parametrize("query_tile", [1, 5])
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-@each_geometry
-def test_topk(geometry, rule, query_tile):
-    blocks = odd_blocks(**geometry)
+@all_and_few_queries
+@in_order_and_permuted
+def test_topk(permuted, sparse, rule, query_tile):
+    blocks = odd_blocks(permuted=permuted, sparse=sparse)
     q, k, _, _, _ = random_heads(blocks, (6, 2, 16), torch.float32)
     pooled_k, bias = pool_reference(k, blocks), torch.randn(blocks.num_blocks)
     leader = _leaders(blocks, query_tile) if query_tile > 1 else None
@@ -124,9 +122,10 @@ def _leaders(blocks, size):
 
 @each_dtype
 @each_head_layout
-@each_geometry
-def test_selection(geometry, heads, dtype):
-    blocks = odd_blocks(**geometry)
+@all_and_few_queries
+@in_order_and_permuted
+def test_selection(permuted, sparse, heads, dtype):
+    blocks = odd_blocks(permuted=permuted, sparse=sparse)
     q, k, v, _, do = random_heads(blocks, heads, dtype)
     chosen = topk_reference(q.double(), pool_reference(k.double(), blocks), blocks, scale=0.3, block_count=3)
     chosen[::5] = -1  # some queries choose nothing
@@ -155,16 +154,17 @@ def test_selection_of_full_blocks_a_query_has_not_reached(few_queries):
 
 @each_dtype
 @each_head_layout
-@each_geometry
-def test_window(geometry, heads, dtype):
-    blocks = odd_blocks(**geometry)
+@all_and_few_queries
+@in_order_and_permuted
+@pytest.mark.parametrize("size", [1, 6, 4096])
+def test_window(size, permuted, sparse, heads, dtype):
+    blocks = odd_blocks(permuted=permuted, sparse=sparse)
     q, k, v, _, do = random_heads(blocks, heads, dtype)
-    for size in (1, 6, 4096):
-        check(
-            lambda *x, size=size: window_attention(*x, blocks, size=size, scale=0.3),
-            lambda *x, size=size: window_reference(*x, blocks, size=size, scale=0.3),
-            [q, k, v], do, TOLERANCE[dtype],
-        )  # fmt: skip
+    check(
+        lambda *x: window_attention(*x, blocks, size=size, scale=0.3),
+        lambda *x: window_reference(*x, blocks, size=size, scale=0.3),
+        [q, k, v], do, TOLERANCE[dtype],
+    )  # fmt: skip
 
 
 @each_dtype

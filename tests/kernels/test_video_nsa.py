@@ -124,7 +124,7 @@ def test_strided_inputs_and_gradients():
     check(blocks, strided, [], do.transpose(0, 1).contiguous().transpose(0, 1), 2e-6, **OPTIONS)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", [pytest.param("eager", marks=pytest.mark.slow), "aot_eager"])
 def test_inside_torch_compile(backend):
     blocks = odd_blocks(sparse=True)
     q, k, v, gates, do = random_heads(blocks, (4, 2, 16), torch.float32)

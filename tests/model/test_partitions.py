@@ -11,18 +11,13 @@ from nsa_lab.attention.trace import Trace
 from nsa_lab.model import build_model, load_model
 from nsa_lab.model.partitions import partition_statistics
 from nsa_lab.partition import PARTITIONERS, Partitioner, partition_from_block_id
-from nsa_lab.testing import assert_close, model_batch, tiny_config, tiny_tokenizer
+from nsa_lab.testing import assert_close, model_batch, tiny_config
 
 FRAMES, HEIGHT, WIDTH = 9, 2, 3
 BEFORE, AFTER = 3, 5
 SHAPES = [(BEFORE, (FRAMES, HEIGHT, WIDTH), AFTER), (2, (3, 2, 2), 4)]
 ROUTERS = {"one router": (), "a router per layer": ("attention.partition.router.group_size=1",)}
 CAUSAL = [name for name, kind in PARTITIONERS.items() if kind.causality in ("token", "frame")]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def make(tokenizer, *overrides):
@@ -80,9 +75,10 @@ def test_no_output_of_the_model_depends_on_a_later_frame(tokenizer, kind, overri
 
 @pytest.mark.skipif(not INTERPRET, reason="needs TRITON_INTERPRET=1")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("backend", ["layers.1.backend", pytest.param("backend", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["scene", "router"])
-def test_no_output_of_the_triton_path_depends_on_a_later_frame(tokenizer, kind):
-    model = make(tokenizer, f"attention.partition.kind={kind}", "attention.backend=triton").float()
+def test_no_output_of_the_triton_path_depends_on_a_later_frame(tokenizer, kind, backend):
+    model = make(tokenizer, f"attention.partition.kind={kind}", f"attention.{backend}=triton").float()
     found = list(leaks(model, frames=(4,)))
     assert max(change for change, _ in found) < 1e-5 and any(moved for _, moved in found)
 

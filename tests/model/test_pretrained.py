@@ -12,14 +12,14 @@ from transformers import (
 
 from nsa_lab.attention.trace import Trace
 from nsa_lab.model import VideoNSAForConditionalGeneration, build_model, gate_metrics, load_model
-from nsa_lab.testing import model_batch, tiny_config, tiny_tokenizer
+from nsa_lab.testing import model_batch, tiny_config
 
 SHAPES = [(3, (4, 2, 3), 5)]
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory):
-    return build_model(tiny_config(), tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+def ours(tokenizer):
+    return build_model(tiny_config(), tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,11 @@ import pytest
 import torch
 
 from nsa_lab.model import build_model
-from nsa_lab.testing import assert_close, model_batch, tiny_config, tiny_tokenizer
+from nsa_lab.testing import assert_close, model_batch, tiny_config
 
 SHAPES = [(3, (4, 2, 3), 8), (2, (3, 2, 2), 4)]
 LONGEST = 3 + 24 + 8
 METHODS = ["attention.method=dense", "attention.method=nsa"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def make(tokenizer, *overrides):

@@ -15,7 +15,7 @@ from nsa_lab.model import (
     measure_budget,
 )
 from nsa_lab.model.config import config_from_size
-from nsa_lab.testing import ODD_SHAPES, assert_close, model_batch, tiny_config, tiny_tokenizer
+from nsa_lab.testing import ODD_SHAPES, assert_close, model_batch, tiny_config
 
 SHAPES = [(3, (4, 2, 3), 5), (2, (3, 2, 2), 4)]
 COVER_ALL = (
@@ -25,11 +25,6 @@ COVER_ALL = (
     "attention.branches.window.enabled=false",
     "attention.branches.selection.block_count=100",
 )
-
-
-@pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory):
-    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def make(tokenizer, *overrides, seed=0):

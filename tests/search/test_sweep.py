@@ -46,6 +46,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
+    monkeypatch.setattr("nsa_lab.search.study.PROBES", 4)  # each is a config loaded; one shows these spaces whole
     (tmp_path / "base.yaml").write_text("name: base\ntasks: {needle: {enabled: true}}\ntracking: {enabled: false}\n")
     (tmp_path / "space.py").write_text(SPACE)
     return tmp_path
@@ -65,7 +66,6 @@ def states(trials):
     return Counter(trial.state.name for trial in trials)
 
 
-@pytest.mark.slow
 def test_pareto_set_and_files(folder):
     result, text = run(trials=6, workers=2)
     trials = trials_of()
@@ -105,7 +105,6 @@ def test_pareto_set_and_files(folder):
     assert states(trials_of()) == {"COMPLETE": 8}
 
 
-@pytest.mark.slow
 def test_infeasible_designs_are_constraints_and_all_trials_are_tracked(folder, monkeypatch):
     monkeypatch.setenv("FAKE_TRACK", "1")
     extra = '\ndef constraints(config):\n    return {"window": config.attention.branches.window.size - 60}\n'
@@ -127,7 +126,6 @@ def test_infeasible_designs_are_constraints_and_all_trials_are_tracked(folder, m
     check_tracked(folder, trials)
 
 
-@pytest.mark.slow
 def test_one_objective_prunes_and_brute_force_ends(folder):
     (folder / "prune.py").write_text(
         'BASE = "base.yaml"\nOBJECTIVES = {"val/accuracy": "maximize"}\nPRUNER = "median"\nSAMPLER = "brute"\n'
@@ -143,7 +141,6 @@ def test_one_objective_prunes_and_brute_force_ends(folder):
     assert all("pruned by median" in t.user_attrs["reason"] for t in trials if t.state.name == "PRUNED")
 
 
-@pytest.mark.slow
 def test_two_objectives_are_never_pruned_and_that_is_said(folder):
     # Optuna refuses to report or prune a trial with several objectives.
     (folder / "two.py").write_text(SPACE + 'PRUNER = "median"\n')
@@ -152,7 +149,6 @@ def test_two_objectives_are_never_pruned_and_that_is_said(folder):
     assert states(trials_of("two")) == {"COMPLETE": 3}
 
 
-@pytest.mark.slow
 def test_faults_stop_a_sweep_with_their_reason(folder, monkeypatch):
     monkeypatch.setenv("FAKE_FAULT", "memory")
     with pytest.raises(NsaLabError, match=r"3 trials in a row failed.*RuntimeError: out of memory"):
@@ -182,7 +178,6 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(folder, monkeypatch):
     assert show("space", console=Console(file=io.StringIO())).outcome.count("complete") == 1
 
 
-@pytest.mark.slow
 def test_killed_worker_is_replaced_and_its_trial_retried(folder, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "1")
     process = launch(folder, 4, 2)
@@ -197,7 +192,6 @@ def test_killed_worker_is_replaced_and_its_trial_retried(folder, monkeypatch):
     assert "killed by SIGKILL" in next(t for t in trials if t.state.name == "FAIL").user_attrs["reason"]
 
 
-@pytest.mark.slow
 def test_killed_sweep_resumes_without_a_lost_or_doubled_trial(folder, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "1")
     process = launch(folder, 9, 2)
@@ -220,7 +214,6 @@ def test_killed_sweep_resumes_without_a_lost_or_doubled_trial(folder, monkeypatc
     assert f"{before['RUNNING']} unfinished trials of an earlier sweep are retried first" in text
 
 
-@pytest.mark.slow
 def test_interrupt_queues_trials_in_flight_again(folder, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "20")
     process = launch(folder, 4, 2)
@@ -235,7 +228,6 @@ def test_interrupt_queues_trials_in_flight_again(folder, monkeypatch):
     assert_retried_once(trials_of())
 
 
-@pytest.mark.slow
 def test_two_sweeps_share_one_study(folder, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "0.5")
     processes = [launch(folder, 4, 1), launch(folder, 4, 1)]

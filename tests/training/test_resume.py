@@ -34,10 +34,19 @@ def break_at(step, validated=False):
     return on_progress
 
 
+@pytest.fixture(scope="module")
+def whole_runs():
+    """By their overrides, the directories of runs that nothing interrupts: tests of a design share one."""
+    return {}
+
+
 @pytest.fixture
-def uninterrupted(tiny, tmp_path):
+def uninterrupted(tiny, tmp_path_factory, whole_runs):
     def make(overrides):
-        return run(tiny(overrides), directory=tmp_path / "uninterrupted", progress_bar=False).directory
+        if repr(overrides) not in whole_runs:
+            directory = tmp_path_factory.mktemp("uninterrupted")
+            whole_runs[repr(overrides)] = run(tiny(overrides), directory=directory, progress_bar=False).directory
+        return whole_runs[repr(overrides)]
 
     return make
 
@@ -67,11 +76,11 @@ def test_broken_off_and_resumed_equals_uninterrupted(tiny, tmp_path, uninterrupt
     resumed = run(config, directory=tmp_path / "broken", progress_bar=False)
 
     assert curves(resumed.directory) == curves(whole)
+    found = weights(resumed.directory)
     for name, value in weights(whole).items():
-        assert torch.equal(value, weights(resumed.directory)[name]), name
+        assert torch.equal(value, found[name]), name
 
 
-@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, uninterrupted):
     overrides = {"training.steps": 40, "training.checkpoint_every": 5, "training.val_every": 10}
     whole = uninterrupted(overrides)

@@ -47,8 +47,9 @@ def one_line():
     return check
 
 
-def test_run_leaves_config_checkpoints_metrics_summary_and_pictures(tiny):
+def test_run_leaves_config_checkpoints_metrics_summary_and_pictures(tiny, monkeypatch):
     config = tiny()
+    monkeypatch.undo()  # pictures are drawn
     result = train(config)
     assert load_config(result.directory / "config.yaml") == config
     assert {path.name for path in (result.directory / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
