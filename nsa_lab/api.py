@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nsa_lab.analysis.pictures import draw_run
 from nsa_lab.config import ExperimentConfig, flatten, load_config
 from nsa_lab.config.load import parse_overrides
 from nsa_lab.data import load_tokenizer
@@ -50,6 +51,8 @@ def train(
 ) -> RunResult:
     """Train a config, or the YAML of one with overrides; go on where an earlier run of it ended.
 
-    `options` are those of `nsa_lab.training.run`: directory, tags, on_progress, progress_bar. Raises NsaLabError.
+    `options` are those of `nsa_lab.training.run`: directory, tags, on_progress, progress_bar. At its end its pictures
+    are drawn. Raises NsaLabError.
     """
-    return run(config if isinstance(config, ExperimentConfig) else load_config(config, overrides), **options)
+    experiment = config if isinstance(config, ExperimentConfig) else load_config(config, overrides)
+    return run(experiment, draw=draw_run, **options)

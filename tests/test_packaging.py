@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -33,43 +34,21 @@ LIBRARIES = {
     "kernels": (),
     "pytest": ("nsa_lab/testing.py",),
 }
-# What the files of a folder may not import, and what they may all the same.
-FORBIDDEN = {
-    "nsa_lab/partition/": ("nsa_lab", ("nsa_lab.errors", "nsa_lab.layout", "nsa_lab.partition", "nsa_lab.plugin")),
-    "nsa_lab/attention/": (
-        "nsa_lab",
-        ("nsa_lab.errors", "nsa_lab.layout", "nsa_lab.partition", "nsa_lab.plugin", "nsa_lab.attention"),
-    ),
-    "nsa_lab/baselines/": ("nsa_lab", ("nsa_lab.attention", "nsa_lab.baselines", "nsa_lab.errors", "nsa_lab.plugin")),
-    "nsa_lab/tasks/": (
-        "nsa_lab",
-        ("nsa_lab.errors", "nsa_lab.files", "nsa_lab.layout", "nsa_lab.plugin", "nsa_lab.tasks"),
-    ),
-    "nsa_lab/config/": (
-        "nsa_lab",
-        (
-            "nsa_lab.attention",
-            "nsa_lab.baselines",
-            "nsa_lab.config",
-            "nsa_lab.errors",
-            "nsa_lab.partition",
-            "nsa_lab.plugin",
-            "nsa_lab.tasks",
-        ),
-    ),
-    "nsa_lab/model/": (("nsa_lab.training", "nsa_lab.search", "nsa_lab.tracking"), ()),
-    "nsa_lab/data/": (("nsa_lab.model", "nsa_lab.training", "nsa_lab.search"), ()),
-    "nsa_lab/analysis/": (("nsa_lab.training", "nsa_lab.search", "nsa_lab.tracking"), ()),
-    "nsa_lab/tracking/": (("nsa_lab.model", "nsa_lab.training", "nsa_lab.runner", "nsa_lab.search"), ()),
-    "nsa_lab/training/": (("nsa_lab.runner", "nsa_lab.search", "nsa_lab.comparison"), ()),
-    "nsa_lab/runner/": (("nsa_lab.model", "nsa_lab.training", "nsa_lab.search", "nsa_lab.comparison"), ()),
-    "nsa_lab/search/": ("nsa_lab.comparison", ()),
-    "nsa_lab/comparison/": ("nsa_lab.search", ()),
-    "nsa_lab/files.py": ("nsa_lab", ("nsa_lab.errors",)),
-    "nsa_lab/origin.py": ("nsa_lab", ()),
-    "nsa_lab/": ("nsa_lab.testing", ()),
-    "kernels/": ("nsa_lab", ()),
-}
+# The house, from the ground up: a part imports what stands below its floor, and nothing beside it.
+FLOORS = (
+    ("errors",),
+    ("files", "layout", "origin", "plugin"),
+    ("partition", "tasks"),
+    ("attention",),
+    ("baselines",),
+    ("config",),
+    ("data", "tracking"),
+    ("model", "runner"),
+    ("training", "search", "comparison"),
+    ("analysis", "evaluation"),
+    ("api", "bench"),
+    ("cli",),
+)
 
 
 def imports_of(source, package=""):
@@ -87,6 +66,13 @@ def imports_of(source, package=""):
 def imports_of_file(path):
     place = path.relative_to(ROOT)
     return sorted(set(imports_of(path.read_text(), ".".join(place.parts[:-1]))))
+
+
+def name_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+NAMES = {name_of(path): path for path in MODULES}
 
 
 def is_part_of(name, packages):
@@ -117,15 +103,38 @@ def test_a_library_is_imported_only_in_its_place(library):
     assert found or not LIBRARIES[library], f"{library} is imported nowhere: correct the table"
 
 
-@pytest.mark.parametrize("folder", FORBIDDEN)
-def test_a_part_does_not_import_what_is_above_it(folder):
-    forbidden, allowed = FORBIDDEN[folder]
-    files = [path for path in SOURCES if str(path.relative_to(ROOT)).startswith(folder)]
-    assert files
-    for path in files:
-        names = [name for name in imports_of_file(path) if is_part_of(name, forbidden)]
-        wrong = [name for name in names if not is_part_of(name, allowed)]
-        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+def modules_imported_by(path):
+    """The modules of nsa_lab that a file imports, by their full names; its own is not among them."""
+    found = [name for name in imports_of_file(path) if is_part_of(name, "nsa_lab")]
+    of_attributes = {name.rpartition(".")[0] for name in found if name not in NAMES}
+    # `from package import module` names the package too, and imports the module.
+    of_modules = {name for name in found if name in NAMES and not any(other.startswith(f"{name}.") for other in found)}
+    return (of_attributes | of_modules) - {name_of(path), "nsa_lab"}
+
+
+def part_of(module):
+    return module.split(".")[1]
+
+
+def test_every_part_imports_only_what_stands_below_it():
+    floor = {part: number for number, parts in enumerate(FLOORS) for part in parts}
+    assert set(floor) | {"testing"} == {part_of(name) for name in NAMES if name != "nsa_lab"}
+    for name, path in NAMES.items():
+        for other in modules_imported_by(path):
+            same = name == "nsa_lab" or part_of(other) == part_of(name)
+            assert same or part_of(name) == "testing" or floor[part_of(other)] < floor[part_of(name)], (
+                f"{path.relative_to(ROOT)} imports {other}, which does not stand below it"
+            )
+
+
+def test_modules_import_each_other_in_no_circle():
+    graph = {name: modules_imported_by(path) for name, path in NAMES.items() if name != "nsa_lab"}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(graph)
+
+
+def test_the_kernels_know_nothing_of_the_lab():
+    for path in (ROOT / "kernels").rglob("*.py"):
+        assert not any(is_part_of(name, "nsa_lab") for name in imports_of_file(path)), path
 
 
 def test_the_root_holds_what_everything_shares_and_no_more():

@@ -96,9 +96,9 @@ def train(
     for notice in notices(experiment):
         say(f"notice: {notice}")
 
-    from nsa_lab.training import run
+    from nsa_lab import api
 
-    print_result(experiment, config, run(experiment, directory=directory, progress_bar=not quiet))
+    print_result(experiment, config, api.train(experiment, directory=directory, progress_bar=not quiet))
 
 
 @app.command()

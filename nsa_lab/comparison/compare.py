@@ -32,7 +32,7 @@ def compare(
     """Train what `out`/runs.csv does not hold yet, write tables beside it, and return `out`.
 
     `out` is by default {output.dir}/comparisons/NAME. After `minutes` no training is started any more;
-    one whose worker dies is tried again. `runner` is "module:function" with the signature of nsa_lab.training.run.run.
+    one whose worker dies is tried again. `runner` is "module:function" with the signature of nsa_lab.train.
     Raises NsaLabError where a training failed, after the tables of the others have been written, and where another
     comparison writes `out`.
     """

@@ -7,12 +7,12 @@ from typing import Any, Protocol
 
 from nsa_lab.runner.recovery import MAX_RETRIES
 
-TRAIN = "nsa_lab.training.run:run"
+TRAIN = "nsa_lab.api:train"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run to do in a worker process. `run` is the "module:function" that does it, called as nsa_lab.training.run.run.
+    """A run to do in a worker process. `run` is the "module:function" that does it, called as nsa_lab.train is.
 
     `config` is a plain tree. With `asks` a run waits after each validation for word whether to stop.
     """

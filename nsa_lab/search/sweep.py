@@ -50,7 +50,7 @@ def sweep(
 
     `storage` is an Optuna URL (default: SQLite in the output folder), `study` a name (default: the file's
     stem), `overrides` are `key=value` strings on the base experiment, `runner` is "module:function" with the
-    signature of `nsa_lab.training.run.run`. Results are in `{output.dir}/studies/{study}`.
+    signature of `nsa_lab.train`. Results are in `{output.dir}/studies/{study}`.
 
     Raises NsaLabError on a faulty sweep file, an unusable storage, a changed search space or base experiment,
     and when all trials fail.

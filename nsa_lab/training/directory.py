@@ -1,5 +1,6 @@
 """A run's directory: whose it is, what is in it, and whether the run there is over."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from nsa_lab.config import ExperimentConfig, config_hash, load_config, to_yaml
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import read_json, write_text, writing
 from nsa_lab.tracking.record import Record, set_aside
+
+Series = dict[str, dict[int, float]]
 
 
 class RunDirectory:
@@ -59,3 +62,13 @@ class RunDirectory:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.summary.unlink(missing_ok=True)
         set_aside(self.path)
+
+
+def read_series(metrics: Path) -> Series:
+    """Every metric by step. A step recorded again after a resume counts as it was recorded last."""
+    series: Series = {}
+    for line in metrics.read_text().splitlines():
+        row = json.loads(line)
+        for name, value in row["metrics"].items():
+            series.setdefault(name, {})[row["step"]] = value
+    return series

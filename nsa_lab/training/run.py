@@ -3,7 +3,7 @@
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,6 @@ from nsa_lab.training.data import VideoDataModule
 from nsa_lab.training.directory import RunDirectory
 from nsa_lab.training.logger import TrackerLogger
 from nsa_lab.training.module import Divergence, VideoModule
-from nsa_lab.training.pictures import draw_partitions, draw_pictures
 from nsa_lab.training.progress import ProgressBar
 from nsa_lab.training.quiet import quiet_lightning
 
@@ -46,6 +45,17 @@ class RunResult:
     recorded: bool = False
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What stands there when a training has just ended; the model is on the CPU again."""
+
+    config: ExperimentConfig
+    home: RunDirectory
+    trainer: L.Trainer
+    module: VideoModule
+    data: VideoDataModule
+
+
 def run(
     config: ExperimentConfig,
     *,
@@ -54,12 +64,13 @@ def run(
     tags: Mapping[str, str] | None = None,
     on_progress: Callable[[Progress], bool] | None = None,
     progress_bar: bool = True,
+    draw: Callable[[Trained], Iterable[Path]] | None = None,
 ) -> RunResult:
     """Train `config` in `directory` (default `{output.dir}/{name}-{hash}`), going on from its last checkpoint.
 
     `on_progress` hears every `training.log_every` steps and after each validation; a true answer ends the run early
-    (`stopped`). Raises NsaLabError for whatever the user can mend: input, a diverging loss, a full disk, a directory
-    that is another config's.
+    (`stopped`). `draw` writes pictures below the run directory, which are tracked. Raises NsaLabError for whatever the
+    user can mend: input, a diverging loss, a full disk, a directory that is another config's.
     """
     _check_machine(config.training)
     if config.training.threads is not None:
@@ -80,10 +91,8 @@ def run(
             for line in data.skip_reasons():
                 logger.warning(line)
             summary = _summarise(config, home, reporter, tracker.run_id)
-            for picture in draw_pictures(home.metrics, home.pictures):
-                tracker.artifact(picture, "pictures")
-            for picture in draw_partitions(config, trainer, module, data, home.pictures / "partition"):
-                tracker.artifact(picture, "pictures/partition")
+            for picture in draw(Trained(config, home, trainer, module, data)) if draw else ():
+                tracker.artifact(picture, str(picture.parent.relative_to(home.path)))
     return RunResult(home.path, summary["metrics"], tracker.run_id, reporter.stopped)
 
 

@@ -53,10 +53,10 @@ def make_config(clips, tmp_path):
 @pytest.fixture(scope="session")
 def trained(clips, tmp_path_factory):
     """The directory of a run of two steps with a `frame` partition; layer 0 is dense."""
-    from nsa_lab.training import run
+    from nsa_lab import train
 
     places = {"data.cache_dir": str(clips), "output.dir": str(tmp_path_factory.mktemp("runs"))}
-    return run(load_config(None, SETTINGS | places), progress_bar=False).directory
+    return train(load_config(None, SETTINGS | places), progress_bar=False).directory
 
 
 @pytest.fixture

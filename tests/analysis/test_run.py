@@ -7,11 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from nsa_lab import cli
+from nsa_lab import cli, train
 from nsa_lab.config import to_yaml
 from nsa_lab.errors import NsaLabError
 from nsa_lab.tracking import Tracker
-from nsa_lab.training import run
 from nsa_lab.training.restore import restore
 
 PICTURES = {"blocks-sample0-layer02.png", "timeline-sample0-layer02.png", "query-sample0-layer02-token14.png"}
@@ -44,7 +43,7 @@ def artifacts(monkeypatch):
 
 
 def test_a_run_with_another_partition_than_uniform_keeps_and_sends_pictures(make_config, artifacts):
-    result = run(make_config(), progress_bar=False)
+    result = train(make_config(), progress_bar=False)
     folder = result.directory / "pictures" / "partition"
     assert {file.name for file in folder.iterdir()} == PICTURES
     assert {name for name, place in artifacts.items() if place == "pictures/partition"} == PICTURES
@@ -54,20 +53,21 @@ def test_a_run_with_another_partition_than_uniform_keeps_and_sends_pictures(make
 
 
 def test_a_uniform_run_has_no_partition_pictures(make_config, artifacts):
-    result = run(make_config({"attention.partition.kind": "uniform"}), progress_bar=False)
-    assert set(artifacts) == {"curves.png", "gates.png"}
+    result = train(make_config({"attention.partition.kind": "uniform"}), progress_bar=False)
+    assert artifacts == {"curves.png": "pictures", "gates.png": "pictures"}
+    assert {path.name for path in (result.directory / "pictures").iterdir()} == {"curves.png", "gates.png"}
     assert not (result.directory / "pictures" / "partition").exists()
 
 
 def test_one_layer_that_is_not_uniform_is_enough(make_config, artifacts):
     layers = {"0": {"method": "dense"}, "2": {"partition": {"kind": "frame"}}}
-    run(make_config({"attention.partition.kind": "uniform", "attention.layers": layers}), progress_bar=False)
+    train(make_config({"attention.partition.kind": "uniform", "attention.layers": layers}), progress_bar=False)
     drawn = {name for name in artifacts if name.startswith("blocks")}
     assert drawn == {"blocks-sample0-layer02.png"}  # blocks of 4 are the frames here, so layers 1 and 2 agree
 
 
 def test_a_broken_first_sample_is_passed_over_where_the_run_skips_such(make_config, artifacts, tmp_path):
-    first = run(make_config(), progress_bar=False)
+    first = train(make_config(), progress_bar=False)
     clip = next(iter(restore(first.directory)[2].val.samples)).video
     videos = tmp_path / "videos"
     shutil.copytree(clip.parent, videos)
@@ -75,7 +75,7 @@ def test_a_broken_first_sample_is_passed_over_where_the_run_skips_such(make_conf
     artifacts.clear()
     data = {"data.val_annotations": str(videos / "annotations.json"), "data.videos": str(videos)}
     data |= {"data.annotations": str(videos / "annotations.json"), "data.on_bad_sample": "skip"}
-    run(make_config(data | {"tasks.needle.enabled": False}), progress_bar=False)
+    train(make_config(data | {"tasks.needle.enabled": False}), progress_bar=False)
     assert "blocks-sample1-layer02.png" in artifacts
 
 
@@ -149,6 +149,6 @@ def test_restore_refuses_a_checkpoint_that_is_damaged_or_of_another_config(train
 
 
 def test_a_dense_run_has_no_partition(analyze, make_config):
-    result = run(make_config({"attention.method": "dense", "attention.layers": {}}), progress_bar=False)
+    result = train(make_config({"attention.method": "dense", "attention.layers": {}}), progress_bar=False)
     code, _, err = analyze(result.directory)
     assert code == 2 and "reads a partition" in err and "attention.method=nsa" in err

@@ -142,12 +142,12 @@ def test_error_is_one_line_and_debug_shows_where(nsa_lab, monkeypatch):
 
 
 def test_interrupt_is_one_line_and_exits_with_130(nsa_lab, config_file, monkeypatch):
-    from nsa_lab import training
+    from nsa_lab import api
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "run", interrupted)
+    monkeypatch.setattr(api, "train", interrupted)
     code, _, err = nsa_lab("train", config_file)
     assert code == 130
     assert "interrupted" in err.splitlines()[-1] and "Traceback" not in err

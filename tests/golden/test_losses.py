@@ -12,7 +12,7 @@ import torch
 
 from nsa_lab.config import load_config
 from nsa_lab.training import run
-from nsa_lab.training.pictures import read_series
+from nsa_lab.training.directory import read_series
 
 GOLDEN = Path(__file__).with_name("losses.json")
 STEPS = 20

@@ -1,4 +1,4 @@
-"""Stands in for nsa_lab.training.run.run in worker processes: same signature, no training.
+"""Stands in for nsa_lab.train in worker processes: same signature, no training.
 
 What a job does follows from its tag `variant`, which is one of the functions below or is mapped to one by the
 environment (DOES_frame=die). JOBS_LOG names a file that gets a line for each start.

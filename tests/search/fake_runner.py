@@ -1,4 +1,4 @@
-"""Stands in for nsa_lab.training.run.run in worker processes: same signature, no training.
+"""Stands in for nsa_lab.train in worker processes: same signature, no training.
 
 What it does is read from the environment, which worker processes inherit: FAKE_SECONDS (how long a run
 takes), FAKE_LOG (a file that gets one line per start and end), FAKE_FAULT (an error for every run), FAKE_TRACK

@@ -7,7 +7,7 @@ import pytest
 
 from nsa_lab.tasks.encode import write_video
 from nsa_lab.training import run
-from nsa_lab.training.pictures import read_series
+from nsa_lab.training.directory import read_series
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 
 from nsa_lab.config import to_yaml
 from nsa_lab.training import run
-from nsa_lab.training.pictures import read_series
+from nsa_lab.training.directory import read_series
 
 TIMES = ("throughput/", "partition/share_of_step")
 

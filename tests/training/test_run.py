@@ -17,7 +17,7 @@ from nsa_lab.origin import code_digest
 from nsa_lab.tracking import Tracker
 from nsa_lab.training import module as training_module
 from nsa_lab.training import run
-from nsa_lab.training.pictures import read_series
+from nsa_lab.training.directory import read_series
 from nsa_lab.training.run import build
 from nsa_lab.training.score import MODEL_INPUTS, score_answers
 
@@ -47,13 +47,11 @@ def one_line():
     return check
 
 
-def test_run_leaves_config_checkpoints_metrics_summary_and_pictures(tiny, monkeypatch):
+def test_run_leaves_config_checkpoints_metrics_and_summary(tiny):
     config = tiny()
-    monkeypatch.undo()  # pictures are drawn
     result = train(config)
     assert load_config(result.directory / "config.yaml") == config
     assert {path.name for path in (result.directory / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
-    assert {path.name for path in (result.directory / "pictures").iterdir()} == {"curves.png", "gates.png"}
     assert json.loads((result.directory / "summary.json").read_text())["metrics"] == result.metrics
     assert not list(result.directory.rglob(".*.unfinished"))
     assert not result.stopped and result.tracking_id is None

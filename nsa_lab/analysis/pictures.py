@@ -1,20 +1,22 @@
 """A run's pictures: loss, accuracy and gates over steps, the last gates by layer and branch, and the partition."""
 
-import json
 import re
 from pathlib import Path
 
-import lightning as L
 import matplotlib
 from matplotlib.figure import Figure
 
 from nsa_lab.analysis.partition import draw_partition, is_adaptive, typical_layers, watch
-from nsa_lab.config import ExperimentConfig
-from nsa_lab.training.data import VideoDataModule
-from nsa_lab.training.module import VideoModule
+from nsa_lab.training import Trained
+from nsa_lab.training.directory import Series, read_series
 
 GATE = re.compile(r"gate/layer(\d+)/(\w+)")
-Series = dict[str, dict[int, float]]
+
+
+def draw_run(trained: Trained) -> list[Path]:
+    """Draw all pictures of a run that just ended, and return the files."""
+    home = trained.home
+    return draw_pictures(home.metrics, home.pictures) + draw_partitions(trained, home.pictures / "partition")
 
 
 def draw_pictures(metrics: Path, folder: Path) -> list[Path]:
@@ -30,29 +32,18 @@ def draw_pictures(metrics: Path, folder: Path) -> list[Path]:
     return [folder / name for name in figures]
 
 
-def draw_partitions(
-    config: ExperimentConfig, trainer: L.Trainer, module: VideoModule, data: VideoDataModule, folder: Path
-) -> list[Path]:
+def draw_partitions(trained: Trained, folder: Path) -> list[Path]:
     """Write the partition of the first good validation sample into `folder`; nothing where all layers are `uniform`."""
-    if not is_adaptive(config, module.model.config.text_config.num_hidden_layers):
+    config, model, data = trained.config, trained.module.model, trained.data.val
+    if not is_adaptive(config, model.config.text_config.num_hidden_layers):
         return []
     # After the training Lightning leaves the model on the CPU.
-    module.to(trainer.strategy.root_device)
-    sample = data.val.good()[0]
-    with trainer.precision_plugin.forward_context():
-        video, seen = watch(module.model, config, data.val, sample, None)
+    model.to(trained.trainer.strategy.root_device)
+    sample = data.good()[0]
+    with trained.trainer.precision_plugin.forward_context():
+        video, seen = watch(model, config, data, sample, None)
     layers = typical_layers(seen)
     return [file for layer in layers for file in draw_partition(config, sample, video, seen, layer, folder)]
-
-
-def read_series(metrics: Path) -> Series:
-    """Every metric by step. A step recorded again after a resume counts as it was recorded last."""
-    series: Series = {}
-    for line in metrics.read_text().splitlines():
-        row = json.loads(line)
-        for name, value in row["metrics"].items():
-            series.setdefault(name, {})[row["step"]] = value
-    return series
 
 
 def _curves(series: Series) -> Figure:
