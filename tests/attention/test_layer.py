@@ -37,6 +37,7 @@ def run(layer, config, x, q, k, v, tokens):
     return layer(x, q, k, v, tokens, partition)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("backend", EXACT)
 @pytest.mark.parametrize("partition", PARTITIONERS)
 @pytest.mark.parametrize(
