@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all check lint types env clean help
+.PHONY: demo test test-all test-gpu check lint types env clean help
 
 help:           ## this list of targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -39,6 +39,9 @@ test: check     ## lint, types and the quick tests; five minutes at most on two 
 
 test-all: check ## lint, types and all tests, slow ones and whole products of parameters
 	@$(PYTEST) --all
+
+test-gpu:       ## the tests that need a GPU, with PYTHON as it is; OUT=FILE names the record
+	@$(PYTHON) tests/gpu.py $(if $(OUT),--out $(OUT))
 
 clean:          ## remove the environment and caches, keep runs
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache

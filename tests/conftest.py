@@ -21,6 +21,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     from nsa_kernels.testing import quicken_interpreter
 
     quicken_interpreter()
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # workers share the cores; each with a thread per core, they stand still
 
 
 def pytest_addoption(parser):
