@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types env clean help
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-help:           ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
+.PHONY: demo test test-all test-gpu check lint types env clean help
+
+help:           ## this list of targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
 env: $(READY)   ## make the virtual environment
 
@@ -23,7 +25,7 @@ demo: $(READY)  ## sweep small designs on real video files and show the Pareto f
 	@$(BIN)/nsa-lab sweep sweeps/smoke.py --trials 8 --workers 2
 	@echo "Open the MLflow page of these runs with:  $(BIN)/nsa-lab ui"
 
-check: lint types
+check: lint types ## style and types
 
 lint: $(READY)  ## style
 	@$(BIN)/ruff check .
@@ -32,11 +34,14 @@ lint: $(READY)  ## style
 types: $(READY) ## types
 	@$(BIN)/mypy
 
-test: $(READY)  ## lint, types and all tests
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+test: check     ## lint, types and the quick tests; five minutes at most on two cores
+	@$(PYTEST)
+
+test-all: check ## lint, types and all tests, slow ones and whole products of parameters
+	@$(PYTEST) --all
+
+test-gpu:       ## the tests that need a GPU, with PYTHON as it is; OUT=FILE names the record
+	@$(PYTHON) tests/gpu.py $(if $(OUT),--out $(OUT))
 
 clean:          ## remove the environment and caches, keep runs
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache

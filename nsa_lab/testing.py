@@ -1,7 +1,9 @@
-"""Helpers for tests: small layouts, random heads, tiny models and packed batches."""
+"""Helpers for tests: samples of products, small layouts, random heads, tiny models and packed batches."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -20,6 +22,23 @@ ODD_SHAPES: tuple[Shape, ...] = ((3, (3, 3, 3), 4), (0, (1, 1, 1), 2), (5, (0, 0
 """A ragged tail, one token, an empty video, and a second video."""
 
 requires_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def covering(rows: Sequence[Mapping[str, Hashable]]) -> list[int]:
+    """Which few of `rows` hold every pair of values that two columns take together anywhere in `rows`.
+
+    Greedy: the row with most pairs that are still missing, the first of a fixed shuffling where several have. The same
+    rows give the same choice, in ascending order; rows of one column are all needed.
+    """
+    pairs = [set(combinations(sorted(row.items()), min(2, len(row)))) for row in rows]
+    shuffled = random.Random(0).sample(range(len(rows)), len(rows))
+    missing = set().union(*pairs)
+    kept = []
+    while missing:
+        best = max(shuffled, key=lambda row: len(pairs[row] & missing))
+        missing -= pairs[best]
+        kept.append(best)
+    return sorted(kept)
 
 
 def token_layout(shapes: Sequence[Shape]) -> TokenLayout:

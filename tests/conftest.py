@@ -6,11 +6,12 @@ Processes that tests start find the same packages, wherever pytest was called an
 import multiprocessing
 import os
 import sys
+from collections import defaultdict
 
 import pytest
 import torch
 
-from nsa_lab.testing import tiny_tokenizer
+from nsa_lab.testing import covering, tiny_tokenizer
 
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 
@@ -20,10 +21,38 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     from nsa_kernels.testing import quicken_interpreter
 
     quicken_interpreter()
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # workers share the cores; each with a thread per core, they stand still
 
 
 def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="slow tests too, and products whole instead of sampled")
     parser.addoption("--update-golden", action="store_true", help="record tests/golden anew instead of comparing")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """Leave the quick suite, unless all is asked for, or tests are named one by one (`file.py::test`)."""
+    if config.getoption("all") or any("::" in argument for argument in config.args):
+        return
+    quick = set(_quick(items))
+    config.hook.pytest_deselected(items=[item for item in items if item not in quick])
+    items[:] = [item for item in items if item in quick]
+
+
+def _quick(items):
+    """What is not slow; of a test marked `pairwise`, as many cases as hold every pair of its parameters' values."""
+    cases = defaultdict(list)
+    for item in items:
+        if not item.get_closest_marker("slow"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for test in cases.values():
+        yield from _sample(test) if test[0].get_closest_marker("pairwise") else test
+
+
+def _sample(cases):
+    rows = [{name: repr(value) for name, value in case.callspec.params.items()} for case in cases]
+    return [cases[i] for i in covering(rows)]
 
 
 @pytest.fixture(scope="session")

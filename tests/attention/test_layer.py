@@ -38,6 +38,7 @@ def run(layer, config, x, q, k, v, tokens):
     return layer(x, q, k, v, tokens, partition, Trace())
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("backend", EXACT)
 @pytest.mark.parametrize("partition", PARTITIONERS)
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def masked_attention(q, k, v, seen, scale):
     return torch.einsum("hqk,khd->qhd", weights, v)
 
 
+@pytest.mark.pairwise
 @pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize(("dtype", "heads"), PAIRS.values(), ids=PAIRS)
 @pytest.mark.parametrize(("context", "block_size"), [("video", 4), ("all", 7), ("all", 64), ("video", 1)])

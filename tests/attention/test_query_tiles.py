@@ -35,6 +35,7 @@ def test_tiles_count_from_the_first_token_of_each_frame(context):
     assert query_tiles(tokens, 1).first.tolist() == list(range(15))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("pieces", ["one piece", "many pieces"])
 @pytest.mark.parametrize("size", [2, 5, 64])
 @pytest.mark.parametrize(("context", "block_size"), [("video", 4), ("all", 3), ("video", 1)])

@@ -38,6 +38,7 @@ def pieces(request, monkeypatch):
         monkeypatch.setattr(groups, "MIN_ROWS", 5)
 
 
+@pytest.mark.pairwise
 @pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("context", ["video", "all"])

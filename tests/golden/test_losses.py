@@ -1,7 +1,7 @@
 """Losses and gradient norms of 20 steps, recorded before the code was moved: a refactoring changes none of them.
 
 Bit by bit where the machine computes as the recording one did, within TOLERANCE elsewhere. To record anew, in a commit
-of its own that says why: pytest tests/golden --update-golden
+of its own that says why: pytest tests/golden --all --update-golden
 """
 
 import json

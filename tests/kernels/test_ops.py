@@ -65,6 +65,7 @@ def test_pool(permuted, sparse, dtype):
     check(lambda x: pool_blocks(x, blocks), lambda x: pool_reference(x, blocks), [k], do, TOLERANCE[dtype])
 
 
+@pytest.mark.pairwise
 @each_dtype
 @each_head_layout
 @all_and_few_queries
@@ -96,6 +97,7 @@ RULES = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("query_tile", [1, 5])
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @all_and_few_queries
@@ -120,6 +122,7 @@ def _leaders(blocks, size):
     return (query - (query - first) % size).int()
 
 
+@pytest.mark.pairwise
 @each_dtype
 @each_head_layout
 @all_and_few_queries
@@ -152,6 +155,7 @@ def test_selection_of_full_blocks_a_query_has_not_reached(few_queries):
     )  # fmt: skip
 
 
+@pytest.mark.pairwise
 @each_dtype
 @each_head_layout
 @all_and_few_queries

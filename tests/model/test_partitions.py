@@ -61,6 +61,7 @@ def leaks(model, shapes=SHAPES, frames=range(1, FRAMES)):
         yield (logits[:seen] - after[:seen]).abs().max().item(), moved
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("context", ["video", "all"])
 @pytest.mark.parametrize("overrides", [(), ("attention.compressor.kind=mlp",)], ids=["mean", "mlp"])
 @pytest.mark.parametrize("kind", CAUSAL)

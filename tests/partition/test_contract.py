@@ -59,6 +59,7 @@ def seen_by(partition, key):
     return closed, begun
 
 
+@pytest.mark.pairwise
 @every_partitioner
 @pytest.mark.parametrize("context", ["video", "all"])
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
@@ -135,6 +136,7 @@ def views_that_move(name, level, layer, block_size, context_kind):
     return moved
 
 
+@pytest.mark.pairwise
 @every_partitioner
 @every_layer
 @pytest.mark.parametrize(("block_size", "context"), [(4, "video"), (7, "video"), (12, "all")])
@@ -152,6 +154,7 @@ def test_the_declared_causality_is_no_laxer_than_needed(name):
         assert moved > 0, f"{name} declares {level!r}, but {TIGHTER[level]!r} holds as well"
 
 
+@pytest.mark.pairwise
 @every_partitioner
 @every_layer
 @pytest.mark.parametrize("block_size", [4, 7, 64])
