@@ -11,7 +11,7 @@ from collections import defaultdict
 import pytest
 import torch
 
-from nsa_lab.testing import covering, tiny_tokenizer
+from nsa_testing import covering, tiny_tokenizer
 
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 

@@ -3,7 +3,7 @@ import torch
 
 from nsa_lab.data.positions import mrope_positions
 from nsa_lab.layout import layout_from_mrope, layout_from_token_ids
-from nsa_lab.testing import ODD_SHAPES, VIDEO, token_layout
+from nsa_testing import ODD_SHAPES, VIDEO, token_layout
 
 
 def test_packed_samples_and_frames():

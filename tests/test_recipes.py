@@ -81,7 +81,7 @@ def copy(tmp_path_factory):
 
 
 def python(copy, *arguments, code=0):
-    path = os.pathsep.join([str(copy), str(copy / "kernels")])
+    path = os.pathsep.join(str(copy / folder) for folder in (".", "kernels", "tests/support"))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True)
     assert done.returncode == code, done.stdout[-4000:] + done.stderr[-4000:]
@@ -145,7 +145,7 @@ import logging, sys, torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from nsa_lab.config import load_config
 from nsa_lab.model import build_model, load_model
-from nsa_lab.testing import tiny_config, tiny_tokenizer
+from nsa_testing import tiny_config, tiny_tokenizer
 logging.basicConfig(level=logging.WARNING)
 tokenizer = tiny_tokenizer(sys.argv[1])
 model = build_model(tiny_config(), tokenizer)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nsa_lab.testing import covering
+from nsa_testing import covering
 
 pytest_plugins = ["pytester"]
 

@@ -6,7 +6,7 @@ from nsa_lab.analysis.look import LayerLook
 from nsa_lab.analysis.view import Video, make_blocks
 from nsa_lab.config import load_config
 from nsa_lab.partition import partition_from_block_id, sparse_context
-from nsa_lab.testing import token_layout
+from nsa_testing import token_layout
 
 GRID = (4, 2, 3)
 TILES = torch.tensor([0, 1, 1, 0, 1, 1, 0, 1, 1, 0, 1, 1, 2, 2, 2, 3, 3, 3, 2, 2, 2, 3, 3, 3])

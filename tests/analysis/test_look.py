@@ -9,7 +9,7 @@ from nsa_lab.analysis.look import look
 from nsa_lab.analysis.partition import typical_layers
 from nsa_lab.attention.trace import Trace
 from nsa_lab.model import MODEL_INPUTS, build_model
-from nsa_lab.testing import model_batch, tiny_config
+from nsa_testing import model_batch, tiny_config
 
 SHAPE = (3, (4, 2, 3), 5)
 QUERY = 14

@@ -15,7 +15,7 @@ from nsa_lab.analysis.timeline import block_lanes
 from nsa_lab.analysis.view import Blocks, edges, frame_similarity, known_cuts, make_blocks, make_choice, make_video
 from nsa_lab.data import Sample
 from nsa_lab.partition import partition_from_block_id, sparse_context
-from nsa_lab.testing import token_layout
+from nsa_testing import token_layout
 
 GRID = (4, 2, 3)
 QUERY = 16

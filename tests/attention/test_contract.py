@@ -15,7 +15,7 @@ from nsa_lab.baselines import REDUCERS
 from nsa_lab.config import load_config
 from nsa_lab.model import build_model, measure_budget
 from nsa_lab.partition import sparse_context
-from nsa_lab.testing import (
+from nsa_testing import (
     ODD_SHAPES,
     assert_close,
     gated_branches,

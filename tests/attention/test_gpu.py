@@ -6,7 +6,7 @@ import torch
 from nsa_lab.attention.backends import BACKENDS
 from nsa_lab.attention.compressors import mean_of_blocks
 from nsa_lab.partition import PARTITIONERS, sparse_context
-from nsa_lab.testing import (
+from nsa_testing import (
     ODD_SHAPES,
     assert_close,
     block_rule,

@@ -13,7 +13,7 @@ from nsa_lab.attention.trace import Trace
 from nsa_lab.config import AttentionConfig, load_config
 from nsa_lab.errors import NsaLabError
 from nsa_lab.partition import PARTITIONERS, sparse_context
-from nsa_lab.testing import assert_close, gated_branches, make_partition, random_heads, token_layout
+from nsa_testing import assert_close, gated_branches, make_partition, random_heads, token_layout
 
 DIMS = HeadDims(hidden_size=64, num_heads=4, num_kv_heads=2, head_dim=16)
 EXACT = ("reference", "torch")

@@ -9,7 +9,7 @@ from nsa_lab.attention.block_major import selection_by_block
 from nsa_lab.attention.compressors import COMPRESSORS, mean_of_blocks
 from nsa_lab.attention.dims import HeadDims
 from nsa_lab.partition import PARTITIONERS, PartitionConfig, full_context, sparse_context, text_context
-from nsa_lab.testing import (
+from nsa_testing import (
     ODD_SHAPES,
     assert_close,
     block_rule,

@@ -11,7 +11,7 @@ from nsa_lab.attention.query_tiles import query_tiles
 from nsa_lab.attention.trace import Trace
 from nsa_lab.config import load_config
 from nsa_lab.partition import PARTITIONERS, sparse_context
-from nsa_lab.testing import (
+from nsa_testing import (
     ODD_SHAPES,
     block_rule,
     compression_scorer,

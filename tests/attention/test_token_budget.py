@@ -7,7 +7,7 @@ from nsa_lab.attention import groups
 from nsa_lab.attention.backends import BACKENDS
 from nsa_lab.attention.compressors import mean_of_blocks
 from nsa_lab.partition import partition_from_block_id, sparse_context
-from nsa_lab.testing import ODD_SHAPES, block_rule, compression_scorer, random_heads, token_layout
+from nsa_testing import ODD_SHAPES, block_rule, compression_scorer, random_heads, token_layout
 
 SCORER = compression_scorer()
 reference, torch_path = (BACKENDS["reference"], BACKENDS["torch"])

@@ -18,7 +18,7 @@ from nsa_lab.attention.trace import Trace
 from nsa_lab.config import load_config
 from nsa_lab.errors import NsaLabError
 from nsa_lab.partition import PARTITIONERS, full_context, partition_from_block_id, sparse_context, text_context
-from nsa_lab.testing import (
+from nsa_testing import (
     assert_close,
     block_rule,
     compression_scorer,

@@ -5,7 +5,7 @@ import pytest
 from nsa_lab.bench.layer import measure_layer
 from nsa_lab.bench.measure import Point
 from nsa_lab.config import to_dict
-from nsa_lab.testing import tiny_config
+from nsa_testing import tiny_config
 
 
 @pytest.mark.parametrize("method", ["dense", "nsa"])

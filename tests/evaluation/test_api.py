@@ -11,7 +11,7 @@ from nsa_lab import SparseAttention, ask, build_model, evaluate, load_config, lo
 from nsa_lab.attention.trace import Trace
 from nsa_lab.errors import ConfigError, NsaLabError
 from nsa_lab.partition import PARTITIONERS
-from nsa_lab.testing import assert_close
+from nsa_testing import assert_close
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {

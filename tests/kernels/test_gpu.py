@@ -10,7 +10,7 @@ from nsa_kernels.reference import video_nsa_reference
 from nsa_kernels.runtime import INTERPRET, WORKSPACE_BYTES
 from nsa_kernels.testing import odd_blocks, poisoned, random_heads, relative_error, uneven
 from nsa_kernels.topk.reference import topk_reference
-from nsa_lab.testing import block_rule, requires_gpu
+from nsa_testing import block_rule, requires_gpu
 
 pytestmark = [
     pytest.mark.gpu,
@@ -258,7 +258,7 @@ def test_fla_computes_the_same_layer():
     from nsa_lab.attention.backends.triton_path import kernel_blocks
     from nsa_lab.layout import layout_from_token_ids
     from nsa_lab.partition import sparse_context
-    from nsa_lab.testing import make_partition
+    from nsa_testing import make_partition
 
     ids = torch.full((1, 4096), 9, device="cuda")
     tokens = sparse_context(layout_from_token_ids(ids, 9, torch.tensor([[64, 16, 16]])), "video")

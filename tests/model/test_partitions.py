@@ -11,7 +11,7 @@ from nsa_lab.attention.trace import Trace
 from nsa_lab.model import build_model, load_model
 from nsa_lab.model.partitions import partition_statistics
 from nsa_lab.partition import PARTITIONERS, Partitioner, partition_from_block_id
-from nsa_lab.testing import assert_close, model_batch, tiny_config
+from nsa_testing import assert_close, model_batch, tiny_config
 
 FRAMES, HEIGHT, WIDTH = 9, 2, 3
 BEFORE, AFTER = 3, 5

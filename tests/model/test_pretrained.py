@@ -12,7 +12,7 @@ from transformers import (
 
 from nsa_lab.attention.trace import Trace
 from nsa_lab.model import VideoNSAForConditionalGeneration, build_model, gate_metrics, load_model
-from nsa_lab.testing import model_batch, tiny_config
+from nsa_testing import model_batch, tiny_config
 
 SHAPES = [(3, (4, 2, 3), 5)]
 

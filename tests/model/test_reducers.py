@@ -10,7 +10,7 @@ from nsa_lab.model import build_model
 from nsa_lab.model.cache import VideoCache
 from nsa_lab.model.plan import AttentionPlan
 from nsa_lab.partition import PARTITIONERS
-from nsa_lab.testing import assert_close, model_batch, tiny_config, tiny_tokenizer
+from nsa_testing import assert_close, model_batch, tiny_config, tiny_tokenizer
 
 FRAMES, HEIGHT, WIDTH = 8, 2, 3
 SHAPES = [(3, (FRAMES, HEIGHT, WIDTH), 5), (2, (4, 2, 2), 4), (4, (0, 0, 0), 3)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nsa_lab.model import build_model
-from nsa_lab.testing import assert_close, model_batch, tiny_config
+from nsa_testing import assert_close, model_batch, tiny_config
 
 SHAPES = [(3, (4, 2, 3), 8), (2, (3, 2, 2), 4)]
 LONGEST = 3 + 24 + 8

@@ -9,7 +9,7 @@ from nsa_lab.attention.dims import HeadDims
 from nsa_lab.attention.select.compression import compression_scores
 from nsa_lab.attention.trace import Trace
 from nsa_lab.model import build_model
-from nsa_lab.testing import assert_close, model_batch, tiny_config, tiny_tokenizer
+from nsa_testing import assert_close, model_batch, tiny_config, tiny_tokenizer
 
 SHAPES = [(3, (5, 2, 3), 5), (2, (3, 2, 2), 4)]
 EVERYTHING = ("gates", "gate_means", "choice", "cost", "partition", "inputs")

@@ -15,7 +15,7 @@ from nsa_lab.model import (
     measure_budget,
 )
 from nsa_lab.model.config import config_from_size
-from nsa_lab.testing import ODD_SHAPES, assert_close, model_batch, tiny_config
+from nsa_testing import ODD_SHAPES, assert_close, model_batch, tiny_config
 
 SHAPES = [(3, (4, 2, 3), 5), (2, (3, 2, 2), 4)]
 COVER_ALL = (

@@ -9,7 +9,7 @@ import torch
 
 from nsa_lab.layout import TokenLayout
 from nsa_lab.partition import PARTITIONERS, PartitionConfig, build_partitioner, check_partition, sparse_context
-from nsa_lab.testing import ODD_SHAPES, token_layout
+from nsa_testing import ODD_SHAPES, token_layout
 
 SHAPES = {
     "odd": ODD_SHAPES,

@@ -7,7 +7,7 @@ from nsa_lab.partition import PartitionConfig, build_partitioner, sparse_context
 from nsa_lab.partition.novelty import Segment, budget_lengths
 from nsa_lab.partition.router import Router, ratio_loss
 from nsa_lab.partition.tile import tile_shape
-from nsa_lab.testing import make_partition, token_layout
+from nsa_testing import make_partition, token_layout
 
 HIDDEN = 16
 
