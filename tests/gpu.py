@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NEEDED = {"torch": "torch", "triton": "triton", "omegaconf": "omegaconf", "pytest": "pytest",
+NEEDED = {"torch": "torch", "triton": "triton", "omegaconf": "omegaconf", "av": "av", "pytest": "pytest",
           "pytest_timeout": "pytest-timeout", "xdist": "pytest-xdist"}  # fmt: skip
 """Modules, and what they are installed by."""
 NAMED = ("torch", "triton", "transformers", "fla-core")
