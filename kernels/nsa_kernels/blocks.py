@@ -104,7 +104,7 @@ def blocks_from_offsets(
     beside them is not as said.
     """
     offsets, cu_seqlens = offsets.long(), cu_seqlens.long()
-    keys = torch.arange(int(cu_seqlens[-1]), device=offsets.device)
+    keys = torch.arange(_count_keys(cu_seqlens, order, query_index), device=offsets.device)
     _check_counts(len(keys), len(offsets) - 1, order, start, end)
     block_at_place = torch.searchsorted(offsets[1:], keys, right=True)
     block_of_key = block_at_place if order is None else torch.empty_like(keys).scatter_(0, order.long(), block_at_place)
@@ -170,6 +170,21 @@ def _extent(offsets: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor]:
     start = torch.full_like(lengths, len(order)).scatter_reduce(0, place, wide, "amin")
     end = torch.full_like(lengths, -1).scatter_reduce(0, place, wide, "amax")
     return start, end
+
+
+def _count_keys(cu_seqlens: Tensor, order: Tensor | None, query_index: Tensor | None) -> int:
+    """T; ValueError where cu_seqlens does not ascend from 0, or what is given beside it names keys outside."""
+    asked = [cu_seqlens[-1], (cu_seqlens[0] == 0) & (cu_seqlens.diff() >= 0).all()]
+    given = {"order": order, "query_index": query_index}
+    named = {name: x for name, x in given.items() if x is not None and len(x)}
+    asked += [((x >= 0) & (x < cu_seqlens[-1])).all() for x in named.values()]
+    keys, ascends, *inside = torch.stack([answer.long() for answer in asked]).tolist()
+    if not ascends:
+        raise ValueError("cu_seqlens must ascend from 0")
+    for name, holds in zip(named, inside, strict=True):
+        if not holds:
+            raise ValueError(f"{name} names a key outside of 0 to {keys - 1}")
+    return keys
 
 
 def _check_counts(keys: int, blocks: int, order: Tensor | None, start: Tensor | None, end: Tensor | None) -> None:

@@ -43,10 +43,10 @@ def video_nsa(
     q [Tq, H, D]; k, v [T, G, D]; gates [Tq, H, R], one column per branch in the order of `branches`, a subset of
     compression, selection, window; what is off costs nothing. pooled: a compressor's keys and values [N, G, D], the
     mean of each block by default. block_bias [N] is added to the compression logits. block_count, initial_blocks,
-    local_blocks, token_budget, query_tile and leader: see `choose_blocks`; chosen [Tq, G, n] int32, no block twice and
-    -1 for none, replaces the choice. scale is D ** -0.5 by default. Differentiable in q, k, v, gates and pooled; two
-    runs are bit-equal. Under autocast q, k, v and pooled are cast to its dtype. Raises ValueError for arguments that
-    do not fit.
+    local_blocks, token_budget, query_tile and leader: see `choose_blocks`; chosen [Tq, G, n] int32, blocks of the
+    query's sample, none twice, -1 for none, replaces the choice. scale is D ** -0.5 by default. Differentiable in q, k,
+    v, gates and pooled; two runs are bit-equal. Under autocast q, k, v and pooled are cast to its dtype. Waits for the
+    device where leader or chosen is given. Raises ValueError for arguments that do not fit.
     """
     options: dict[str, Any] = {
         "pooled": pooled, "branches": branches, "block_count": block_count, "initial_blocks": initial_blocks,
@@ -156,7 +156,12 @@ def _layer(
     compression: bool, slots: int, initial: int, local: int, budget: int, query_tile: int, window: int, scale: float,
 ) -> list[Tensor]:  # fmt: skip
     plan = Plan(compression, slots, initial, local, budget or None, query_tile, window, scale)
-    kept = layer_forward(q, k, v, gates, pooled_k, pooled_v, bias, leader, chosen, Blocks.join(blocks, sizes), plan)
+    joined = Blocks.join(blocks, sizes)
+    if chosen is not None:
+        checks.check_chosen_blocks(chosen, joined)
+    if leader is not None:
+        checks.check_leader(leader, query_tile, joined)
+    kept = layer_forward(q, k, v, gates, pooled_k, pooled_v, bias, leader, chosen, joined, plan)
     return [kept[name] for name in _places(compression, slots, pooled_k is not None, chosen is not None, window)]
 
 

@@ -15,6 +15,7 @@ from nsa_kernels import (
     runtime,
     selection_attention,
     uniform_blocks,
+    video_nsa,
     window_attention,
 )
 from nsa_kernels.combine.reference import combine_reference
@@ -155,6 +156,32 @@ def test_selection_of_full_blocks_a_query_has_not_reached(few_queries):
     )  # fmt: skip
 
 
+BAD_CHOICES = {
+    "past the last block": (5, [4], r"chosen\[5, 0\] names block 4; there are blocks 0 to 3, and -1 for none"),
+    "padded with the number of keys": (9, [0, 32], r"chosen\[9, 0\] names block 32; there are"),
+    "below none": (0, [-2], r"chosen\[0, 0\] names block -2; there are"),
+    "one block twice": (31, [2, -1, 2], r"chosen\[31, 0\] names block 2 twice"),
+    "of the sample before": (16, [1, 2], r"chosen\[16, 0\] names block 1, which is of another sample"),
+    "of the sample after": (15, [2], r"chosen\[15, 0\] names block 2, which is of another sample"),
+}
+
+
+@pytest.mark.parametrize("order", [None, [*range(15, -1, -1), *range(16, 32)]], ids=["plain", "permuted"])
+@pytest.mark.parametrize("op", ["selection_attention", "video_nsa"])
+@pytest.mark.parametrize(("query", "named", "said"), BAD_CHOICES.values(), ids=BAD_CHOICES)
+def test_a_chosen_block_that_is_not_the_query_s_to_choose_is_refused(query, named, said, op, order):
+    order = order if order is None else torch.tensor(order)
+    blocks = blocks_from_offsets(torch.arange(0, 33, 8), torch.tensor([0, 16, 32]), order=order)
+    q, k, v, _, _ = random_heads(blocks, (2, 1, 16), torch.float32)
+    chosen = torch.full((32, 1, len(named)), -1, dtype=torch.int32)
+    chosen[query, 0] = torch.tensor(named, dtype=torch.int32)
+    with pytest.raises(ValueError, match=said):
+        if op == "selection_attention":
+            selection_attention(q, k, v, chosen, blocks)
+        else:
+            video_nsa(q, k, v, torch.ones(32, 2, 3), blocks, chosen=chosen, window=4)
+
+
 @pytest.mark.pairwise
 @each_dtype
 @each_head_layout
@@ -203,6 +230,30 @@ def test_nothing_at_all():
             assert grad.shape == x.shape and (grad == 0).all()
 
 
+BAD_LEADERS = {
+    "ahead": (3, 4),
+    "before the first": (0, -1),
+    "past the last": (31, 32),
+    "no leader itself": (6, 5),
+    "too long a run": (4, 0),
+    "of another sample": (15, 12),
+}
+
+
+@pytest.mark.parametrize("op", ["choose_blocks", "video_nsa"])
+@pytest.mark.parametrize(("query", "named"), BAD_LEADERS.values(), ids=BAD_LEADERS)
+def test_a_leader_that_leads_no_run_of_its_sample_is_refused(query, named, op):
+    blocks = uniform_blocks(torch.tensor([0, 15, 32]), 8)
+    q, k, v, _, _ = random_heads(blocks, (2, 1, 16), torch.float32)
+    leader = _leaders(blocks, 4)
+    leader[query] = named
+    with pytest.raises(ValueError, match=rf"leader\[{query}\] is {named}; it must be the first of a run"):
+        if op == "choose_blocks":
+            choose_blocks(q, pool_blocks(k, blocks), blocks, query_tile=4, leader=leader)
+        else:
+            video_nsa(q, k, v, torch.ones(32, 2, 3), blocks, query_tile=4, leader=leader)
+
+
 def test_uniform_blocks_restart_with_each_sample():
     blocks = uniform_blocks(torch.tensor([0, 1, 10, 10, 18]), 4)
     assert blocks.offsets.tolist() == [0, 1, 5, 9, 10, 14, 18]
@@ -215,6 +266,12 @@ def test_uniform_blocks_restart_with_each_sample():
             uniform_blocks(torch.tensor([0, 8]), size)
 
 
+@pytest.mark.parametrize("bounds", [[1, 8], [0, 5, 3, 8], [0, 8, -1]])
+def test_sample_bounds_that_do_not_ascend_from_zero_are_refused(bounds):
+    with pytest.raises(ValueError, match="cu_seqlens must ascend from 0"):
+        blocks_from_offsets(torch.tensor([0, 3, 5, 8]), torch.tensor(bounds))
+
+
 @pytest.mark.parametrize(
     ("offsets", "given", "said"),
     [
@@ -225,6 +282,8 @@ def test_uniform_blocks_restart_with_each_sample():
         ([0, 5, 8], {"query_index": [2, 2]}, "query_index must ascend"),
         ([0, 5, 8], {"order": [0, 1, 2, 3, 5, 4, 6, 7]}, "order must be a permutation of each sample"),
         ([0, 5, 8], {"order": [0, 1, 2, 3, 3, 5, 6, 7]}, "order must be a permutation of each sample"),
+        ([0, 5, 8], {"query_index": [-1, 2]}, "query_index names a key outside of 0 to 7"),
+        ([0, 5, 8], {"order": [0, 1, 2, 3, 8, 5, 6, 7]}, "order names a key outside of 0 to 7"),
         ([0, 5, 8], {"order": [0, 1, 2]}, r"order must be \[8\], not \[3\]"),
         ([0, 5, 8], {"end": [5, 7]}, "end must lie inside the block's sample"),
         ([0, 5, 8], {"start": [5]}, r"start must be \[2\], not \[1\]"),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
-from nsa_kernels.checks import check, check_bias, check_choice, check_pooled, check_queries, check_scale
+from nsa_kernels.checks import check, check_bias, check_choice, check_leader, check_pooled, check_queries, check_scale
 from nsa_kernels.compression.op import as_bias, compression_lse
 from nsa_kernels.topk.forward import topk_forward
 
@@ -67,8 +67,11 @@ def _topk(
     budget: int,
     query_tile: int,
 ) -> Tensor:
+    joined = Blocks.join(blocks, sizes)
+    if leader is not None:
+        check_leader(leader, query_tile, joined)
     return topk_forward(
-        q, pooled_k, lse, Blocks.join(blocks, sizes), scale, count, initial=initial, local=local, budget=budget or None,
+        q, pooled_k, lse, joined, scale, count, initial=initial, local=local, budget=budget or None,
         leader=leader, query_tile=query_tile, bias=bias,
     )  # fmt: skip
 
