@@ -104,21 +104,6 @@ def check_choice(
         check(leader.device == blocks.end.device, f"leader is on {leader.device}, not {blocks.end.device}")
 
 
-def check_leader(leader: Tensor, query_tile: int, blocks: Blocks) -> None:
-    """leader [Tq] cuts each sample's queries into runs of at most query_tile. Waits for the device."""
-    row = torch.arange(blocks.num_queries, device=leader.device)
-    latest = torch.where(leader == row, row, -1).cummax(0).values
-    runs = (leader == latest) & (latest >= 0) & (row - leader < query_tile)
-    apart = blocks.sample_start[latest.clamp(min=0)] != blocks.sample_start
-    wrong = (~runs | apart).nonzero()
-    if len(wrong):
-        query = int(wrong[0])
-        raise ValueError(
-            f"leader[{query}] is {int(leader[query])}; it must be the first of a run of {query_tile} queries at most, "
-            "of one sample, in which it stands"
-        )
-
-
 def check_chosen(chosen: Tensor, q: Tensor, groups: int) -> None:
     shape = list(chosen.shape)
     check(chosen.ndim == 3 and shape[:2] == [q.shape[0], groups], f"chosen must be [Tq, G, n], not {shape}")

@@ -46,7 +46,7 @@ def video_nsa(
     local_blocks, token_budget, query_tile and leader: see `choose_blocks`; chosen [Tq, G, n] int32, blocks of the
     query's sample, none twice, -1 for none, replaces the choice. scale is D ** -0.5 by default. Differentiable in q, k,
     v, gates and pooled; two runs are bit-equal. Under autocast q, k, v and pooled are cast to its dtype. Waits for the
-    device where leader or chosen is given. Raises ValueError for arguments that do not fit.
+    device where chosen is given. Raises ValueError for arguments that do not fit.
     """
     options: dict[str, Any] = {
         "pooled": pooled, "branches": branches, "block_count": block_count, "initial_blocks": initial_blocks,
@@ -159,8 +159,6 @@ def _layer(
     joined = Blocks.join(blocks, sizes)
     if chosen is not None:
         checks.check_chosen_blocks(chosen, joined)
-    if leader is not None:
-        checks.check_leader(leader, query_tile, joined)
     kept = layer_forward(q, k, v, gates, pooled_k, pooled_v, bias, leader, chosen, joined, plan)
     return [kept[name] for name in _places(compression, slots, pooled_k is not None, chosen is not None, window)]
 

@@ -64,14 +64,18 @@ def _select(
     row = row_begin + tl.program_id(0)
     g = tl.program_id(1)
     last = row
+    first = tl.load(first_block + row)
     if TILE > 1:
         if tl.load(leader + row) != row:
             return
-        after = row + tl.arange(0, TILE)
-        last = row - 1 + tl.sum((tl.load(leader + after, mask=after < rows_total, other=-1) == row).to(tl.int32))
+        step = tl.arange(0, TILE)
+        after = row + step
+        real = after < rows_total
+        led = tl.load(leader + after, mask=real, other=-1) == row
+        led &= tl.load(first_block + after, mask=real, other=-1) == first  # another sample's scores lie elsewhere
+        last = row - 1 + tl.min(tl.where(led, TILE, step))
     lane = tl.arange(0, 32)
     column = tl.arange(0, W // 32)[:, None] * 32 + lane[None, :]
-    first = tl.load(first_block + row)
     j = first + column
     begun_count = tl.load(last_block + last) + 1 - first
     pos = tl.load(position + last)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
-from nsa_kernels.checks import check, check_bias, check_choice, check_leader, check_pooled, check_queries, check_scale
+from nsa_kernels.checks import check, check_bias, check_choice, check_pooled, check_queries, check_scale
 from nsa_kernels.compression.op import as_bias, compression_lse
 from nsa_kernels.topk.forward import topk_forward
 
@@ -34,7 +34,8 @@ def choose_blocks(
     earlier block first. With `token_budget` blocks rank by score per token, and the list ends before the block that
     would exceed it. With query_tile > 1, leader [Tq] int32 names the first query of each run of at most `query_tile`
     queries that share a choice: their scores are summed, forced and closed are told at the run's last query, and the
-    local blocks reach from the first query's to the last one's. lse: of `compression_attention`, where it is at
+    local blocks reach from the first query's to the last one's. A run ends with its sample; a query whose leader leads
+    no run chooses nothing. lse: of `compression_attention`, where it is at
     hand. Raises ValueError for arguments that do not fit.
     """
     check_queries(q, blocks)
@@ -67,11 +68,8 @@ def _topk(
     budget: int,
     query_tile: int,
 ) -> Tensor:
-    joined = Blocks.join(blocks, sizes)
-    if leader is not None:
-        check_leader(leader, query_tile, joined)
     return topk_forward(
-        q, pooled_k, lse, joined, scale, count, initial=initial, local=local, budget=budget or None,
+        q, pooled_k, lse, Blocks.join(blocks, sizes), scale, count, initial=initial, local=local, budget=budget or None,
         leader=leader, query_tile=query_tile, bias=bias,
     )  # fmt: skip
 
