@@ -4,7 +4,6 @@ import functools
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 from transformers.conversion_mapping import (
@@ -17,13 +16,13 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 from nsa_lab.attention.trace import Trace
 from nsa_lab.baselines import Reducer
 from nsa_lab.config import ExperimentConfig
-from nsa_lab.data.positions import mrope_positions
 from nsa_lab.layout import TokenLayout, layout_from_mrope, layout_from_token_ids
 from nsa_lab.model.attention import VideoNSAAttention
 from nsa_lab.model.cache import VideoCache
 from nsa_lab.model.config import VideoNSAConfig, get_design
 from nsa_lab.model.partitions import LayerPartitions
 from nsa_lab.model.plan import AttentionPlan
+from nsa_lab.model.positions import rope_index
 from nsa_lab.model.vision import batch_windows
 from nsa_lab.plugin import build
 
@@ -186,31 +185,15 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
     def get_rope_index(
         self,
         input_ids: Tensor,
-        mm_token_type_ids: Tensor,
+        mm_token_type_ids: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         video_grid_thw: Tensor | None = None,
         second_per_grid_ts: Tensor | None = None,
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
-        """M-RoPE ids [3, B, L] and deltas [B, 1], as Qwen2.5-VL's; for videos alone, at their true intervals.
-
-        Before 5.20 transformers cuts the interval to whole seconds, which puts all of a 4 fps video at time 0.
-        """
-        if image_grid_thw is not None or video_grid_thw is None:
-            return super().get_rope_index(
-                input_ids,
-                mm_token_type_ids,
-                image_grid_thw,
-                video_grid_thw,
-                second_per_grid_ts,
-                attention_mask,
-                **kwargs,
-            )
-        is_video = input_ids == self.config.video_token_id
-        real = torch.ones_like(is_video) if attention_mask is None else attention_mask.bool()
-        intervals = torch.ones(len(video_grid_thw)) if second_per_grid_ts is None else second_per_grid_ts
-        return _video_positions(is_video, real, video_grid_thw, intervals, self.config.vision_config.tokens_per_second)
+        """M-RoPE ids [3, B, L] and deltas [B, 1] (nsa_lab/model/positions.py); types are read off the token ids."""
+        return rope_index(self.config, input_ids, image_grid_thw, video_grid_thw, second_per_grid_ts, attention_mask)
 
     def _layout(
         self,
@@ -234,25 +217,6 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
             length = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
             position_ids = length.expand(3, inputs_embeds.shape[0], -1)
         return layout_from_mrope(position_ids[-3:], grid_thw, **given)
-
-
-def _video_positions(
-    is_video: Tensor, real: Tensor, grids: Tensor, intervals: Tensor, tokens_per_second: float
-) -> tuple[Tensor, Tensor]:
-    positions = torch.zeros(3, *is_video.shape, dtype=torch.int64)
-    deltas, first = [], 0
-    for row, keep in enumerate(real.cpu()):
-        video = is_video[row].cpu()[keep]
-        videos = int((video & ~F.pad(video, (1, 0))[:-1]).sum())
-        own, steps = (x[first : first + videos].cpu() for x in (grids, intervals))
-        seconds = [
-            torch.arange(t, dtype=torch.float64) * step for t, step in zip(own[:, 0].tolist(), steps, strict=True)
-        ]
-        ids = mrope_positions(video, own, torch.cat([torch.zeros(0), *seconds]), tokens_per_second)
-        positions[:, row, keep] = ids
-        deltas.append(int(ids.max()) + 1 - len(video))
-        first += videos
-    return positions.to(is_video.device), torch.tensor(deltas, device=is_video.device)[:, None]
 
 
 class VideoNSAForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
