@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
@@ -20,9 +20,10 @@ from nsa_lab.layout import TokenLayout, layout_from_mrope, layout_from_token_ids
 from nsa_lab.model.attention import VideoNSAAttention
 from nsa_lab.model.cache import VideoCache
 from nsa_lab.model.config import VideoNSAConfig, get_design
+from nsa_lab.model.generation import Generation
 from nsa_lab.model.partitions import LayerPartitions
 from nsa_lab.model.plan import AttentionPlan
-from nsa_lab.model.positions import rope_index
+from nsa_lab.model.positions import rope_index, token_types
 from nsa_lab.model.vision import batch_windows
 from nsa_lab.plugin import build
 
@@ -89,6 +90,8 @@ class VideoNSATextModel(qwen.Qwen2_5_VLTextModel):
     ) -> Tensor:
         x = plan.pack(embeds)
         cos, sin = self.rotary_emb(x, ids.flatten(1)[:, None, plan.layout.rows])
+        if isinstance(cache, VideoCache):
+            cache.begin(ids, plan)
         plan.begin(self.partitions, x, (cos[0], sin[0]))
         x, plan = self.reducer.after_vision(x, plan)
         for number, layer in enumerate(self.layers):
@@ -137,7 +140,7 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
         self.visual = qwen.Qwen2_5_VisionTransformerPretrainedModel._from_config(config.vision_config)
         batch_windows(self.visual)
         self.language_model = VideoNSATextModel._from_config(config.text_config)
-        self.rope_deltas = None
+        self.rope_deltas: Tensor | None = None
         self.post_init()
 
     def forward(
@@ -158,6 +161,9 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
         """
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         plan = None
+        if position_ids is None:
+            given = {"input_ids": input_ids, "attention_mask": attention_mask, "past_key_values": past_key_values}
+            kwargs["mm_token_type_ids"] = self.ready_positions(kwargs.get("mm_token_type_ids"), **given)
         if past == 0:
             layout = self._layout(input_ids, inputs_embeds, attention_mask, position_ids, video_grid_thw)
             source = input_ids if input_ids is not None else inputs_embeds
@@ -181,6 +187,20 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
             past_length=past,
             **kwargs,
         )
+
+    def ready_positions(
+        self, types: Tensor | None, *, input_ids: Tensor | None, attention_mask: Tensor | None, past_key_values: Any
+    ) -> Tensor | None:
+        """Before transformers computes positions: `rope_deltas` of this cache, not of what the model read last.
+
+        Returns mm_token_type_ids [B, L]: `types`, or read off the ids, for without them a video is counted as text.
+        """
+        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        if past == 0:
+            self.rope_deltas = None
+        elif isinstance(past_key_values, VideoCache):
+            self.rope_deltas = past_key_values.rope_deltas(attention_mask)
+        return token_types(self.config, input_ids) if types is None and input_ids is not None else types
 
     def get_rope_index(
         self,
@@ -219,7 +239,7 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
         return layout_from_mrope(position_ids[-3:], grid_thw, **given)
 
 
-class VideoNSAForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
+class VideoNSAForConditionalGeneration(Generation):
     """The whole model; a proxy, the 3B and the 7B differ by config only. Load it with nsa_lab.load_model.
 
     experiment: the settings that it came with, of data and tokenizer among them; None where nobody said.
@@ -244,19 +264,6 @@ class VideoNSAForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         if output.loss is not None and extra is not None:
             output.loss = output.loss + extra
         return output
-
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
-        """As transformers', but its plain cache is ours, which a reducer needs."""
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
-        if type(model_kwargs.get("past_key_values")) is DynamicCache:
-            model_kwargs["past_key_values"] = VideoCache(self.config.get_text_config())
-
-    @staticmethod
-    def create_masks_for_generate(
-        config: Any, inputs_embeds: Tensor, attention_mask: Tensor | None, **_: Any
-    ) -> Tensor | None:
-        """Padding [B, L] as it is: no mask is made from it (transformers asks this for a static cache)."""
-        return attention_mask
 
     @property
     def partitions(self) -> LayerPartitions:

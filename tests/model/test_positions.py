@@ -10,7 +10,7 @@ from transformers import Qwen2_5_VLModel
 from nsa_lab.data.positions import CONTINUED
 from nsa_lab.errors import NsaLabError
 from nsa_lab.model import build_model, load_model
-from nsa_testing import published_positions, tiny_config
+from nsa_testing import assert_close, published_positions, tiny_config
 
 TEXT, IMAGE, VIDEO = 0, 1, 2
 
@@ -107,3 +107,168 @@ def test_a_checkpoint_that_names_no_rule_is_refused(tokenizer, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"positions": "quen"}))
     with pytest.raises(NsaLabError, match=r"positions=.quen. in its config\.json; correct it to qwen or"):
         load_model(tmp_path)
+
+
+# Tokens after a cache
+
+LONG = [([TEXT] * 4 + [VIDEO] * 120 + [TEXT] * 5, [], [(20, 4, 6)])]
+ROWS = {
+    "text before and after": LONG,
+    "several videos": [
+        ([VIDEO] * 12 + [TEXT] * 3 + [VIDEO] * 60 + [TEXT] * 2, [], [(12, 2, 2), (10, 4, 6)]),
+    ],
+    "images between": [
+        (
+            [TEXT] * 2 + [IMAGE] * 4 + [TEXT] + [VIDEO] * 30 + [IMAGE] * 8 + [TEXT] * 2,
+            [(1, 4, 4), (1, 2, 16)],
+            [(30, 2, 2)],
+        )
+    ],
+    "the video at the end": [([TEXT] * 3 + [VIDEO] * 20, [], [(20, 2, 2)])],
+    "a ragged batch": [
+        *LONG,
+        ([TEXT] * 3 + [VIDEO] * 10 + [TEXT] * 6, [], [(10, 2, 2)]),
+        ([TEXT] * 7, [], []),
+    ],
+}
+
+
+def prompt(model, rows, seed=0, **more):
+    """Model inputs for left-padded `rows`, a second from patch to patch, random words and pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    videos = [grid for row in rows for grid in row[VIDEO]]
+    given = {k: v for k, v in inputs(model, rows, [1.0] * len(videos)).items() if v is not None}
+    words = torch.randint(20, 200, given["input_ids"].shape, generator=generator)
+    given["input_ids"] = torch.where(given["input_ids"] == 60, words, given["input_ids"])
+    if videos:
+        patches = sum(t * h * w for t, h, w in videos)
+        given["pixel_values_videos"] = torch.randn(patches, 1176, generator=generator)
+    return given | more
+
+
+def with_tokens(given, new):
+    """The same inputs with `new` tokens [B, n] at their end."""
+    pad = torch.nn.functional.pad
+    return given | {
+        "input_ids": torch.cat([given["input_ids"], new], 1),
+        "mm_token_type_ids": pad(given["mm_token_type_ids"], (0, new.shape[1])),
+        "attention_mask": pad(given["attention_mask"], (0, new.shape[1]), value=1),
+    }
+
+
+@torch.no_grad()
+def logits(model, given, count):
+    return model(**given, use_cache=False).logits[:, -count:]
+
+
+@torch.no_grad()
+def filled(model, given):
+    return model(**given, use_cache=True).past_key_values
+
+
+@torch.no_grad()
+def step(model, cache, new, mask=None):
+    return model(input_ids=new, past_key_values=cache, attention_mask=mask, use_cache=True).logits
+
+
+def words(rows, count, seed=7):
+    return torch.randint(20, 200, (rows, count), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["with a mask", "without"])
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_tokens_after_a_cache_stand_where_one_forward_puts_them(tokenizer, rows, masked):
+    """One token, then several at once, then one again."""
+    model = make(tokenizer, "qwen")
+    whole = prompt(model, rows)
+    cache = filled(model, whole)
+    for count in (1, 4, 1):
+        new = words(len(rows), count, seed=count)
+        whole = with_tokens(whole, new)
+        found = step(model, cache, new, whole["attention_mask"] if masked else None)
+        assert_close(found, logits(model, whole, count), 1e-5, f"{count} tokens")
+
+
+def test_each_cache_knows_its_own_positions(tokenizer):
+    """Not those of what the model has read since: another video, text alone, or ids that it was given."""
+    model = make(tokenizer, "qwen")
+    first, other, text = (
+        prompt(model, LONG),
+        prompt(model, ROWS["several videos"], 1),
+        prompt(model, [([TEXT] * 6, [], [])]),
+    )
+    placed = prompt(model, LONG, 2, position_ids=model.model.get_rope_index(**inputs(model, LONG, [1.0]))[0])
+    caches = [(given, filled(model, given)) for given in (first, other, text, placed)]
+    new = words(1, 2)
+    for given, cache in caches:
+        bare = {name: value for name, value in given.items() if name != "position_ids"}
+        assert_close(step(model, cache, new), logits(model, with_tokens(bare, new), 2), 1e-5)
+
+
+def test_embeddings_alone_are_counted_from_0(tokenizer):
+    """Whatever was read before."""
+    model = make(tokenizer, "qwen")
+    embeds = model.get_input_embeddings()(words(1, 6))
+    with torch.no_grad():
+        before = model(inputs_embeds=embeds, use_cache=False).logits
+        filled(model, prompt(model, LONG))
+        assert torch.equal(model(inputs_embeds=embeds, use_cache=False).logits, before)
+
+
+def test_token_types_need_not_be_given(tokenizer):
+    model = make(tokenizer, "qwen")
+    given = prompt(model, ROWS["images between"])
+    bare = {name: value for name, value in given.items() if name != "mm_token_type_ids"}
+    assert torch.equal(logits(model, bare, 2), logits(model, given, 2))
+    assert torch.equal(generated(model, bare).sequences, generated(model, given).sequences)
+
+
+def generated(model, given, count=5, **options):
+    options |= {"do_sample": False, "pad_token_id": 0, "eos_token_id": None, "return_dict_in_generate": True}
+    return model.generate(**given, max_new_tokens=count, output_logits=True, **options)
+
+
+def check_against_one_forward(model, given, out, count):
+    length = given["input_ids"].shape[1]
+    whole = with_tokens(given, out.sequences[:, length:])
+    expected = logits(model, whole, count + 1)[:, :-1]
+    assert_close(torch.stack(out.logits[-count:], 1), expected, 1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"cache_implementation": "static"}], ids=str)
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_generated_tokens_stand_where_one_forward_puts_them(tokenizer, rows, options):
+    model = make(tokenizer, "qwen")
+    given = prompt(model, rows)
+    check_against_one_forward(model, given, generated(model, given, **options), 5)
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_second_turns_go_on_after_the_first(tokenizer, rows):
+    """generate(), a question more, generate() with the cache, though another video was asked about in between."""
+    model = make(tokenizer, "qwen")
+    given = prompt(model, rows)
+    first = generated(model, given)
+    generated(model, prompt(model, ROWS["several videos"], 3))
+    answered = with_tokens(given, first.sequences[:, given["input_ids"].shape[1] :])
+    asked = with_tokens(answered, words(len(rows), 3))
+    again = {"input_ids": asked["input_ids"], "attention_mask": asked["attention_mask"]}
+    second = generated(model, again, past_key_values=first.past_key_values)
+    check_against_one_forward(model, asked, second, 5)
+
+
+def test_guessed_tokens_are_taken_back(tokenizer):
+    """Assisted decoding gives several tokens at once and crops the cache."""
+    model = make(tokenizer, "qwen")
+    given = prompt(model, LONG)
+    given["input_ids"][0, -5:] = torch.tensor([30, 31, 30, 31, 30])
+    plain = generated(model, given, 12)
+    assert torch.equal(generated(model, given, 12, prompt_lookup_num_tokens=3).sequences, plain.sequences)
+
+
+def test_beams_keep_their_rows(tokenizer):
+    model = make(tokenizer, "qwen")
+    rows = ROWS["a ragged batch"]
+    together = generated(model, prompt(model, rows), num_beams=3).sequences
+    uncached = generated(model, prompt(model, rows), num_beams=3, use_cache=False).sequences
+    assert torch.equal(together, uncached)
