@@ -3,10 +3,15 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from nsa_lab.config.schema import DataConfig
 from nsa_lab.data.positions import CONTINUED, mrope_positions
 from nsa_testing import published_positions
+
+CUT = Version(transformers.__version__) < Version("5.20")
+"""Whether the installed transformers cuts intervals to whole seconds."""
 
 
 def token_mask(before, grid, after):
@@ -43,7 +48,8 @@ def test_equals_transformers_and_the_published_rule_on_even_times(fps, grid, tok
     ours, published = (mrope_positions(mask, torch.tensor([grid]), times, tokens_per_second, positions=name)
                        for name in ("transformers", "qwen"))  # fmt: skip
     assert ours.dtype == published.dtype == torch.int64
-    assert torch.equal(ours, hugging_face_positions(mask, [grid], [2 / fps], tokens_per_second))
+    if not CUT or (2 / fps).is_integer():
+        assert torch.equal(ours, hugging_face_positions(mask, [grid], [2 / fps], tokens_per_second))
     assert torch.equal(published, published_positions(2 * mask, [], [grid], [2 / fps], tokens_per_second))
 
 
@@ -51,8 +57,9 @@ def test_equals_transformers_and_the_published_rule_on_two_videos():
     grids = [(2, 4, 4), (3, 2, 6)]
     mask = torch.cat([token_mask(3, grids[0], 2), token_mask(1, grids[1], 3)])
     times = torch.tensor([0, 1.0, 0, 0.5, 1.0], dtype=torch.float64)
-    ours = mrope_positions(mask, torch.tensor(grids), times, positions="transformers")
-    assert torch.equal(ours, hugging_face_positions(mask, grids, [1.0, 0.5], 2))
+    if not CUT:
+        ours = mrope_positions(mask, torch.tensor(grids), times, positions="transformers")
+        assert torch.equal(ours, hugging_face_positions(mask, grids, [1.0, 0.5], 2))
     ours = mrope_positions(mask, torch.tensor(grids), times, positions="qwen")
     assert torch.equal(ours, published_positions(2 * mask, [], grids, [1.0, 0.5]))
 

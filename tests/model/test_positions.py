@@ -268,7 +268,9 @@ def test_guessed_tokens_are_taken_back(tokenizer):
 
 def test_beams_keep_their_rows(tokenizer):
     model = make(tokenizer, "qwen")
-    rows = ROWS["a ragged batch"]
-    together = generated(model, prompt(model, rows), num_beams=3).sequences
-    uncached = generated(model, prompt(model, rows), num_beams=3, use_cache=False).sequences
-    assert torch.equal(together, uncached)
+    given = prompt(model, ROWS["a ragged batch"])
+    starts = given["mm_token_type_ids"].diff() == VIDEO
+    # By this token transformers up to 5.17 counts the videos of a row.
+    given["input_ids"][:, :-1][starts] = model.config.vision_start_token_id
+    cached, uncached = (generated(model, dict(given), num_beams=3, use_cache=use) for use in (True, False))
+    assert torch.equal(cached.sequences, uncached.sequences)
