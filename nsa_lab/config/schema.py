@@ -71,7 +71,7 @@ class DataConfig:
     min_pixels: int = 784
     max_pixels: int = 50176
     max_tokens: int = 65536
-    positions: Literal["qwen", "transformers"] = "transformers"
+    positions: Literal["qwen", "transformers"] = "qwen"
     cache_dir: str = ".cache/nsa-lab"
     memory_cache_mib: int = 1024
     workers: int = 0

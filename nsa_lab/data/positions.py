@@ -18,7 +18,7 @@ def mrope_positions(
     patch_seconds: Tensor,
     tokens_per_second: float = 2.0,
     *,
-    positions: str = "transformers",
+    positions: str = "qwen",
 ) -> Tensor:
     """Position ids [3, L] int64 (time, height, width) of one sample's tokens.
 

@@ -71,12 +71,13 @@ def stored_design(path: str | Path) -> dict[str, Any]:
 
 
 def stored_positions(path: str | Path) -> str:
-    """data.positions that the weights at `path` were trained with. Raises NsaLabError."""
+    """data.positions that the weights at `path` were trained with; Qwen's do not say so. Raises NsaLabError."""
     return _positions(path, _stored(path))
 
 
 def _positions(path: str | Path, stored: dict[str, Any]) -> str:
-    positions = stored.get("positions", "transformers")
+    ours = stored.get("model_type") == VideoNSAConfig.model_type  # saved when there was but one way
+    positions = stored.get("positions", "transformers" if ours else "qwen")
     if positions not in CONTINUED:
         raise NsaLabError(
             f"model.path={path} says positions={positions!r} in its config.json; correct it to {' or '.join(CONTINUED)}"

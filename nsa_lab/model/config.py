@@ -39,7 +39,7 @@ def positions_of(config: Any) -> str:
 
 
 def config_from_size(
-    size: ModelSize, tokenizer: Any, attention: AttentionConfig, positions: str = "transformers"
+    size: ModelSize, tokenizer: Any, attention: AttentionConfig, positions: str = "qwen"
 ) -> VideoNSAConfig:
     """The config of a fresh model of `size` for `tokenizer`, with M-RoPE sections in Qwen's proportion 2:3:3."""
     eighth = size.head_dim // 16

@@ -10,6 +10,7 @@ from transformers import Qwen2_5_VLModel
 from nsa_lab.data.positions import CONTINUED
 from nsa_lab.errors import NsaLabError
 from nsa_lab.model import build_model, load_model
+from nsa_lab.model.checkpoint import stored_positions
 from nsa_testing import assert_close, published_positions, tiny_config
 
 TEXT, IMAGE, VIDEO = 0, 1, 2
@@ -99,6 +100,20 @@ def test_a_saved_model_is_loaded_with_its_positions(tokenizer, tmp_path, positio
     with caplog.at_level("WARNING"):
         assert load_model(tmp_path, positions=other).config.positions == other
     assert f"was trained with data.positions={positions} and is used with {other}" in caplog.text
+
+
+def test_weights_that_say_nothing_of_positions(tokenizer, tmp_path):
+    """Ours were saved when there was but one way; Qwen's were trained in theirs."""
+    make(tokenizer, "qwen").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    stored = json.loads(file.read_text())
+    del stored["positions"]
+    file.write_text(json.dumps(stored))
+    assert load_model(tmp_path).config.positions == "transformers"
+    del stored["text_config"]["video_nsa"]
+    file.write_text(json.dumps(stored | {"model_type": "qwen2_5_vl"}))
+    assert stored_positions(tmp_path) == "qwen"
+    assert tiny_config().data.positions == build_model(tiny_config(), tokenizer).config.positions == "qwen"
 
 
 def test_a_checkpoint_that_names_no_rule_is_refused(tokenizer, tmp_path):
