@@ -46,6 +46,8 @@ class Example:
 class VideoDataset(Dataset):
     """Examples of `samples`, in order. Decoded frames are kept in memory up to `memory_cache_mib` over all workers.
 
+    tokens_per_second is the model's (vision_config): the time ids of a second.
+
     A sample that cannot be used raises BadSampleError; with `on_bad_sample=skip` the next good one stands in, the
     first is told in a warning, `skipped()` counts them over all workers, and more than half of them is an error.
     """

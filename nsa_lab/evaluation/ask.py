@@ -21,7 +21,8 @@ def ask(model: VideoNSAForConditionalGeneration, video: str | Path, question: st
     tokenizer = load_tokenizer(settings.tokenizer, Path(settings.cache_dir))
     sample = Sample(str(video), Path(video), (Turn(question, None),), "ask")
     try:
-        batch = pack([VideoDataset([sample], tokenizer, settings).example(sample)])
+        rate = model.config.vision_config.tokens_per_second
+        batch = pack([VideoDataset([sample], tokenizer, settings, rate).example(sample)])
     except BadSampleError as error:
         raise NsaLabError(str(error)) from error
     inputs = {name: batch[name].to(model.device) for name in MODEL_INPUTS if name in batch}

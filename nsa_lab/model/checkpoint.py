@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from nsa_lab.config import AttentionConfig, ExperimentConfig
+from nsa_lab.config.schema import ModelConfig
 from nsa_lab.config.sizes import model_size
 from nsa_lab.data.positions import CONTINUED
 from nsa_lab.errors import NsaLabError
-from nsa_lab.model.config import VideoNSAConfig, config_from_size, set_design
+from nsa_lab.model.config import TOKENS_PER_SECOND, VideoNSAConfig, config_from_size, set_design
 from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration, plugged_in
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,14 @@ def stored_design(path: str | Path) -> dict[str, Any]:
 def stored_positions(path: str | Path) -> str:
     """data.positions that the weights at `path` were trained with; Qwen's do not say so. Raises NsaLabError."""
     return _positions(path, _stored(path))
+
+
+def tokens_per_second(model: ModelConfig) -> float:
+    """How many time ids of M-RoPE a second has in the model of these settings. Raises NsaLabError as `load_model`."""
+    if model.path is None:
+        return TOKENS_PER_SECOND
+    vision = VideoNSAConfig.from_dict({"vision_config": _stored(model.path).get("vision_config") or {}}).vision_config
+    return float(vision.tokens_per_second)
 
 
 def _positions(path: str | Path, stored: dict[str, Any]) -> str:
