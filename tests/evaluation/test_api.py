@@ -1,5 +1,6 @@
 """The Python API as a notebook would use it: README's own lines, and the edges around them."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -139,6 +140,21 @@ def test_data_and_model_count_positions_alike(run, tmp_path, rate, positions):
     own, _ = model.model.get_rope_index(example.input_ids[None], **given)
     assert torch.equal(example.position_ids, own[:, 0])
     assert example.position_ids[0, example.token_types == 2].unique().diff().tolist() == [rate] * 3
+
+
+def test_a_model_is_asked_and_evaluated_at_its_own_positions(run):
+    """Whatever the settings say that it is evaluated with."""
+    result, folder = run
+    model, settings = load_model(result.directory), load_model(result.directory).experiment
+    before = evaluate(model)["val/loss"]
+    question = next(folder.rglob("val/*.mp4")), "What colour was the flash?"
+    answer = ask(model, *question, max_new_tokens=6)
+    other = dataclasses.replace(settings, data=dataclasses.replace(settings.data, positions="transformers"))
+    assert evaluate(model, other)["val/loss"] == before
+    model.experiment = other
+    assert ask(model, *question, max_new_tokens=6) == answer
+    model.config.positions = "transformers"
+    assert evaluate(model)["val/loss"] != before
 
 
 # The layer alone
