@@ -240,6 +240,7 @@ def test_token_types_need_not_be_given(tokenizer):
 
 def generated(model, given, count=5, **options):
     options |= {"do_sample": False, "pad_token_id": 0, "eos_token_id": None, "return_dict_in_generate": True}
+    options["suppress_tokens"] = [model.config.image_token_id, model.config.video_token_id]  # they are no text
     return model.generate(**given, max_new_tokens=count, output_logits=True, **options)
 
 
