@@ -12,7 +12,7 @@ from nsa_lab.evaluation import ask, evaluate
 from nsa_lab.model import VideoNSAForConditionalGeneration
 from nsa_lab.model.checkpoint import build_model as build_with
 from nsa_lab.model.checkpoint import load_model as load_weights
-from nsa_lab.model.checkpoint import stored_design
+from nsa_lab.model.checkpoint import stored_design, stored_positions
 from nsa_lab.model.layer import SparseAttention
 from nsa_lab.training import RunResult, run
 from nsa_lab.training.restore import restore_model
@@ -30,9 +30,9 @@ def build_model(config: ExperimentConfig) -> VideoNSAForConditionalGeneration:
 def load_model(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> VideoNSAForConditionalGeneration:
     """A trained model, ready to ask: `path` is a run directory of nsa-lab, or a folder or hub id of weights.
 
-    `overrides` change the run's config, or the design stored with the weights, where the weights still fit; weights of
-    Qwen2.5-VL get the default design. Of weights `data.tokenizer` is `path` unless named. Raises NsaLabError where
-    nothing can be loaded.
+    `overrides` change the run's config, or the design and data.positions stored with the weights, where the weights
+    still fit; weights of Qwen2.5-VL get the defaults. Of weights `data.tokenizer` is `path` unless named. Raises
+    NsaLabError where nothing can be loaded.
     """
     if (Path(path) / "config.yaml").is_file():
         config, model = restore_model(Path(path), overrides)
@@ -40,8 +40,9 @@ def load_model(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = 
         # A task makes the config complete.
         base = {"tasks.needle.enabled": True, "model.path": str(path), "data.tokenizer": str(path)}
         given = dict(overrides) if isinstance(overrides, Mapping) else parse_overrides(overrides)
-        config = load_config(None, base | flatten({"attention": stored_design(path)}) | given)
-        model = load_weights(path, config.attention)
+        stored = {"attention": stored_design(path), "data.positions": stored_positions(path)}
+        config = load_config(None, base | flatten(stored) | given)
+        model = load_weights(path, config.attention, positions=config.data.positions)
     model.experiment = config
     return model.eval()
 

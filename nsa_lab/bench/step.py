@@ -63,7 +63,7 @@ def random_batch(video_tokens: int, tokenizer: Any, config: ExperimentConfig) ->
     example = Example(
         input_ids=chat.input_ids,
         labels=chat.labels,
-        position_ids=mrope_positions(is_video, grid, seconds, 2.0),
+        position_ids=mrope_positions(is_video, grid, seconds, positions=config.data.positions),
         pixel_values=torch.randn(frames * side * side, 1176, generator=torch.Generator().manual_seed(config.seed)),
         grid_thw=grid,
         answer_index=chat.answer_index,

@@ -1,7 +1,7 @@
 """Configs: the schema, how one is loaded, and the rules that hold across fields."""
 
-from nsa_lab.config.identity import config_hash, identity, is_incidental
-from nsa_lab.config.load import load_config, to_yaml
+from nsa_lab.config.identity import as_added, config_hash, identity, is_incidental
+from nsa_lab.config.load import load_config, load_saved_config, to_yaml
 from nsa_lab.config.schema import AttentionConfig, ExperimentConfig
 from nsa_lab.config.tree import (
     attention_from_dict,
@@ -16,6 +16,7 @@ from nsa_lab.config.tree import (
 __all__ = [
     "AttentionConfig",
     "ExperimentConfig",
+    "as_added",
     "attention_from_dict",
     "config_hash",
     "flatten",
@@ -23,6 +24,7 @@ __all__ = [
     "is_incidental",
     "layer_attention",
     "load_config",
+    "load_saved_config",
     "parse_layer_range",
     "read_settings",
     "to_dict",

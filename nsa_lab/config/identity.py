@@ -20,6 +20,12 @@ INCIDENTAL = (
     "training.log_every",
 )
 
+ADDED_AS: dict[str, Any] = {"data.positions": "transformers"}
+"""Settings whose default was meant to change, by dotted key, with the value that they were added with.
+
+What was trained or saved before there was the setting had this value, and keeps its hash.
+"""
+
 
 def is_incidental(key: str) -> bool:
     """Whether the setting at the dotted `key` cannot change a result beyond float rounding.
@@ -31,11 +37,12 @@ def is_incidental(key: str) -> bool:
 
 
 def identity(config: ExperimentConfig) -> dict[str, Any]:
-    """What makes a run what it is: the settings that are read, not incidental, and other than their defaults.
+    """What makes a run what it is: the settings that are read, not incidental, and other than they were added with.
 
-    So a knob that comes later, switched off by default, changes no run's identity.
+    So a knob that comes later, switched off by default, changes no run's identity; and where a default becomes another,
+    the runs of the new one are others than those of the old one.
     """
-    known = defaults()
+    known = as_added()
     return {
         key: value
         for key, value in read_settings(config).items()
@@ -52,3 +59,8 @@ def config_hash(config: ExperimentConfig) -> str:
 def defaults() -> dict[str, Any]:
     """Every setting's default by dotted key."""
     return flatten(to_dict(ExperimentConfig()))
+
+
+def as_added() -> dict[str, Any]:
+    """By dotted key what every setting was before it could be set: its default, unless that became another."""
+    return defaults() | ADDED_AS

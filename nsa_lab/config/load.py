@@ -10,6 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nsa_lab.config.identity import ADDED_AS
 from nsa_lab.config.rules import broken_rules
 from nsa_lab.config.schema import ExperimentConfig
 from nsa_lab.config.tree import apply, check_layer_overrides, merged, read_settings, unflatten
@@ -24,9 +25,22 @@ def load_config(path: str | Path | None = None, overrides: Overrides = ()) -> Ex
     Overrides are `key=value` strings or a mapping from dotted keys to values. Raises ConfigError with one line per
     unknown key, wrong type, bad choice or broken rule; NsaLabError where a file cannot be read.
     """
+    return _validated([*_file_layers(path), _as_tree(overrides)])
+
+
+def load_saved_config(path: str | Path, overrides: Overrides = ()) -> ExperimentConfig:
+    """The config that a run saved at `path`, with `overrides` on top; raises as `load_config`.
+
+    A saved config says every setting there was. What it does not say was as the setting was added (ADDED_AS), whatever
+    its default is now.
+    """
+    return _validated([unflatten(ADDED_AS), *_file_layers(path), _as_tree(overrides)])
+
+
+def _validated(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
     root = OmegaConf.structured(ExperimentConfig)
     problems: list[Problem] = []
-    for layer in [*_file_layers(path), _as_tree(overrides)]:
+    for layer in layers:
         apply(root, layer, "", problems)
     check_layer_overrides(root.attention, problems)
     if problems:

@@ -57,6 +57,8 @@ class DataConfig:
 
     `annotations` (JSON or JSONL in LLaVA-Video-178K's form) and `videos` (the folder its paths are relative to)
     replace the tasks. Pixels are per frame. `blind` shows grey frames, to measure what the questions give away.
+    `positions` says where text goes on after a video: `qwen`, as the published weights were trained, or `transformers`,
+    as transformers counts since 5.3 (nsa_lab/data/positions.py).
     """
 
     annotations: str | None = None
@@ -69,6 +71,7 @@ class DataConfig:
     min_pixels: int = 784
     max_pixels: int = 50176
     max_tokens: int = 65536
+    positions: Literal["qwen", "transformers"] = "qwen"
     cache_dir: str = ".cache/nsa-lab"
     memory_cache_mib: int = 1024
     workers: int = 0

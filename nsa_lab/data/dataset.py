@@ -15,7 +15,7 @@ from nsa_lab.data.annotations import Sample
 from nsa_lab.data.chat import VIDEO_TOKEN, encode_chat
 from nsa_lab.data.errors import KINDS, TOO_LONG, BadSampleError
 from nsa_lab.data.pixels import patchify, resize
-from nsa_lab.data.positions import mrope_positions
+from nsa_lab.data.positions import VIDEO, mrope_positions
 from nsa_lab.data.video import Clip, read_clip
 from nsa_lab.errors import NsaLabError
 from nsa_lab.layout import FRAMES_PER_PATCH, MERGE, PATCH
@@ -23,7 +23,6 @@ from nsa_lab.layout import FRAMES_PER_PATCH, MERGE, PATCH
 logger = logging.getLogger(__name__)
 
 GREY = 128
-VIDEO_TYPE = 2
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,8 @@ class Example:
 
 class VideoDataset(Dataset):
     """Examples of `samples`, in order. Decoded frames are kept in memory up to `memory_cache_mib` over all workers.
+
+    tokens_per_second is the model's (vision_config): the time ids of a second.
 
     A sample that cannot be used raises BadSampleError; with `on_bad_sample=skip` the next good one stands in, the
     first is told in a warning, `skipped()` counts them over all workers, and more than half of them is an error.
@@ -113,16 +114,18 @@ class VideoDataset(Dataset):
         self._check_length(len(chat.input_ids), frames)
         pixel_values, grid = patchify(frames)
         grid_thw = torch.tensor([grid])
-        is_video = chat.input_ids == self._video_token
+        is_video, seconds = chat.input_ids == self._video_token, clip.seconds[::FRAMES_PER_PATCH]
         return Example(
             input_ids=chat.input_ids,
             labels=chat.labels,
-            position_ids=mrope_positions(is_video, grid_thw, clip.seconds[::FRAMES_PER_PATCH], self.tokens_per_second),
+            position_ids=mrope_positions(
+                is_video, grid_thw, seconds, self.tokens_per_second, positions=self.config.positions
+            ),
             pixel_values=pixel_values,
             grid_thw=grid_thw,
             answer_index=chat.answer_index,
             task=sample.task,
-            token_types=is_video.long() * VIDEO_TYPE,
+            token_types=is_video.long() * VIDEO,
         )
 
     def _check_length(self, tokens: int, frames: Tensor) -> None:

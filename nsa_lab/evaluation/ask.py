@@ -1,5 +1,6 @@
 """Ask a model about a video."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ from nsa_lab.model import MODEL_INPUTS, VideoNSAForConditionalGeneration
 def ask(model: VideoNSAForConditionalGeneration, video: str | Path, question: str, *, max_new_tokens: int = 64) -> str:
     """The model's answer to `question` about the video file `video`, greedily decoded.
 
-    The video is sampled and resized as the model's data settings say (`load_model` brings them). Raises NsaLabError
+    The video is sampled and resized as the model's data settings say (`load_model` brings them), and its tokens are
+    placed as the model itself does (`config.positions`). Raises NsaLabError
     where the model has none, or the video cannot be read.
     """
     settings = data_settings(model).data
+    settings = dataclasses.replace(settings, positions=model.config.positions)
     tokenizer = load_tokenizer(settings.tokenizer, Path(settings.cache_dir))
     sample = Sample(str(video), Path(video), (Turn(question, None),), "ask")
     try:
-        batch = pack([VideoDataset([sample], tokenizer, settings).example(sample)])
+        rate = model.config.vision_config.tokens_per_second
+        batch = pack([VideoDataset([sample], tokenizer, settings, rate).example(sample)])
     except BadSampleError as error:
         raise NsaLabError(str(error)) from error
     inputs = {name: batch[name].to(model.device) for name in MODEL_INPUTS if name in batch}

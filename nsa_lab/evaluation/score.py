@@ -1,5 +1,6 @@
 """How well a model answers held-out samples."""
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -16,9 +17,14 @@ from nsa_lab.training.score import Meter, score_answers
 def evaluate(model: VideoNSAForConditionalGeneration, config: ExperimentConfig | None = None) -> dict[str, float]:
     """`val/loss`, `val/accuracy` and an accuracy per task on the validation samples of `config`, teacher-forced.
 
-    Without a config, on those of the run that the model was loaded from. Raises NsaLabError where there is none.
+    Without a config, on those of the run that the model was loaded from. Tokens are placed as the model itself does
+    (`config.positions` and its time ids a second), whatever data.positions says. Raises NsaLabError where there is no
+    config.
     """
-    data, _ = build_data(data_settings(model) if config is None else config)
+    settings = data_settings(model) if config is None else config
+    own = dataclasses.replace(settings.data, positions=model.config.positions)
+    data, _ = build_data(dataclasses.replace(settings, data=own))
+    data.val.tokens_per_second = model.config.vision_config.tokens_per_second
     meter, was_training = Meter(), model.training
     loader: DataLoader[Any] = data.val_dataloader()
     try:

@@ -1,5 +1,6 @@
 """The cache of a prefill whose layers may have seen different tokens."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,13 +13,27 @@ from nsa_lab.model.plan import AttentionPlan
 class VideoCache(DynamicCache):
     """A DynamicCache whose layers may hold different numbers of prompt tokens, each row's at its end.
 
-    To transformers it is as long as what the model was given (`seen`), whatever a reducer dropped.
+    To transformers it is as long as what the model was given (`seen`), whatever a reducer dropped. It knows where the
+    tokens after its prompt go on in M-RoPE, whatever the model has read since.
     """
 
     def __init__(self, config: Any = None):
         super().__init__(config=config)
         self.seen = self.prompt = 0
         self.real: dict[int, Tensor] = {}
+        self.deltas = self.padding = torch.zeros(0, 1, dtype=torch.int64)
+
+    def begin(self, ids: Tensor, plan: AttentionPlan) -> None:
+        """Keep where tokens after a prompt with the M-RoPE ids [3, B, L] go on: one after the greatest of a row's."""
+        rows, (count, length) = plan.layout.rows, plan.batch_shape
+        greatest = ids.new_full((count * length,), -1).index_copy(0, rows, ids.amax(0).flatten()[rows])
+        tokens = torch.bincount(rows // length, minlength=count)
+        self.deltas = (greatest.view(count, length).amax(1) + 1 - tokens)[:, None]
+        self.padding = (length - tokens)[:, None]
+
+    def rope_deltas(self, attention_mask: Tensor | None) -> Tensor:
+        """[B, 1]: what to add to the number of a later token, counted over attention_mask [B, seen and new] or all."""
+        return self.deltas - (self.padding if attention_mask is None else 0)
 
     def fill(self, layer: int, k: Tensor, v: Tensor, plan: AttentionPlan) -> None:
         """Keep a prefill's keys and values [T, G, D] of `layer`."""
@@ -44,14 +59,27 @@ class VideoCache(DynamicCache):
         """Tokens that the model was given, dropped ones included."""
         return self.seen
 
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers': assisted decoding takes back text that it guessed wrong, at the prompt's end too."""
+        before = super().get_seq_length()
+        super().crop(*args, **kwargs)
+        self.seen -= before - super().get_seq_length()
+        guessed = self.prompt - min(self.prompt, self.seen)
+        self.prompt -= guessed
+        self.real = {layer: real[:, : real.shape[1] - guessed] for layer, real in self.real.items()}
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
-        self.real = {layer: real[beam_idx.to(real.device)] for layer, real in self.real.items()}
+        self._rows(lambda x: x[beam_idx.to(x.device)])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        self.real = {layer: real.repeat_interleave(repeats, 0) for layer, real in self.real.items()}
+        self._rows(lambda x: x.repeat_interleave(repeats, 0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
-        self.real = {layer: real[indices] for layer, real in self.real.items()}
+        self._rows(lambda x: x[indices.to(x.device)])
+
+    def _rows(self, choose: Callable[[Tensor], Tensor]) -> None:
+        self.real = {layer: choose(real) for layer, real in self.real.items()}
+        self.deltas, self.padding = choose(self.deltas), choose(self.padding)

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from nsa_lab.config import AttentionConfig, ExperimentConfig
+from nsa_lab.config.schema import ModelConfig
 from nsa_lab.config.sizes import model_size
+from nsa_lab.data.positions import CONTINUED
 from nsa_lab.errors import NsaLabError
-from nsa_lab.model.config import VideoNSAConfig, config_from_size, set_design
+from nsa_lab.model.config import TOKENS_PER_SECOND, VideoNSAConfig, config_from_size, set_design
 from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration, plugged_in
 
 log = logging.getLogger(__name__)
@@ -18,20 +20,25 @@ log = logging.getLogger(__name__)
 def build_model(config: ExperimentConfig, tokenizer: Any) -> VideoNSAForConditionalGeneration:
     """The model that `config` asks for: `model.path` loaded, or one of `model.size` with random weights."""
     if config.model.path is not None:
-        return load_model(config.model.path, config.attention)
-    return VideoNSAForConditionalGeneration(config_from_size(model_size(config.model), tokenizer, config.attention))
+        return load_model(config.model.path, config.attention, positions=config.data.positions)
+    size, positions = model_size(config.model), config.data.positions
+    return VideoNSAForConditionalGeneration(config_from_size(size, tokenizer, config.attention, positions))
 
 
 def load_model(
-    path: str | Path, attention: AttentionConfig | None = None, dtype: torch.dtype | str = "auto"
+    path: str | Path,
+    attention: AttentionConfig | None = None,
+    dtype: torch.dtype | str = "auto",
+    positions: str | None = None,
 ) -> VideoNSAForConditionalGeneration:
     """A model from a folder or hub id that holds Qwen2.5-VL or VideoNSA weights.
 
-    `attention` is the design to run; without it the design stored in the checkpoint. What plug-ins own (gates,
-    compressors, routers) and the checkpoint does not have starts fresh, and that is said. Raises NsaLabError where the
-    checkpoint cannot be read, or any other weight is missing, unexpected or of another shape.
+    `attention` is the design to run, `positions` its data.positions; without them those that the weights were trained
+    with. What plug-ins own (gates, compressors, routers) and the checkpoint does not have starts fresh; that is said,
+    and so are positions other than the checkpoint's. Raises NsaLabError where the checkpoint cannot be read, or any
+    other weight is missing, unexpected or of another shape.
     """
-    config = _read_config(path, attention)
+    config = _read_config(path, attention, positions)
     try:
         model, info = VideoNSAForConditionalGeneration.from_pretrained(
             str(path), config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
@@ -64,6 +71,29 @@ def stored_design(path: str | Path) -> dict[str, Any]:
     return dict(text_config.get("video_nsa") or {})
 
 
+def stored_positions(path: str | Path) -> str:
+    """data.positions that the weights at `path` were trained with; Qwen's do not say so. Raises NsaLabError."""
+    return _positions(path, _stored(path))
+
+
+def tokens_per_second(model: ModelConfig) -> float:
+    """How many time ids of M-RoPE a second has in the model of these settings. Raises NsaLabError as `load_model`."""
+    if model.path is None:
+        return TOKENS_PER_SECOND
+    vision = VideoNSAConfig.from_dict({"vision_config": _stored(model.path).get("vision_config") or {}}).vision_config
+    return float(vision.tokens_per_second)
+
+
+def _positions(path: str | Path, stored: dict[str, Any]) -> str:
+    ours = stored.get("model_type") == VideoNSAConfig.model_type  # saved when there was but one way
+    positions = stored.get("positions", "transformers" if ours else "qwen")
+    if positions not in CONTINUED:
+        raise NsaLabError(
+            f"model.path={path} says positions={positions!r} in its config.json; correct it to {' or '.join(CONTINUED)}"
+        )
+    return str(positions)
+
+
 def _stored(path: str | Path) -> dict[str, Any]:
     try:
         stored, _ = VideoNSAConfig.get_config_dict(str(path))
@@ -74,13 +104,19 @@ def _stored(path: str | Path) -> dict[str, Any]:
     return dict(stored)
 
 
-def _read_config(path: str | Path, attention: AttentionConfig | None) -> VideoNSAConfig:
+def _read_config(path: str | Path, attention: AttentionConfig | None, positions: str | None) -> VideoNSAConfig:
     stored = _stored(path)
     kind = stored.get("model_type")
     if kind not in ("qwen2_5_vl", VideoNSAConfig.model_type):
         raise NsaLabError(f"model.path={path} holds a {kind!r} model; only Qwen2.5-VL and VideoNSA weights fit")
     stored["model_type"] = VideoNSAConfig.model_type
-    config = VideoNSAConfig.from_dict(stored)
+    trained = _positions(path, stored)
+    if positions not in (None, trained):
+        log.warning(
+            "%s was trained with data.positions=%s and is used with %s; set data.positions=%s to go on as before",
+            *(path, trained, positions, trained),
+        )
+    config = VideoNSAConfig.from_dict(stored | {"positions": positions or trained})
     if attention is not None:
         set_design(config, attention)
     elif getattr(config.text_config, "video_nsa", None) is None:

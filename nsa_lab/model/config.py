@@ -13,7 +13,8 @@ TOKENS_PER_SECOND = 2
 class VideoNSAConfig(Qwen2_5_VLConfig):
     """Qwen2_5_VLConfig under a name of its own, so that no Auto class can load a checkpoint as a dense model.
 
-    `text_config.video_nsa` holds the attention design as plain dicts (nsa_lab.config.AttentionConfig).
+    `text_config.video_nsa` holds the attention design as plain dicts (nsa_lab.config.AttentionConfig), `positions` what
+    data.positions was when the weights were trained.
     """
 
     model_type = "video_nsa"
@@ -32,7 +33,14 @@ def get_design(text_config: Any) -> AttentionConfig:
     return attention_from_dict(stored)
 
 
-def config_from_size(size: ModelSize, tokenizer: Any, attention: AttentionConfig) -> VideoNSAConfig:
+def positions_of(config: Any) -> str:
+    """data.positions of a model's config; weights of ours that say nothing were saved when there was but one."""
+    return str(getattr(config, "positions", "transformers"))
+
+
+def config_from_size(
+    size: ModelSize, tokenizer: Any, attention: AttentionConfig, positions: str = "qwen"
+) -> VideoNSAConfig:
     """The config of a fresh model of `size` for `tokenizer`, with M-RoPE sections in Qwen's proportion 2:3:3."""
     eighth = size.head_dim // 16
     token = tokenizer.convert_tokens_to_ids
@@ -73,4 +81,5 @@ def config_from_size(size: ModelSize, tokenizer: Any, attention: AttentionConfig
         vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"),
         tie_word_embeddings=size.tie_word_embeddings,
+        positions=positions,
     )

@@ -4,9 +4,8 @@ import functools
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
@@ -17,13 +16,14 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 from nsa_lab.attention.trace import Trace
 from nsa_lab.baselines import Reducer
 from nsa_lab.config import ExperimentConfig
-from nsa_lab.data.positions import mrope_positions
 from nsa_lab.layout import TokenLayout, layout_from_mrope, layout_from_token_ids
 from nsa_lab.model.attention import VideoNSAAttention
 from nsa_lab.model.cache import VideoCache
 from nsa_lab.model.config import VideoNSAConfig, get_design
+from nsa_lab.model.generation import Generation
 from nsa_lab.model.partitions import LayerPartitions
 from nsa_lab.model.plan import AttentionPlan
+from nsa_lab.model.positions import rope_index, token_types
 from nsa_lab.model.vision import batch_windows
 from nsa_lab.plugin import build
 
@@ -90,6 +90,8 @@ class VideoNSATextModel(qwen.Qwen2_5_VLTextModel):
     ) -> Tensor:
         x = plan.pack(embeds)
         cos, sin = self.rotary_emb(x, ids.flatten(1)[:, None, plan.layout.rows])
+        if isinstance(cache, VideoCache):
+            cache.begin(ids, plan)
         plan.begin(self.partitions, x, (cos[0], sin[0]))
         x, plan = self.reducer.after_vision(x, plan)
         for number, layer in enumerate(self.layers):
@@ -138,7 +140,7 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
         self.visual = qwen.Qwen2_5_VisionTransformerPretrainedModel._from_config(config.vision_config)
         batch_windows(self.visual)
         self.language_model = VideoNSATextModel._from_config(config.text_config)
-        self.rope_deltas = None
+        self.rope_deltas: Tensor | None = None
         self.post_init()
 
     def forward(
@@ -159,6 +161,9 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
         """
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         plan = None
+        if position_ids is None:
+            given = {"input_ids": input_ids, "attention_mask": attention_mask, "past_key_values": past_key_values}
+            kwargs["mm_token_type_ids"] = self.ready_positions(kwargs.get("mm_token_type_ids"), **given)
         if past == 0:
             layout = self._layout(input_ids, inputs_embeds, attention_mask, position_ids, video_grid_thw)
             source = input_ids if input_ids is not None else inputs_embeds
@@ -183,34 +188,32 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
             **kwargs,
         )
 
+    def ready_positions(
+        self, types: Tensor | None, *, input_ids: Tensor | None, attention_mask: Tensor | None, past_key_values: Any
+    ) -> Tensor | None:
+        """Before transformers computes positions: `rope_deltas` of this cache, not of what the model read last.
+
+        Returns mm_token_type_ids [B, L]: `types`, or read off the ids, for without them a video is counted as text.
+        """
+        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        if past == 0:
+            self.rope_deltas = None
+        elif isinstance(past_key_values, VideoCache):
+            self.rope_deltas = past_key_values.rope_deltas(attention_mask)
+        return token_types(self.config, input_ids) if types is None and input_ids is not None else types
+
     def get_rope_index(
         self,
         input_ids: Tensor,
-        mm_token_type_ids: Tensor,
+        mm_token_type_ids: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         video_grid_thw: Tensor | None = None,
         second_per_grid_ts: Tensor | None = None,
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
-        """M-RoPE ids [3, B, L] and deltas [B, 1], as Qwen2.5-VL's; for videos alone, at their true intervals.
-
-        Before 5.20 transformers cuts the interval to whole seconds, which puts all of a 4 fps video at time 0.
-        """
-        if image_grid_thw is not None or video_grid_thw is None:
-            return super().get_rope_index(
-                input_ids,
-                mm_token_type_ids,
-                image_grid_thw,
-                video_grid_thw,
-                second_per_grid_ts,
-                attention_mask,
-                **kwargs,
-            )
-        is_video = input_ids == self.config.video_token_id
-        real = torch.ones_like(is_video) if attention_mask is None else attention_mask.bool()
-        intervals = torch.ones(len(video_grid_thw)) if second_per_grid_ts is None else second_per_grid_ts
-        return _video_positions(is_video, real, video_grid_thw, intervals, self.config.vision_config.tokens_per_second)
+        """M-RoPE ids [3, B, L] and deltas [B, 1] (nsa_lab/model/positions.py); types are read off the token ids."""
+        return rope_index(self.config, input_ids, image_grid_thw, video_grid_thw, second_per_grid_ts, attention_mask)
 
     def _layout(
         self,
@@ -236,26 +239,7 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
         return layout_from_mrope(position_ids[-3:], grid_thw, **given)
 
 
-def _video_positions(
-    is_video: Tensor, real: Tensor, grids: Tensor, intervals: Tensor, tokens_per_second: float
-) -> tuple[Tensor, Tensor]:
-    positions = torch.zeros(3, *is_video.shape, dtype=torch.int64)
-    deltas, first = [], 0
-    for row, keep in enumerate(real.cpu()):
-        video = is_video[row].cpu()[keep]
-        videos = int((video & ~F.pad(video, (1, 0))[:-1]).sum())
-        own, steps = (x[first : first + videos].cpu() for x in (grids, intervals))
-        seconds = [
-            torch.arange(t, dtype=torch.float64) * step for t, step in zip(own[:, 0].tolist(), steps, strict=True)
-        ]
-        ids = mrope_positions(video, own, torch.cat([torch.zeros(0), *seconds]), tokens_per_second)
-        positions[:, row, keep] = ids
-        deltas.append(int(ids.max()) + 1 - len(video))
-        first += videos
-    return positions.to(is_video.device), torch.tensor(deltas, device=is_video.device)[:, None]
-
-
-class VideoNSAForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
+class VideoNSAForConditionalGeneration(Generation):
     """The whole model; a proxy, the 3B and the 7B differ by config only. Load it with nsa_lab.load_model.
 
     experiment: the settings that it came with, of data and tokenizer among them; None where nobody said.
@@ -280,19 +264,6 @@ class VideoNSAForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         if output.loss is not None and extra is not None:
             output.loss = output.loss + extra
         return output
-
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
-        """As transformers', but its plain cache is ours, which a reducer needs."""
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
-        if type(model_kwargs.get("past_key_values")) is DynamicCache:
-            model_kwargs["past_key_values"] = VideoCache(self.config.get_text_config())
-
-    @staticmethod
-    def create_masks_for_generate(
-        config: Any, inputs_embeds: Tensor, attention_mask: Tensor | None, **_: Any
-    ) -> Tensor | None:
-        """Padding [B, L] as it is: no mask is made from it (transformers asks this for a static cache)."""
-        return attention_mask
 
     @property
     def partitions(self) -> LayerPartitions:

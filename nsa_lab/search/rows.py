@@ -8,6 +8,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from nsa_lab.config.identity import ADDED_AS
 from nsa_lab.files import write_csv as write_lines
 from nsa_lab.search.recovery import original_number, reason_of
 
@@ -65,7 +66,7 @@ def read_outcome(study: optuna.Study) -> Outcome:
     objectives = objectives_of(study)
     trials = study.get_trials(deepcopy=False)
     retried = {t.user_attrs.get("retry_from") for t in trials}
-    base = study.user_attrs.get("base", {})
+    base = ADDED_AS | study.user_attrs.get("base", {})
     rows = [read_row(t, objectives, killed=t.number in retried, base=base) for t in trials]
     front = [rows[t.number] for t in study.best_trials]
     if len(objectives) == 1:

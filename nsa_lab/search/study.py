@@ -6,8 +6,7 @@ from typing import Any
 
 import optuna
 
-from nsa_lab.config import is_incidental
-from nsa_lab.config.identity import defaults
+from nsa_lab.config import as_added, is_incidental
 from nsa_lab.errors import ConfigError, NsaLabError
 from nsa_lab.search.rows import objectives_of
 from nsa_lab.search.spec import (
@@ -77,8 +76,8 @@ def _check_objectives(study: optuna.Study, sweep: Sweep) -> None:
 
 
 def _check_base(study: optuna.Study, base: Mapping[str, Any]) -> None:
-    """Trials of two experiments cannot be compared. A setting that the study has never seen had its default."""
-    old = defaults() | study.user_attrs["base"]
+    """Trials of two experiments cannot be compared. A setting that the study has never seen was as it was added."""
+    old = as_added() | study.user_attrs["base"]
     changed = [
         f"{key}={old.get(key)} then, {base.get(key)} now"
         for key in sorted({*old, *base})

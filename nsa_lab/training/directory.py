@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from nsa_lab.config import ExperimentConfig, config_hash, load_config, to_yaml
+from nsa_lab.config import ExperimentConfig, as_added, config_hash, identity, load_saved_config, to_yaml
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import read_json, write_text, writing
 from nsa_lab.tracking.record import Record, set_aside
@@ -35,11 +35,11 @@ class RunDirectory:
         return directory
 
     def _check_owner(self, config: ExperimentConfig) -> None:
-        found, wanted = config_hash(load_config(self.config)), config_hash(config)
-        if found != wanted:
+        there = load_saved_config(self.config)
+        if config_hash(there) != config_hash(config):
             raise NsaLabError(
-                f"{self.path} belongs to another config (hash {found}, this one is {wanted}); "
-                "choose another directory, or delete that one"
+                f"{self.path} belongs to another config (hash {config_hash(there)}, this one is {config_hash(config)};"
+                f" {_differences(there, config)}); choose another directory, or delete that one"
             )
 
     def result(self) -> dict[str, Any] | None:
@@ -62,6 +62,13 @@ class RunDirectory:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.summary.unlink(missing_ok=True)
         set_aside(self.path)
+
+
+def _differences(there: ExperimentConfig, here: ExperimentConfig) -> str:
+    ours, theirs = (as_added() | identity(config) for config in (here, there))
+    keys = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
+    some = ", ".join(f"{key}={theirs.get(key)} there, {ours.get(key)} here" for key in keys[:3])
+    return f"{some} and {len(keys) - 3} more" if len(keys) > 3 else some
 
 
 def read_series(metrics: Path) -> Series:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nsa_lab.config import ExperimentConfig, load_config
+from nsa_lab.config import ExperimentConfig, load_saved_config
 from nsa_lab.data import load_tokenizer
 from nsa_lab.errors import NsaLabError
 from nsa_lab.model import VideoNSAForConditionalGeneration
@@ -41,7 +41,7 @@ def _config(directory: Path, overrides: Sequence[str] | Mapping[str, Any] = ()) 
     if not home.config.is_file():
         what = "holds no run (no config.yaml)" if directory.is_dir() else "does not exist"
         raise NsaLabError(f"{directory} {what}; give the run directory that `nsa-lab train` printed")
-    config = load_config(home.config, overrides)
+    config = load_saved_config(home.config, overrides)
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     return config

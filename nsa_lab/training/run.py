@@ -20,6 +20,7 @@ from nsa_lab.data import VideoDataset, load_samples, load_tokenizer, pack
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import room_on_disk, write_json
 from nsa_lab.model import build_model
+from nsa_lab.model.checkpoint import tokens_per_second
 from nsa_lab.origin import code_digest, machine_facts
 from nsa_lab.tracking import Tracker
 from nsa_lab.training.callbacks import Progress, Reporter
@@ -108,7 +109,8 @@ def build_data(config: ExperimentConfig) -> tuple[VideoDataModule, Any]:
     if not samples["val"]:
         raise NsaLabError("there are no samples to validate on; set data.val_annotations, or give more than one video")
     tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
-    train, val = (VideoDataset(samples[split], tokenizer, config.data) for split in ("train", "val"))
+    rate = tokens_per_second(config.model)
+    train, val = (VideoDataset(samples[split], tokenizer, config.data, rate) for split in ("train", "val"))
     data = VideoDataModule(
         train,
         val,

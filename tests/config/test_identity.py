@@ -8,10 +8,21 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
-from nsa_lab.config import ExperimentConfig, config_hash, identity, is_incidental, load_config, to_yaml
-from nsa_lab.config.identity import INCIDENTAL
+from nsa_lab.config import (
+    ExperimentConfig,
+    config_hash,
+    identity,
+    is_incidental,
+    load_config,
+    load_saved_config,
+    to_yaml,
+    unflatten,
+)
+from nsa_lab.config.identity import ADDED_AS, INCIDENTAL, defaults
 from nsa_lab.config.rules import notices
 from nsa_lab.config.tree import read_settings
+from nsa_lab.errors import NsaLabError
+from nsa_lab.training.directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
@@ -71,9 +82,34 @@ def test_the_hash_is_over_what_is_read_and_not_incidental():
 
 
 def test_defaults_are_no_part_of_it():
-    assert identity(config()) == {"tasks.needle.enabled": True}
+    assert identity(config("data.positions=transformers")) == {"tasks.needle.enabled": True}
+    assert identity(config()) == {"tasks.needle.enabled": True, "data.positions": "qwen"}
     assert identity(config("training.steps=300", "attention.partition.block_size=64")) == identity(config())
     assert identity(config("training.steps=7"))["training.steps"] == 7
+
+
+def without(config, key):
+    """The YAML that a run of `config` saved before there was the setting `key`."""
+    return yaml.safe_dump(unflatten({k: v for k, v in read_settings(config).items() if k != key}))
+
+
+def test_a_default_that_becomes_another_changes_the_hash_and_not_what_was_saved(monkeypatch, tmp_path):
+    """As if data.fps had come later, as 1.0, and 2.0 were its default since."""
+    old = config("data.fps=1.0", "data.positions=transformers")
+    file = tmp_path / "config.yaml"
+    file.write_text(without(old, "data.fps"))
+    monkeypatch.setitem(ADDED_AS, "data.fps", 1.0)
+    assert identity(old) == {"tasks.needle.enabled": True}
+    assert identity(config("data.positions=transformers")) == {"tasks.needle.enabled": True, "data.fps": 2.0}
+    assert load_saved_config(file).data.fps == 1.0 and config_hash(load_saved_config(file)) == config_hash(old)
+    assert load_saved_config(file, ["data.fps=4"]).data.fps == 4.0 and load_config(file).data.fps == 2.0
+    with pytest.raises(NsaLabError, match=r"another config .*; data\.fps=1\.0 there, 2\.0 here"):
+        RunDirectory.prepare(config(), tmp_path)
+    RunDirectory.prepare(old, tmp_path)
+
+
+def test_what_was_added_as_something_is_a_setting():
+    assert ADDED_AS.keys() <= defaults().keys()
 
 
 def test_a_setting_counts_where_any_layer_reads_it():

@@ -50,6 +50,16 @@ def test_example(make_video, tokenizer, frames, width, height, grid, tokens):
     assert steps.tolist() == [2 * step for step in range(grid[0])], "a pair of frames a second, two ids a second"
 
 
+@pytest.mark.parametrize("positions", ["qwen", "transformers"])
+def test_the_question_stands_where_the_setting_says(make_video, tokenizer, positions):
+    path = make_video(frames=20, width=56, height=56)
+    example = VideoDataset([sample(path)], tokenizer, DataConfig(positions=positions))[0]
+    video = example.token_types == 2
+    after = int(video.nonzero()[-1]) + 1
+    ids = example.position_ids[:, video] if positions == "qwen" else example.position_ids[1:, video]
+    assert example.position_ids[:, after].tolist() == [int(ids.max()) + 1] * 3
+
+
 def test_odd_last_frame_is_shown_twice(make_video, tokenizer):
     pixels = VideoDataset([sample(make_video(frames=3))], tokenizer, DataConfig())[0].pixel_values
     last = pixels[-1].view(3, 2, 14, 14)

@@ -1,5 +1,7 @@
 """The Python API as a notebook would use it: README's own lines, and the edges around them."""
 
+import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from nsa_lab import SparseAttention, ask, build_model, evaluate, load_config, lo
 from nsa_lab.attention.trace import Trace
 from nsa_lab.errors import ConfigError, NsaLabError
 from nsa_lab.partition import PARTITIONERS
+from nsa_lab.training.run import build_data
 from nsa_testing import assert_close
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,6 +118,43 @@ def test_weights_in_a_folder_are_loaded_with_their_design(run, tmp_path):
     changed = load_model(tmp_path, ["data.tokenizer=offline", "attention.branches.window.size=9"])
     design = changed.attentions()[0].design
     assert (design.branches.window.size, design.partition.block_size) == (9, 4), "on top of what is stored"
+
+
+@pytest.mark.parametrize("rate", [2, 4])
+@pytest.mark.parametrize("positions", ["qwen", "transformers"])
+def test_data_and_model_count_positions_alike(run, tmp_path, rate, positions):
+    """The positions of training and ask are those that the loaded weights would compute themselves."""
+    result, folder = run
+    load_model(result.directory).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    stored = json.loads(file.read_text()) | {"positions": positions}
+    stored["vision_config"]["tokens_per_second"] = rate
+    file.write_text(json.dumps(stored))
+    model = load_model(tmp_path, {"data.tokenizer": "offline", "data.cache_dir": str(folder / "cache")})
+    assert model.experiment.data.positions == positions
+    places = {"model.path": str(tmp_path), "data.cache_dir": str(folder / "cache"), "data.positions": positions}
+    data, _ = build_data(load_config(None, SMALL | places))
+    example = data.val[0]
+    seconds = torch.tensor([2 / model.experiment.data.fps])
+    given = {"video_grid_thw": example.grid_thw, "second_per_grid_ts": seconds}
+    own, _ = model.model.get_rope_index(example.input_ids[None], **given)
+    assert torch.equal(example.position_ids, own[:, 0])
+    assert example.position_ids[0, example.token_types == 2].unique().diff().tolist() == [rate] * 3
+
+
+def test_a_model_is_asked_and_evaluated_at_its_own_positions(run):
+    """Whatever the settings say that it is evaluated with."""
+    result, folder = run
+    model, settings = load_model(result.directory), load_model(result.directory).experiment
+    before = evaluate(model)["val/loss"]
+    question = next(folder.rglob("val/*.mp4")), "What colour was the flash?"
+    answer = ask(model, *question, max_new_tokens=6)
+    other = dataclasses.replace(settings, data=dataclasses.replace(settings.data, positions="transformers"))
+    assert evaluate(model, other)["val/loss"] == before
+    model.experiment = other
+    assert ask(model, *question, max_new_tokens=6) == answer
+    model.config.positions = "transformers"
+    assert evaluate(model)["val/loss"] != before
 
 
 # The layer alone

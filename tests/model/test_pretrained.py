@@ -27,6 +27,7 @@ def published(ours, tmp_path_factory):
     """A folder like Qwen2.5-VL's on the hub: a plain model under the hub's names; and that model."""
     stored = ours.config.to_dict() | {"model_type": "qwen2_5_vl"}
     stored["text_config"].pop("video_nsa")
+    stored.pop("positions")
     qwen = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(stored)).eval()
     folder = tmp_path_factory.mktemp("published")
     qwen.save_pretrained(folder)

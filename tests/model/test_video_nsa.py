@@ -40,6 +40,7 @@ def dense_qwen(model):
     """transformers' own Qwen2.5-VL with the weights that `model` shares with it."""
     stored = model.config.to_dict() | {"model_type": "qwen2_5_vl"}
     stored["text_config"].pop("video_nsa")
+    stored.pop("positions")
     qwen = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(stored)).eval()
     shared = {k: v for k, v in model.state_dict().items() if ".sparse." not in k}
     qwen.load_state_dict(shared)
@@ -150,7 +151,7 @@ def test_left_padding_does_not_move_blocks(tokenizer):
 
 def test_positions_keep_intervals_below_a_second(tokenizer):
     """Equal to transformers' at whole seconds; at 4 fps (0.5 s a patch) time advances in every version."""
-    model = make(tokenizer)
+    model = make(tokenizer, "data.positions=transformers")
     batch = model_batch(model, [(3, (5, 2, 3), 4)])
     given = {k: batch[k] for k in ("input_ids", "mm_token_type_ids", "video_grid_thw")}
     for seconds in (1.0, 2.0):

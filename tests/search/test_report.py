@@ -12,11 +12,15 @@ import pytest
 from rich.console import Console
 
 from nsa_lab.config import flatten, load_config, to_dict
+from nsa_lab.config.identity import ADDED_AS
+from nsa_lab.errors import NsaLabError
 from nsa_lab.runner.view import View
 from nsa_lab.search.figures import FEW, sections
 from nsa_lab.search.page import write_html
 from nsa_lab.search.report import print_report, write_report
 from nsa_lab.search.rows import read_outcome, read_row
+from nsa_lab.search.spec import design
+from nsa_lab.search.study import _check_base
 from nsa_lab.search.view import short_names, shown
 
 NAMES = ("val/accuracy", "budget/keys_per_query", "throughput/seconds_per_step")
@@ -42,6 +46,19 @@ def study_of(values, states=None):
         else:
             study.tell(trial, value)
     return study
+
+
+def test_a_setting_that_came_later_was_as_it_was_added(monkeypatch):
+    """As if data.fps had come after the study, as 1.0, and 2.0 were its default since."""
+    study = study_of([(0.5,)])
+    base = study.user_attrs["base"]
+    study.set_user_attr("base", {key: value for key, value in base.items() if key != "data.fps"})
+    monkeypatch.setitem(ADDED_AS, "data.fps", 1.0)
+    (row,) = read_outcome(study).rows
+    assert design(row.base, row.overrides, "again").data.fps == 1.0
+    _check_base(study, base | {"data.fps": 1.0})
+    with pytest.raises(NsaLabError, match=r"data\.fps=1\.0 then, 2\.0 now"):
+        _check_base(study, base)
 
 
 TWO = [(0.5, 10.0), (0.9, 80.0), (0.9, 60.0), (0.4, 50.0), None, None, (0.7, 30.0)]

@@ -127,7 +127,8 @@ def model_batch(model: Any, shapes: Sequence[Shape], seed: int = 0) -> dict[str,
         ids.append(words)
         grids.append(grid)
         seconds = torch.arange(t if t * h * w else 0, dtype=torch.float64)
-        positions.append(mrope_positions(words == model.config.video_token_id, grid, seconds))
+        is_video = words == model.config.video_token_id
+        positions.append(mrope_positions(is_video, grid, seconds, positions=model.config.positions))
         text_positions.append(torch.arange(len(words)))
     input_ids, grid_thw = torch.cat(ids)[None], torch.cat(grids)
     patches = int(grid_thw.prod(1).sum())
@@ -140,6 +141,32 @@ def model_batch(model: Any, shapes: Sequence[Shape], seed: int = 0) -> dict[str,
         batch["pixel_values_videos"] = torch.randn(patches, 1176, generator=generator)
         batch["video_grid_thw"] = grid_thw
     return batch
+
+
+def published_positions(
+    types: Sequence[int],
+    images: Sequence[Sequence[int]],
+    videos: Sequence[Sequence[int]],
+    seconds: Sequence[float],
+    tokens_per_second: float = 2,
+) -> Tensor:
+    """M-RoPE ids [3, L] by the rule under which Qwen2.5-VL was trained (transformers up to 5.2), token by token.
+
+    types: 0 text, 1 image, 2 video; grids (t, h, w) in patches of 2 x 2 to a token; `seconds` a patch of a video.
+    Whatever comes next begins one after the greatest of all ids before.
+    """
+    pending_images, pending_videos = iter(images), iter(zip(videos, seconds, strict=True))
+    ids: list[list[int]] = []
+    while len(ids) < len(types):
+        start = max((max(token) for token in ids), default=-1) + 1
+        if types[len(ids)] == 0:
+            ids.append([start] * 3)
+            continue
+        (t, h, w), step = (next(pending_images), 0) if types[len(ids)] == 1 else next(pending_videos)
+        for frame in range(t):
+            for row in range(h // 2):
+                ids += [[start + int(frame * step * tokens_per_second), start + row, start + c] for c in range(w // 2)]
+    return torch.tensor(ids, dtype=torch.int64).reshape(-1, 3).T
 
 
 def block_rule(
