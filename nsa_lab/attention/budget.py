@@ -25,7 +25,8 @@ class Cost:
 def paper_ratio(attended: int | None, length: int) -> float:
     """2K / (L - 1) over L video tokens, K = `attended`, the tokens a late query reads (VideoNSA, section 4); None: all.
 
-    Compressed keys are not counted, and neither is the ramp at the start of the video: short videos give more than
-    1. Dense attention is 1. At L = 128,000, 64 x 32 blocks and a window of 256 give 3.600%.
+    Compressed keys are not counted, and neither is the ramp at the start of the video, for which the formula would pass
+    1 on videos below 2K + 1 tokens: there it is 1, as for dense attention. At L = 128,000, 64 x 32 blocks and a window
+    of 256 give 3.600%.
     """
-    return 1.0 if attended is None else 2 * attended / max(length - 1, 1)
+    return 1.0 if attended is None else min(1.0, 2 * attended / max(length - 1, 1))

@@ -34,9 +34,10 @@ def gate_metrics(trace: Trace) -> dict[str, float]:
 def measure_budget(model: VideoNSAForConditionalGeneration, batch: Mapping[str, Any]) -> dict[str, float]:
     """Attention spent on the video tokens of `batch`, the mean over queries, groups and layers.
 
-    budget/paper_ratio: 2K/(L-1) at the mean video length; budget/keys_per_query: token keys read, exactly, with the
-    ramp; budget/keys_per_query_with_compressed: pooled keys too; budget/ratio_to_dense: the former over the causal
-    mean of dense attention; budget/flops_per_token: forward FLOPs of attention summed over layers.
+    budget/paper_ratio: 2K/(L-1), at most 1, at the mean video length; budget/keys_per_query: token keys read, exactly,
+    with the ramp; budget/keys_per_query_with_compressed: pooled keys too; budget/ratio_to_dense: keys_per_query over
+    the causal mean of dense attention, more than 1 where branches read the same keys twice; budget/flops_per_token:
+    forward FLOPs of attention summed over layers.
     """
     trace = Trace("cost", "choice")
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}

@@ -88,6 +88,9 @@ def _front(study: optuna.Study, outcome: Outcome, x: int, y: int) -> go.Figure:
         hoverinfo="skip",
         showlegend=False,
     )
+    for name, line in ((names[x], figure.add_vline), (names[y], figure.add_hline)):
+        if name in outcome.dense:
+            line(outcome.dense[name], line_dash="dash", line_color=INK, annotation_text="dense attention")
     return figure.add_trace(steps)
 
 

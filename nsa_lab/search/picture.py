@@ -48,6 +48,9 @@ def _pair(axes: Any, outcome: Outcome, y: str, x: str) -> None:
         front = sorted((row.values[x], row.values[y]) for row in outcome.front)
         axes.step(*zip(*front, strict=True), where=where, color=FRONT, linewidth=1.4, alpha=0.8)
     axes.set_xlabel(outcome.label(x))
+    for name, line in ((x, axes.axvline), (y, axes.axhline)):
+        if name in outcome.dense:
+            line(outcome.dense[name], color=INK, linestyle="--", linewidth=1, label="dense attention")
     _points(axes, outcome, x, y, "Pareto set")
 
 

@@ -38,6 +38,8 @@ def print_report(outcome: Outcome, directory: Path, console: Console) -> None:
         return
     console.print(_table(outcome))
     console.print(f"recommended: trial {outcome.best.number} ({outcome.rule})", highlight=False, markup=False)
+    if above := [str(row.number) for row in outcome.rows if (row.of_dense or 0) > 1]:
+        console.print(f"! more keys than dense attention: trial {', '.join(above)}", highlight=False, markup=False)
     files = f"{directory}/: best.yaml pareto/ pareto.png pareto.html table.csv"
     console.print(files, highlight=False, markup=False, soft_wrap=True)
 
@@ -50,6 +52,9 @@ def _table(outcome: Outcome) -> Table:
     table.add_column("trial", justify="right")
     for name in outcome.objectives:
         table.add_column(_broken(outcome.label(name)), justify="right")
+    ratios = any(row.of_dense is not None for row in outcome.front)
+    if ratios:
+        table.add_column("of dense", justify="right")
     table.add_column("time", justify="right")
     for name in params:
         table.add_column(_broken(short[name]))
@@ -57,8 +62,13 @@ def _table(outcome: Outcome) -> Table:
         mark = "*" if row is outcome.best else " "
         values = [number(row.values[name]) for name in outcome.objectives]
         cells = [str(row.params.get(name, "")) for name in params]
-        table.add_row(f"{mark}{row.number}", *values, duration(row.seconds), *cells)
+        ratio = [_of_dense(row.of_dense)] if ratios else []
+        table.add_row(f"{mark}{row.number}", *values, *ratio, duration(row.seconds), *cells)
     return table
+
+
+def _of_dense(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.0%}{'!' if ratio > 1 else ''}"
 
 
 def _broken(name: str) -> str:

@@ -1,6 +1,8 @@
 """The trials of a study as rows, the Pareto set among them, and the one that is recommended."""
 
-from collections.abc import Mapping
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from nsa_lab.config.identity import ADDED_AS
 from nsa_lab.files import write_csv as write_lines
 from nsa_lab.search.recovery import original_number, reason_of
 
+KEYS, RATIO = "budget/keys_per_query", "budget/ratio_to_dense"
 STATES = ("complete", "pruned", "infeasible", "failed", "killed", "running", "waiting")
 
 
@@ -31,16 +34,25 @@ class Row:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     base: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def of_dense(self) -> float | None:
+        """Keys read over the causal mean of dense attention: more than 1 where branches read the same ones twice."""
+        return {**self.metrics, **self.values}.get(RATIO)
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """A study at one moment. `front` is the Pareto set (with one objective: the best), recommended first."""
+    """A study at one moment. `front` is the Pareto set (with one objective: the best), recommended first.
+
+    dense: what dense attention spends, for the objectives where that is known.
+    """
 
     study: str
     objectives: dict[str, str]
     trials: list[FrozenTrial]
     rows: list[Row]
     front: list[Row]
+    dense: dict[str, float] = field(default_factory=dict)
 
     @property
     def best(self) -> Row | None:
@@ -50,8 +62,10 @@ class Outcome:
     def rule(self) -> str:
         """Which trial is recommended, in words."""
         extreme = {"maximize": "highest", "minimize": "lowest"}
-        first, *others = [f"{extreme[direction]} {name}" for name, direction in self.objectives.items()]
-        return f"{first}; ties: {', then '.join([*others, 'lowest trial number'])}"
+        ends = [f"{extreme[direction]} {name}" for name, direction in self.objectives.items()]
+        if len(ends) == 1:
+            return f"{ends[0]}; ties: lowest trial number"
+        return f"the knee: nearest to {' and '.join(ends)}, in units of best to median trial"
 
     def label(self, name: str) -> str:
         """An objective with an arrow to its better end."""
@@ -71,7 +85,11 @@ def read_outcome(study: optuna.Study) -> Outcome:
     front = [rows[t.number] for t in study.best_trials]
     if len(objectives) == 1:
         front = sorted(front, key=lambda row: row.number)[:1]
-    return Outcome(study.study_name, objectives, trials, rows, sorted(front, key=lambda row: _rank(row, objectives)))
+    front.sort(key=lambda row: _rank(row, objectives))
+    if len(objectives) > 1 and front:
+        best = _knee(front, [row for row in rows if row.state == "complete"], objectives)
+        front = [best, *(row for row in front if row is not best)]
+    return Outcome(study.study_name, objectives, trials, rows, front, _dense(rows, objectives))
 
 
 def objectives_of(study: optuna.Study) -> dict[str, str]:
@@ -117,6 +135,31 @@ def _state(trial: FrozenTrial) -> str:
     if trial.state == TrialState.PRUNED:
         return "infeasible" if any(value > 0 for value in trial.constraints.values()) else "pruned"
     return {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+
+
+def _knee(front: Sequence[Row], complete: Sequence[Row], objectives: Mapping[str, str]) -> Row:
+    """The trial of the front nearest to the point that is best in every objective; the first of equally near ones.
+
+    An objective's unit is the way from its best to its median over complete trials, so that one trial that went astray
+    does not make all others alike; where half of the trials are equally best, to the trial farthest from it.
+    """
+    distance = [0.0] * len(front)
+    for name, direction in objectives.items():
+        best = (max if direction == "maximize" else min)(row.values[name] for row in front)
+        ways = [abs(row.values[name] - best) for row in complete if math.isfinite(row.values[name])]
+        unit = statistics.median(ways or [0.0]) or max(ways, default=0.0) or 1.0
+        distance = [d + ((row.values[name] - best) / unit) ** 2 for d, row in zip(distance, front, strict=True)]
+    return front[distance.index(min(distance))]
+
+
+def _dense(rows: Sequence[Row], objectives: Mapping[str, str]) -> dict[str, float]:
+    """The budget of dense attention on the same clips: what a trial reads over its ratio to dense."""
+    found = {RATIO: 1.0}
+    for row in rows:
+        keys, ratio = ({**row.metrics, **row.values}.get(name) for name in (KEYS, RATIO))
+        if keys and ratio:
+            found |= {KEYS: keys / ratio, f"{KEYS}_with_compressed": keys / ratio}
+    return {name: found[name] for name in objectives if name in found}
 
 
 def _rank(row: Row, objectives: Mapping[str, str]) -> tuple[float, ...]:

@@ -153,4 +153,5 @@ def test_a_named_backend_that_cannot_run_says_why(monkeypatch):
 def test_paper_budget_is_3_point_6_percent():
     attended = METHODS["nsa"].attended(METHODS["nsa"].Config())
     assert round(paper_ratio(attended, 128_000), 5) == 0.036
+    assert paper_ratio(attended, 512) == 1, "2K / (L - 1) is 9.0 there"
     assert paper_ratio(METHODS["dense"].attended(METHODS["dense"].Config()), 128_000) == 1.0

@@ -312,7 +312,7 @@ def test_gate_means_and_budget(tokenizer):
     assert budget["budget/keys_per_query"] == pytest.approx((20 + 15) / 8)
     assert budget["budget/keys_per_query_with_compressed"] == pytest.approx((20 + 15 + 6) / 8)
     assert budget["budget/ratio_to_dense"] == pytest.approx(35 / 36)
-    assert budget["budget/paper_ratio"] == pytest.approx(2 * 6 / 7)
+    assert budget["budget/paper_ratio"] == 1, "2 * 6 / 7, where the formula has left its range"
     dense = measure_budget(make(tokenizer, "attention.method=dense"), batch)
     assert dense["budget/ratio_to_dense"] == 1 and dense["budget/keys_per_query"] == 4.5
 

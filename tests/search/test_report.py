@@ -27,7 +27,7 @@ NAMES = ("val/accuracy", "budget/keys_per_query", "throughput/seconds_per_step")
 DIRECTIONS = ("maximize", "minimize", "minimize")
 
 
-def study_of(values, states=None):
+def study_of(values, states=None, ratios=()):
     """A study with these objective values; None for a trial without (its state from `states`, default FAIL)."""
     count = max(len(v) for v in values if v)
     study = optuna.create_study(study_name="made", directions=DIRECTIONS[:count])
@@ -38,6 +38,9 @@ def study_of(values, states=None):
         trial = study.ask()
         size = trial.suggest_int("attention.branches.window.size", 1, 100)
         trial.set_user_attr("overrides", {"attention.branches.window.size": size})
+        if ratios:
+            found = {"budget/keys_per_query": value[1], "budget/ratio_to_dense": ratios[number]}
+            trial.set_user_attr("metrics", found)
         trial.set_constraint("config", 1.0 if states and states.get(number) == "infeasible" else 0.0)
         if value is None:
             named = (states or {}).get(number, "failed")
@@ -66,9 +69,37 @@ TWO = [(0.5, 10.0), (0.9, 80.0), (0.9, 60.0), (0.4, 50.0), None, None, (0.7, 30.
 
 def test_the_front_and_the_recommended_trial():
     outcome = read_outcome(study_of(TWO, {4: "infeasible"}))
-    assert [row.number for row in outcome.front] == [2, 6, 0]
-    assert outcome.best.number == 2, "the tie on accuracy goes to the cheaper design"
+    assert [row.number for row in outcome.front] == [6, 2, 0], "the knee first, then by objectives"
     assert (outcome.count("infeasible"), outcome.count("failed"), outcome.count("complete")) == (1, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [
+        ([(0.904, 80.0), (0.9, 8.0), (0.7, 60.0), (0.6, 40.0)], 1),
+        ([(0.9, 10.0), (0.2, 8.0), (0.7, 60.0), (0.6, 40.0)], 0),
+        ([(0.904, 80.0), (0.9, 8.0), (-1e9, 60.0), (0.7, 40.0), (0.6, 70.0)], 1),
+        ([(0.9, 10.0), (0.7, 9.0), (-1e9, 60.0), (0.6, 40.0), (0.6, 70.0)], 0),
+        ([(0.5, 10.0), (0.5, 10.0)], 0),
+        ([(0.9, 80.0), (0.5, 8.0)], 0),
+    ],
+    ids=["a tenth of the cost for 0.004", "a fifth of the cost for everything", "one went astray", "another, too",
+         "all alike", "two extremes: the first objective"],
+)  # fmt: skip
+def test_the_recommended_trial_is_the_knee(values, best):
+    assert read_outcome(study_of(values)).best.number == best
+
+
+def test_dense_attention_is_a_line_and_what_reads_more_is_marked(tmp_path):
+    outcome = read_outcome(study_of([(0.9, 80.0), (0.6, 10.0)], ratios=[1.6, 0.2]))
+    assert outcome.dense == {"budget/keys_per_query": pytest.approx(50)}
+    (front,) = figures_of(outcome)["Pareto front"].figures
+    assert [(shape.x0, shape.x1) for shape in front.layout.shapes] == [(pytest.approx(50), pytest.approx(50))]
+    write_report(outcome, tmp_path)
+    console = Console(record=True, width=160, file=io.StringIO())
+    print_report(outcome, tmp_path, console)
+    text = console.export_text()
+    assert "160%!" in text and "20%" in text and "! more keys than dense attention: trial 0\n" in text
 
 
 def test_one_objective_recommends_the_first_of_the_best():
@@ -119,7 +150,7 @@ def test_every_figure_tells_the_design_on_hover_and_rings_the_recommended_trial(
     assert front.layout.xaxis.title.text == f"{NAMES[1]} ↓" and front.layout.yaxis.title.text == f"{NAMES[0]} ↑"
     drawn = [point for trace in front.data[1:3] for point in zip(trace.text, trace.marker.size, strict=True)]
     ringed = [text for text, size in drawn if size > 8]
-    assert len(ringed) == 1 and ringed[0].startswith("<b>trial 2</b><br>val/accuracy: 0.9<br>budget/keys_per_query: 60")
+    assert len(ringed) == 1 and ringed[0].startswith("<b>trial 6</b><br>val/accuracy: 0.7<br>budget/keys_per_query: 30")
     assert "attention.branches.window.size = " in ringed[0]
     for figure in [*found["History"].figures, *found["Slices"].figures]:
         (trace,) = (trace for trace in figure.data if len(trace.x))
@@ -192,8 +223,8 @@ def test_the_table_marks_the_recommended_trial_and_states_the_rule(tmp_path):
     console = Console(record=True, width=160, file=io.StringIO())
     print_report(read_outcome(study_of(TWO)), tmp_path, console)
     text = console.export_text()
-    assert "*2" in text and "5 complete, 2 failed" in text
-    assert "recommended: trial 2 (highest val/accuracy; ties: lowest budget/keys_per_query" in text
+    assert "*6" in text and "5 complete, 2 failed" in text
+    assert "recommended: trial 6 (the knee: nearest to highest val/accuracy and lowest budget/keys_per_query" in text
 
 
 def test_a_terminal_gets_a_live_table_and_a_file_plain_lines():
