@@ -16,9 +16,9 @@ from nsa_lab.training.directory import read_series
 
 GOLDEN = Path(__file__).with_name("losses.json")
 STEPS = 20
-TOLERANCE = 2e-3
+TOLERANCE = {"train/loss": 2e-3, "val/loss": 2e-3, "gradient_norm": 2e-2}
+"""Relative or absolute. Gradient norms of needle differed by up to 0.5% between an AVX2 and an AVX512 machine."""
 FEW_CLIPS = 320
-METRICS = ("train/loss", "gradient_norm", "val/loss")
 EXPERIMENTS = ("experiments/smoke.yaml", "experiments/tasks/needle.yaml", "experiments/partition/recall.yaml")
 CASES = [
     *(pytest.param(file, None, id=Path(file).stem, marks=pytest.mark.slow) for file in EXPERIMENTS),
@@ -37,8 +37,8 @@ def test_twenty_steps(file, train_clips, clips, tmp_path, request):
     known = golden[name]
     if known["arithmetic"] == found["arithmetic"]:
         assert found["series"] == known["series"]
-    for metric in METRICS:
-        assert found["series"][metric] == pytest.approx(known["series"][metric], rel=TOLERANCE, abs=TOLERANCE), metric
+    for metric, tolerance in TOLERANCE.items():
+        assert found["series"][metric] == pytest.approx(known["series"][metric], rel=tolerance, abs=tolerance), metric
 
 
 def arithmetic() -> dict[str, str]:
@@ -62,4 +62,4 @@ def series(file, train_clips, clips, folder):
     pins = {"training.log_every": 1, "training.accelerator": "cpu", "training.threads": 1, "seed": 0}
     result = run(load_config(file, places | steps | pins | few), progress_bar=False)
     measured = read_series(result.directory / "metrics.jsonl")
-    return {metric: [measured[metric][step] for step in sorted(measured[metric])] for metric in METRICS}
+    return {metric: [measured[metric][step] for step in sorted(measured[metric])] for metric in TOLERANCE}

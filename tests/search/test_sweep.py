@@ -79,12 +79,12 @@ def test_pareto_set_and_files(folder):
         )
         assert beaten != (trial.number in front)
     best = result.outcome.best
-    assert best.values["val/accuracy"] == max(trial.values[0] for trial in trials)
+    assert best.number in front
     config = load_config(result.directory / "best.yaml")
     assert config.attention.branches.window.size == best.params["window"]
     assert config.attention.partition.block_size == best.params["block"]
     assert {int(f.stem[-4:]) for f in (result.directory / "pareto").glob("*.yaml")} == front
-    assert "highest val/accuracy; ties: lowest budget/keys_per_query" in text
+    assert "nearest to highest val/accuracy and lowest budget/keys_per_query" in " ".join(text.split())
     assert "highest val/accuracy" in (result.directory / "best.yaml").read_text()
     assert "cdn.plot" not in (result.directory / "pareto.html").read_text()[:20000]
     assert (result.directory / "pareto.png").stat().st_size > 10_000
