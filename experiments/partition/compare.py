@@ -11,8 +11,7 @@ Cost:     with all 10 seeds 180 trainings of 200 steps: 66 s each on a quiet cor
           each H200 or with 14 on 16 cores, so about 16 minutes there; with --seeds 5 half, on two cores 50 minutes.
           Five seeds cannot bring the sign-flip test below 1/16; after Holm over eight designs it needs nine or more to
           fall below 0.05.
-Expected: as in RESULTS.md; `uniform` at 85 +- 14% on recall and 92 +- 1% on duration, both measured with
-          data.positions=transformers.
+Expected: as in RESULTS.md; `uniform` at 88 +- 10% on recall and 92 +- 2% on duration.
 """
 
 KINDS = ("uniform", "frame", "scene", "tile", "router", "cluster", "random_like", "shifted", "foreign")
