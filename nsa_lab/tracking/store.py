@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from nsa_lab.config import ExperimentConfig
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import locked
+from nsa_lab.tracking.accepted import PARAM_LENGTH, TAG_LENGTH, safe_name, safe_value
 from nsa_lab.tracking.record import Record
 
 ENVIRONMENT = {
@@ -29,6 +30,8 @@ SQLITE = "sqlite:///"
 PER_BATCH = 100
 REASON_LENGTH = 120
 T = TypeVar("T")
+
+logger = logging.getLogger("nsa_lab")
 
 
 class Unreachable(Exception):
@@ -74,15 +77,20 @@ def _send_all(client: Any, record: Record) -> None:
         params, tags = list(record.all_params.items()), dict(record.all_tags)
     for start in range(record.state.sent_params, len(params), PER_BATCH):
         some = params[start : start + PER_BATCH]
-        client.log_batch(run_id, params=[Param(key, value) for key, value in some])
+        _log(client, record, params=[Param(safe_name(k), safe_value(v, PARAM_LENGTH)) for k, v in some])
         record.update(sent_params=start + len(some))
-    changed = [RunTag(key, value) for key, value in tags.items() if record.state.sent_tags.get(key) != value]
+    changed = [
+        RunTag(safe_name(k), safe_value(v, TAG_LENGTH)) for k, v in tags.items() if record.state.sent_tags.get(k) != v
+    ]
+    for start in range(0, len(changed), PER_BATCH):
+        _log(client, record, tags=changed[start : start + PER_BATCH])
     if changed:
-        client.log_batch(run_id, tags=changed)
         record.update(sent_tags=tags)
     for lines, offset in record.unsent_metrics():
-        metrics = [Metric(k, v, line["time"], line["step"]) for line in lines for k, v in line["metrics"].items()]
-        client.log_batch(run_id, metrics=metrics)
+        metrics = [
+            Metric(safe_name(k), v, line["time"], line["step"]) for line in lines for k, v in line["metrics"].items()
+        ]
+        _log(client, record, metrics=metrics)
         record.update(sent_metrics=offset)
     for path, folder in record.state.artifacts[record.state.sent_artifacts :]:
         _send_artifact(client, run_id, record.directory / path, folder or None)
@@ -94,6 +102,24 @@ def _send_all(client: Any, record: Record) -> None:
         else:
             client.set_terminated(run_id, status, record.state.ended)
         record.update(sent_status=status)
+
+
+def _log(client: Any, record: Record, **items: list[Any]) -> None:
+    """Log a batch of one kind; what the server will not have of it is said and left out, so that the rest arrives."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.log_batch(record.state.run_id, **items)
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        ((kind, entries),) = items.items()
+        if len(entries) == 1:
+            said = "tracking refuses %s %s (%s); it is kept in %s"
+            logger.warning(said, kind.removesuffix("s"), entries[0].key, _reason(error), record.directory)
+            return
+        for entry in entries:
+            _log(client, record, **{kind: [entry]})
 
 
 def _create_run(client: Any, record: Record) -> str:
@@ -116,7 +142,7 @@ def _send_artifact(client: Any, run_id: str, path: Path, folder: str | None) -> 
     elif path.exists():
         client.log_artifact(run_id, str(path), folder)
     else:
-        logging.getLogger("nsa_lab").warning("artifact %s is gone and was not sent", path)
+        logger.warning("artifact %s is gone and was not sent", path)
 
 
 def _experiment_id(uri: str, name: str) -> str:

@@ -355,3 +355,48 @@ def until(condition, timeout=90):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+NAMES = [
+    "acc@1",
+    "a//b",
+    "/a",
+    "../a",
+    "..",
+    ".",
+    "a/./b",
+    "",
+    "zwei\nZeilen",
+    "x" * 400,
+    "ünïcode",
+    "%",
+    "a:b",
+    "\ud800",
+    "a\0b",
+]
+
+
+def test_names_and_values_of_any_text_reach_mlflow(store, tmp_path, caplog):
+    """A row's `data_source` may be anything; metrics of two names stay two metrics."""
+    config = config_in(store)
+    names = [f"val/accuracy/{name}" for name in NAMES] + NAMES
+    with Tracker.open(config, tmp_path / "run", tags=dict.fromkeys(names, "t" * 9000)) as tracker:
+        tracker.params(dict.fromkeys(names, "p" * 7000))
+        tracker.metrics({name: place for place, name in enumerate(names)}, 1)
+    run = client_of(config).get_run(tracker.run_id)
+    assert sorted(run.data.metrics.values()) == list(range(len(names))), "each under a name of its own"
+    assert {len(value) for value in run.data.params.values() if value.startswith("p")} == {6000}
+    assert {len(value) for value in run.data.tags.values() if value.startswith("t")} >= {8000}
+    assert run.data.metrics["val/accuracy/ünïcode"] == NAMES.index("ünïcode"), "what is fine stays as it is"
+    kept = json.loads((tmp_path / "run/metrics.jsonl").read_text())["metrics"]
+    assert kept["val/accuracy/acc@1"] == 0 and not caplog.records
+
+
+def test_what_mlflow_refuses_is_said_and_the_rest_arrives(store, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(store_file, "safe_name", lambda name: name)
+    config = config_in(store)
+    with Tracker.open(config, tmp_path / "run") as tracker:
+        tracker.metrics({"a": 1, "acc@1": 2, "b": 3}, 1)
+    run = client_of(config).get_run(tracker.run_id)
+    assert run.info.status == "FINISHED" and run.data.metrics == {"a": 1, "b": 3}
+    assert "tracking refuses metric acc@1" in caplog.text and str(tmp_path / "run") in caplog.text
