@@ -12,6 +12,7 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.files import clear_unfinished, whole
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+NEEDED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")
 
 
 class CheckpointWriter(L.Callback):
@@ -75,11 +76,18 @@ def kept_checkpoint(folder: Path) -> str:
 
 
 def check_readable(checkpoint: Path) -> int:
-    """The optimiser step of a checkpoint. Raises NsaLabError where the file is truncated or not a checkpoint."""
+    """The optimiser step of a checkpoint.
+
+    Raises NsaLabError where the file is truncated, lacks a part, or holds anything but tensors and plain data: a pickle
+    of more could run code.
+    """
     load: Callable[..., Any] = torch.load
     try:
-        # Mapped, so that only the tables are read. The file is the run's own.
-        return int(load(checkpoint, map_location="cpu", weights_only=False, mmap=True)["global_step"])
+        # Mapped, so that only the tables are read.
+        content = load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        if lacking := [key for key in NEEDED if key not in content]:
+            raise KeyError(f"no {', '.join(lacking)}")
+        return int(content["global_step"])
     except Exception as error:
         earlier = checkpoint.with_name(PREVIOUS)
         back = (
@@ -87,6 +95,7 @@ def check_readable(checkpoint: Path) -> int:
         )
         reason = " ".join(str(error).split())[:120]
         raise NsaLabError(
-            f"checkpoint {checkpoint} is damaged ({type(error).__name__}: {reason}); "
+            f"checkpoint {checkpoint} is damaged or holds more than tensors and plain data, which could run code "
+            f"({type(error).__name__}: {reason}); "
             f"{back}start over with training.resume=false"
         ) from error

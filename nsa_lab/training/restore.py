@@ -55,7 +55,7 @@ def _at_last_checkpoint(directory: Path, config: ExperimentConfig, module: Video
             f"{home.checkpoints / LAST} does not exist; train first: nsa-lab train {home.config} --dir {directory}"
         )
     check_readable(checkpoint)
-    state = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)["state_dict"]
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

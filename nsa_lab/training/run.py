@@ -193,9 +193,8 @@ def _fit(
         default_root_dir=home.path,
     )
     try:
-        # The checkpoint is this run's own, and holds the callbacks' state beside the tensors.
         with _interruptible(trainer):
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=False)
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             if not reporter.stopped and reporter.validated_step != training.steps:
                 trainer.validate(module, datamodule=data, verbose=False)
     except Divergence as error:

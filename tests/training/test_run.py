@@ -5,11 +5,15 @@ import errno
 import itertools
 import json
 import os
+import re
+from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 
+import nsa_lab
+from nsa_lab import load_model
 from nsa_lab.config import load_config
 from nsa_lab.data import load_samples
 from nsa_lab.errors import NsaLabError
@@ -182,6 +186,36 @@ def test_damaged_checkpoint_is_refused_and_the_one_before_is_named(tiny, tmp_pat
     last.with_name("previous.ckpt").rename(last)
     mended, whole = (train(config, directory=tmp_path / name) for name in ("run", "whole"))
     assert mended.metrics["val/loss"] == whole.metrics["val/loss"]
+
+
+class Bomb:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("what", ["bomb", "no optimizer_states", "no state_dict", "a list"])
+def test_a_strangers_checkpoint_is_neither_run_nor_trained_on(what, tiny, tmp_path, one_line):
+    config, mark = tiny({"training.steps": 2}), tmp_path / "ran"
+    last = train(config, directory=tmp_path / "run").directory / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    if what == "bomb":
+        content["callbacks"]["Bomb"] = Bomb(mark)
+    torch.save([1] if what == "a list" else {k: v for k, v in content.items() if f"no {k}" != what}, last)
+    (tmp_path / "run" / "summary.json").unlink()
+    for action in (lambda: train(config, directory=tmp_path / "run"), lambda: load_model(tmp_path / "run")):
+        with pytest.raises(NsaLabError) as error:
+            action()
+        one_line(error, str(last), "damaged", "could run code")
+    assert not mark.exists()
+
+
+def test_nothing_loads_pickles_that_run_code():
+    risky = re.compile(r"weights_only=False|\bpickle\.load|allow_pickle=True|trust_remote_code=True")
+    files = Path(nsa_lab.__file__).parent.rglob("*.py")
+    assert not [str(file) for file in files if risky.search(file.read_text())]
 
 
 def test_loss_that_is_not_finite_ends_the_run_at_its_step(tiny, tmp_path, monkeypatch, one_line):
