@@ -39,7 +39,9 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings of every trial.", metavar="[KEY=VALUE]...")
     ] = None,
-    trials: Annotated[int | None, typer.Option(help="Trials to add; by default the file's TRIALS.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Trials to add; by default the file's TRIALS; 0: unfinished ones alone.")
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes that train at the same time.")] = 1,
     storage: Storage = None,
     study: Annotated[str | None, typer.Option(help="Name of the study; by default the file's.")] = None,

@@ -101,7 +101,9 @@ def _queue(study: optuna.Study, trial: FrozenTrial, owner: Mapping[str, Any], co
     retries = int(trial.user_attrs.get("retries", 0)) + int(counts)
     if retries <= MAX_RETRIES and not _is_retried(study, trial):
         origin = {"retry_of": original_number(trial), "retry_from": trial.number, "retries": retries}
-        study.enqueue_trial(trial.params, user_attrs={"owner": dict(owner), **origin})
+        # What was fixed but not yet suggested when it died belongs to its design too.
+        params = trial.system_attrs.get("fixed_params", {}) | trial.params
+        study.enqueue_trial(params, user_attrs={"owner": dict(owner), **origin})
     return retries <= MAX_RETRIES
 
 

@@ -1,5 +1,6 @@
 """`nsa-lab sweep`: set up a study, run its trials, report; and `nsa-lab sweep show`."""
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,9 +49,9 @@ def sweep(
 ) -> SweepResult:
     """Run `trials` more trials of a sweep file on `workers` processes, after those that a dead sweep left.
 
-    `storage` is an Optuna URL (default: SQLite in the output folder), `study` a name (default: the file's
-    stem), `overrides` are `key=value` strings on the base experiment, `runner` is "module:function" with the
-    signature of `nsa_lab.train`. Results are in `{output.dir}/studies/{study}`.
+    With 0 `trials` those alone. `storage` is an Optuna URL (default: SQLite in the output folder), `study` a name
+    (default: the file's stem), `overrides` are `key=value` strings on the base experiment, `runner` is
+    "module:function" with the signature of `nsa_lab.train`. Results are in `{output.dir}/studies/{study}`.
 
     Raises NsaLabError on a faulty sweep file, an unusable storage, a changed search space or base experiment,
     and when all trials fail.
@@ -106,8 +107,10 @@ def sweep(
             parent.finish("KILLED" if interrupted else "FINISHED")
     print_report(outcome, directory, console)
     if interrupted:
-        command = f"nsa-lab sweep {file} --study {name} --trials N" + (f" --storage {storage}" if storage else "")
-        console.print(f"interrupted; trials in flight come first in: {command}", highlight=False, soft_wrap=True)
+        again = ["nsa-lab", "sweep", str(file), *overrides, "--study", name, "--trials", str(min(count, source.left))]
+        again += ["--workers", str(workers), *(["--storage", storage] if storage else [])]
+        words = f"interrupted; trials in flight come first in: {shlex.join(again)}"
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
     elif outcome.best is None:
         raise NsaLabError(f"study {name}: no trial completed; {_commonest_reason(outcome)}")
     return SweepResult(name, directory, outcome, interrupted)
@@ -134,9 +137,9 @@ def _directory(output: str | Path, study: str) -> Path:
 
 
 def _check_counts(trials: int, workers: int) -> None:
-    for name, value in (("--trials", trials), ("--workers", workers)):
-        if value < 1:
-            raise NsaLabError(f"{name} {value} runs nothing; give 1 or more (`nsa-lab sweep show STUDY` only prints)")
+    for name, value, least in (("--trials", trials, 0), ("--workers", workers, 1)):
+        if value < least:
+            raise NsaLabError(f"{name} {value} runs nothing; give {least} or more")
 
 
 def _commonest_reason(outcome: Outcome) -> str:

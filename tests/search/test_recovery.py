@@ -126,6 +126,18 @@ def test_a_trial_of_a_dead_sweep_here_needs_no_silence(make, storage):
     assert mine.study.get_trials()[0].user_attrs["reason"] == "its sweep was killed"
 
 
+def test_a_retry_that_dies_before_suggest_keeps_its_design(make, storage):
+    gone = dead()
+    make(owner=gone).take(gone)
+    mine = make()
+    recover(mine.study, storage, mine.owner)
+    recovery.next_trial(mine.study, gone)
+    assert recover(mine.study, storage, mine.owner) == 1
+    mine.take(identity())
+    first, *_, last = mine.study.get_trials()
+    assert last.params == first.params and last.user_attrs["retry_of"] == 0
+
+
 def test_trials_in_flight_beat(make, storage, monkeypatch):
     source = make(2)
     jobs = [source.take(identity()) for _ in range(2)]

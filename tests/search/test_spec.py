@@ -54,7 +54,7 @@ def test_faulty_sweep_files_are_named(folder, change, message):
     ("options", "message"),
     [
         ({"file": "budgt.py"}, r"budgt\.py does not exist; did you mean budget\.py"),
-        ({"trials": 0}, "--trials 0 runs nothing"),
+        ({"trials": -1}, "--trials -1 runs nothing"),
         ({"workers": 0}, "--workers 0 runs nothing"),
         ({"overrides": ["attention.branches.window.size=4"]}, "is searched by budget.py"),
         ({"storage": "nonsense"}, "storage 'nonsense' is no URL"),

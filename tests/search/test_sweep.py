@@ -216,15 +216,16 @@ def test_killed_sweep_resumes_without_a_lost_or_doubled_trial(folder, monkeypatc
 
 def test_interrupt_queues_trials_in_flight_again(folder, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "20")
-    process = launch(folder, 4, 2)
+    process = launch(folder, 5, 2, "name=my base")
     wait_for_lines(folder, 2)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130 and "nsa-lab sweep" in output.splitlines()[-1]
+    again = "nsa-lab sweep space.py 'name=my base' --study space --trials 3 --workers 2"
+    assert process.returncode == 130 and output.splitlines()[-1].endswith(again), output
     assert states(trials_of()) == {"FAIL": 2, "WAITING": 2}
     monkeypatch.setenv("FAKE_SECONDS", "0")
-    run(trials=1)
-    assert states(trials_of()) == {"FAIL": 2, "COMPLETE": 3}
+    run(trials=0, workers=2, overrides=["name=my base"])
+    assert states(trials_of()) == {"FAIL": 2, "COMPLETE": 2}, "the unfinished ones alone"
     assert_retried_once(trials_of())
 
 
@@ -259,11 +260,11 @@ def check_tracked(folder, trials):
         assert trial.user_attrs["tracking_id"] == child.info.run_id
 
 
-def launch(folder, trials, workers):
+def launch(folder, trials, workers, *overrides):
     (folder / "go.py").write_text(COMMAND)
     paths = [str(Path(__file__).parent), os.environ["PYTHONPATH"]]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "go.py", "space.py", str(trials), str(workers)]
+    command = [sys.executable, "go.py", "space.py", str(trials), str(workers), *overrides]
     return subprocess.Popen(
         # A background job starts with SIGINT ignored, and Python then raises no KeyboardInterrupt.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
