@@ -1,19 +1,16 @@
 """A video file to frames: PyAV decoding and frame sampling by true timestamps."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
+from nsa_lab.data.container import REMEDY, video_file
 from nsa_lab.data.errors import BadSampleError
-
-REMEDY = "re-encode the file, or leave it out (data.on_bad_sample=skip)"
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ def _sample(seconds: np.ndarray, fps: float, max_frames: int, tolerance: float) 
 
 def _timestamps(path: Path) -> tuple[np.ndarray, float]:
     """Sorted timestamps of all frames, in units of the time base (seconds), read without decoding."""
-    with _video(path) as (container, stream):
+    with video_file(path) as (container, stream):
         stamps = {packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard}
         if not stamps:
             raise BadSampleError(f"video {path} holds no frames; {REMEDY}")
@@ -66,7 +63,7 @@ def _decode(path: Path, stamps: np.ndarray, transform: Callable[[Tensor], Tensor
     size = None
     # One reformatter for all frames: frame.to_ndarray alone sets up a new converter, ten times slower.
     reformatter = VideoReformatter()
-    with _video(path) as (container, stream):
+    with video_file(path) as (container, stream):
         for frame in container.decode(stream):
             if frame.pts not in wanted:
                 continue
@@ -81,16 +78,3 @@ def _decode(path: Path, stamps: np.ndarray, transform: Callable[[Tensor], Tensor
     if len(frames) < len(wanted):
         raise BadSampleError(f"video {path} ends early: {len(frames)} of {len(wanted)} frames decode; {REMEDY}")
     return torch.cat([frames[stamp] for stamp in stamps.tolist()])
-
-
-@contextmanager
-def _video(path: Path) -> Iterator[tuple["av.container.InputContainer", "av.VideoStream"]]:
-    """The opened file and its first video stream, with PyAV's errors told as BadSampleError."""
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise BadSampleError(f"{path} has no video stream; point the row to a video file")
-            yield container, container.streams.video[0]
-    except (av.FFmpegError, OSError) as error:
-        reason = error.strerror or type(error).__name__
-        raise BadSampleError(f"video {path} cannot be read: {reason}; {REMEDY}") from error
