@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nsa_lab.data.container import REMEDY, video_file
 from nsa_lab.data.errors import BadSampleError
+from nsa_lab.data.orientation import Orientation, orientation
 from nsa_lab.data.times import FrameTimes, read_times
 
 Transform = Callable[[Tensor], Tensor]
@@ -26,10 +27,10 @@ class Clip:
 
 
 def read_clip(path: Path, fps: float, max_frames: int, transform: Transform | None = None) -> Clip:
-    """The frames shown at each 1/fps second, at most `max_frames` of them, spread evenly.
+    """The frames shown at each 1/fps second, at most `max_frames` of them, spread evenly, the right way up.
 
     At each tick the frame at or before it is taken, and none is taken twice, so a video slower than `fps` gives all
-    its frames.  `transform` ([1, 3, H, W] to [1, 3, H', W'],
+    its frames. They are turned and mirrored as the display matrix says. `transform` ([1, 3, H, W] to [1, 3, H', W'],
     uint8) is applied frame by frame, to keep a long video small. Raises BadSampleError where the file is not a
     readable video, was cut off, is damaged before the last frame asked for, or has no sane times.
     """
@@ -115,16 +116,22 @@ def _place(pts: int | None, times: FrameTimes) -> int:
 
 
 class _Converter:
-    """Frames to [1, 3, H, W] uint8, of the first one's size, transformed."""
+    """Frames to [1, 3, H, W] uint8, of the first one's size and orientation, transformed."""
 
     def __init__(self, path: Path, transform: Transform | None):
         self.path, self.transform = path, transform
         # One reformatter for all frames: frame.to_ndarray alone sets up a new converter, ten times slower.
         self.reformatter = VideoReformatter()
-        self.shown: tuple[int, int] | None = None
+        self.shown: tuple[int, int, Orientation] | None = None
 
     def __call__(self, frame: "av.VideoFrame") -> Tensor:
-        width, height = self.shown = self.shown or (frame.width, frame.height)
+        width, height, turn = self.shown = self.shown or (frame.width, frame.height, self._orientation(frame))
         rgb = self.reformatter.reformat(frame, width, height, format="rgb24")
-        image = torch.from_numpy(rgb.to_ndarray()).permute(2, 0, 1)[None].contiguous()
+        image = turn.apply(torch.from_numpy(rgb.to_ndarray()).permute(2, 0, 1)[None]).contiguous()
         return self.transform(image) if self.transform else image
+
+    def _orientation(self, frame: "av.VideoFrame") -> Orientation:
+        try:
+            return orientation(frame)
+        except BadSampleError as error:
+            raise BadSampleError(f"video {self.path} {error}") from error
