@@ -23,8 +23,9 @@ ONE_TIME_EACH = ("avi", "asf", "matroska,webm")
 # A time now and then, and frames at a fixed rate between them; or times that may start anew.
 BROADCAST = ("mpeg", "mpegts")
 FIXED_RATE = ("mpeg",)
-# A header that tells the duration; elsewhere FFmpeg estimates one.
-TELLS_DURATION = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf", "mxf")
+# A header that tells the video's own duration, or the file's alone; elsewhere FFmpeg estimates one.
+TELLS_OWN_DURATION = ("mov,mp4,m4a,3gp,3g2,mj2", "avi")
+TELLS_DURATION = (*TELLS_OWN_DURATION, "matroska,webm", "flv", "asf", "mxf")
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _check_end(path: Path, container: Any, stream: Any, packets: _Packets, times
     """The video's own duration is asked of its packets, the file's of the packets of all its streams."""
     if container.format.name not in TELLS_DURATION:
         return
-    if stream.duration:
+    if stream.duration and container.format.name in TELLS_OWN_DURATION:
         told, end = float(stream.duration * stream.time_base), packets.video_end
     elif container.duration:
         told, end = container.duration / 1e6, packets.last_end

@@ -196,3 +196,32 @@ def test_told_bytes_of_a_whole_file(tmp_path, name):
     with open(path, "ab") as file:
         file.write(b"appended by someone")
     assert len(every_frame(path).frames) == FRAMES
+
+
+def test_a_still_picture_with_sound(tmp_path):
+    assert len(every_frame(write(tmp_path / "still.mkv", times=[0], audio_s=3.0)).frames) == 1
+
+
+@pytest.mark.parametrize("name", ["clip.mkv", "first.mp4", "clip.avi", "clip.webm"])
+def test_a_download_that_fills_the_rest_with_zeros(tmp_path, name):
+    path = tmp_path / name
+    codec, codec_options = CONTAINERS.get(name, ("libx264", {}))
+    write(path, codec, codec_options, options={"movflags": "faststart"} if name == "first.mp4" else {}, noise=True)
+    content = path.read_bytes()
+    for percent in (30, 50, 80):
+        held = len(content) * percent // 100
+        path.write_bytes(content[:held] + bytes(len(content) - held))
+        with pytest.raises(BadSampleError, match=r"ends early|damaged|cannot be read"):
+            every_frame(path)
+
+
+def test_tags_that_are_no_utf8(tmp_path):
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "Le cafe"
+        stream = container.add_stream("libx264", rate=30)
+        stream.width = stream.height = 64
+        container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
+        container.mux(stream.encode())
+    path.write_bytes(path.read_bytes().replace(b"Le cafe", b"Le caf\xe9"))
+    assert len(every_frame(path).frames) == 1
