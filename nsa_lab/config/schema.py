@@ -56,7 +56,8 @@ class DataConfig:
     """Where samples come from and how a video becomes tokens.
 
     `annotations` (JSON or JSONL in LLaVA-Video-178K's form) and `videos` (the folder its paths are relative to)
-    replace the tasks. Pixels are per frame. `blind` shows grey frames, to measure what the questions give away.
+    replace the tasks; `absolute_videos` lets rows name files elsewhere by absolute paths. Pixels are per frame.
+    `blind` shows grey frames, to measure what the questions give away.
     `positions` says where text goes on after a video: `qwen`, as the published weights were trained, or `transformers`,
     as transformers counts since 5.3 (nsa_lab/data/positions.py).
     """
@@ -77,6 +78,7 @@ class DataConfig:
     workers: int = 0
     blind: bool = False
     on_bad_sample: Literal["error", "skip"] = "error"
+    absolute_videos: bool = False
 
 
 @dataclass

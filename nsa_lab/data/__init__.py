@@ -1,6 +1,6 @@
 """From video files and annotations to packed batches in Qwen2.5-VL's form."""
 
-from nsa_lab.data.annotations import Sample, Turn, read_annotations
+from nsa_lab.data.annotations import Sample, Samples, Turn, read_annotations
 from nsa_lab.data.collate import pack
 from nsa_lab.data.dataset import Example, VideoDataset
 from nsa_lab.data.errors import BadSampleError
@@ -11,6 +11,7 @@ __all__ = [
     "BadSampleError",
     "Example",
     "Sample",
+    "Samples",
     "Turn",
     "VideoDataset",
     "load_samples",

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from nsa_lab.config.schema import DataConfig
-from nsa_lab.data.annotations import Sample
+from nsa_lab.data.annotations import Sample, Samples
 from nsa_lab.data.chat import VIDEO_TOKEN, encode_chat
 from nsa_lab.data.errors import KINDS, TOO_LONG, BadSampleError
 from nsa_lab.data.pixels import patchify, resize
@@ -54,6 +54,7 @@ class VideoDataset(Dataset):
 
     def __init__(self, samples: list[Sample], tokenizer: Any, config: DataConfig, tokens_per_second: float = 2.0):
         self.samples = samples
+        self.left_out = samples.skipped if isinstance(samples, Samples) else {}
         self.tokenizer = tokenizer
         self.config = config
         self.tokens_per_second = tokens_per_second
@@ -81,9 +82,8 @@ class VideoDataset(Dataset):
         raise NsaLabError("no sample can be used; see the warning above for the first reason")
 
     def skipped(self) -> dict[str, int]:
-        """How many samples were skipped so far, by reason, over all worker processes."""
-        counts = {kind: int((self._marks == code).sum()) for code, kind in enumerate(KINDS, start=1)}
-        return {kind: count for kind, count in counts.items() if count}
+        """How many samples were skipped so far, by reason, over all worker processes, with the rows left out before."""
+        return {kind: count for kind, count in (self._counts() | self.left_out).items() if count}
 
     def good(self) -> list[int]:
         """The numbers of the samples that were not skipped so far."""
@@ -92,13 +92,16 @@ class VideoDataset(Dataset):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cache": {}, "_cached_bytes": 0}
 
+    def _counts(self) -> dict[str, int]:
+        return {kind: int((self._marks == code).sum()) for code, kind in enumerate(KINDS, start=1)}
+
     def _skip(self, at: int, error: BadSampleError) -> None:
         self._marks[at] = KINDS.index(error.kind) + 1
         bad = int(self._marks.count_nonzero())
         if bad == 1:
             logger.warning("skipped (data.on_bad_sample=skip), others are only counted: %s", error)
         if 2 * bad > len(self):
-            reasons = ", ".join(f"{count} with {kind}" for kind, count in self.skipped().items())
+            reasons = ", ".join(f"{count} with {kind}" for kind, count in self._counts().items() if count)
             raise NsaLabError(
                 f"more than half of {len(self)} samples are bad ({reasons}); mend the data set,"
                 f" or raise the limit it meets; the last: {error}"

@@ -5,7 +5,9 @@ from nsa_lab.errors import NsaLabError
 UNREADABLE = "unreadable video"
 TOO_LONG = "more than data.max_tokens tokens"
 RESERVED = "reserved token in its text"
-KINDS = (UNREADABLE, TOO_LONG, RESERVED)
+BAD_ROW = "unusable row"
+MISSING = "missing video file"
+KINDS = (UNREADABLE, TOO_LONG, RESERVED, BAD_ROW, MISSING)
 
 
 class BadSampleError(NsaLabError):

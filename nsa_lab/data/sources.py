@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nsa_lab.config.rules import enabled_tasks
 from nsa_lab.config.schema import ExperimentConfig
-from nsa_lab.data.annotations import Sample, read_annotations
+from nsa_lab.data.annotations import Samples, read_annotations
 from nsa_lab.tasks.clips import ensure_clips
 
 logger = logging.getLogger(__name__)
@@ -14,17 +14,17 @@ logger = logging.getLogger(__name__)
 HELD_OUT_PERCENT = 10
 
 
-def load_samples(config: ExperimentConfig) -> dict[str, list[Sample]]:
+def load_samples(config: ExperimentConfig) -> dict[str, Samples]:
     """The samples by split, `train` and `val`. Missing task clips are written first.
 
-    Without data.val_annotations a fixed tenth of the videos is held out for `val`. Raises NsaLabError on broken
-    annotations.
+    Without data.val_annotations a fixed tenth of the videos is held out for `val`, and rows that were left out count
+    as `train`. Raises NsaLabError on broken annotations.
     """
     return _annotated(config) if config.data.annotations else _tasks(config)
 
 
-def _tasks(config: ExperimentConfig) -> dict[str, list[Sample]]:
-    samples: dict[str, list[Sample]] = {"train": [], "val": []}
+def _tasks(config: ExperimentConfig) -> dict[str, Samples]:
+    samples = {"train": Samples(), "val": Samples()}
     for name in enabled_tasks(config):
         _warn_of_unseen_frames(name, config)
         for split, annotations in ensure_clips(name, config.tasks, Path(config.data.cache_dir)).items():
@@ -45,27 +45,28 @@ def _warn_of_unseen_frames(name: str, config: ExperimentConfig) -> None:
         )
 
 
-def _annotated(config: ExperimentConfig) -> dict[str, list[Sample]]:
+def _annotated(config: ExperimentConfig) -> dict[str, Samples]:
     data = config.data
-    videos, skip = Path(data.videos or "."), data.on_bad_sample == "skip"
-    samples = read_annotations(Path(data.annotations or ""), videos, skip_missing=skip)
+    videos = Path(data.videos or ".")
+
+    def read(path: str) -> Samples:
+        return read_annotations(Path(path), videos, skip=data.on_bad_sample == "skip", absolute=data.absolute_videos)
+
+    samples = read(data.annotations or "")
     if data.val_annotations:
-        return {
-            "train": samples,
-            "val": read_annotations(Path(data.val_annotations), videos, skip_missing=skip),
-        }
+        return {"train": samples, "val": read(data.val_annotations)}
     return _hold_out(samples, videos)
 
 
-def _hold_out(samples: list[Sample], videos: Path) -> dict[str, list[Sample]]:
+def _hold_out(samples: Samples, videos: Path) -> dict[str, Samples]:
     """A tenth of the videos, by the hash of their relative path, so that no video stands in both splits."""
     ranked = sorted({sample.video for sample in samples}, key=lambda video: _digest(video, videos))
     count = max(1, len(ranked) * HELD_OUT_PERCENT // 100) if len(ranked) > 1 else 0
     held_out = set(ranked[:count])
     logger.warning("data.val_annotations is not set: %d of %d videos are held out for validation", count, len(ranked))
     return {
-        "train": [sample for sample in samples if sample.video not in held_out],
-        "val": [sample for sample in samples if sample.video in held_out],
+        "train": Samples((sample for sample in samples if sample.video not in held_out), samples.skipped),
+        "val": Samples(sample for sample in samples if sample.video in held_out),
     }
 
 

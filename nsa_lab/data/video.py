@@ -1,7 +1,6 @@
 """A video file to frames: PyAV decoding and frame sampling by true timestamps."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +10,12 @@ import torch
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
+from nsa_lab.data.container import REMEDY, video_file
 from nsa_lab.data.errors import BadSampleError
+from nsa_lab.data.orientation import Orientation, orientation
+from nsa_lab.data.times import FrameTimes, read_times
 
-REMEDY = "re-encode the file, or leave it out (data.on_bad_sample=skip)"
+Transform = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -24,24 +26,25 @@ class Clip:
     seconds: Tensor
 
 
-def read_clip(path: Path, fps: float, max_frames: int, transform: Callable[[Tensor], Tensor] | None = None) -> Clip:
-    """The frames shown at each 1/fps second, at most `max_frames` of them, spread evenly.
+def read_clip(path: Path, fps: float, max_frames: int, transform: Transform | None = None) -> Clip:
+    """The frames shown at each 1/fps second, at most `max_frames` of them, spread evenly, the right way up.
 
     At each tick the frame at or before it is taken, and none is taken twice, so a video slower than `fps` gives all
-    its frames. `transform` ([1, 3, H, W] to [1, 3, H', W'], uint8) is applied frame by frame, to keep a long video
-    small. Raises BadSampleError where the file is not a readable video or ends early.
+    its frames. They are turned and mirrored as the display matrix says. `transform` ([1, 3, H, W] to [1, 3, H', W'],
+    uint8) is applied frame by frame, to keep a long video small. Raises BadSampleError where the file is not a
+    readable video, was cut off, is damaged before the last frame asked for, or has no sane times.
     """
-    stamps, time_base = _timestamps(path)
-    seconds = stamps.astype(np.float64) * time_base
-    chosen = _sample(seconds, fps, max_frames, tolerance=0.51 * time_base)
-    frames = _decode(path, stamps[chosen], transform)
-    return Clip(frames, torch.from_numpy(seconds[chosen]))
+    times = read_times(path)
+    chosen = _sample(times.seconds, fps, max_frames, tolerance=0.51 * times.unit)
+    places, frames = _decode(path, times, chosen.tolist(), transform)
+    return Clip(frames, torch.from_numpy(times.seconds[places]))
 
 
 def _sample(seconds: np.ndarray, fps: float, max_frames: int, tolerance: float) -> np.ndarray:
     """Indices into the sorted times `seconds`; `tolerance` absorbs the rounding of stored timestamps."""
-    ticks = np.arange(int((seconds[-1] - seconds[0] + tolerance) * fps) + 1) / fps + seconds[0]
-    shown = np.unique(np.searchsorted(seconds, ticks + tolerance, side="right") - 1)
+    last_tick = int((seconds[-1] - seconds[0] + tolerance) * fps)
+    first_ticks: np.ndarray = np.append(_first_ticks(seconds, fps, tolerance), last_tick + 1)
+    shown = np.flatnonzero(np.diff(first_ticks) > 0)
     # An even cap, so that the cap itself never leaves half a temporal patch.
     cap = max(1, max_frames - max_frames % 2)
     if len(shown) > cap:
@@ -49,48 +52,86 @@ def _sample(seconds: np.ndarray, fps: float, max_frames: int, tolerance: float) 
     return shown
 
 
-def _timestamps(path: Path) -> tuple[np.ndarray, float]:
-    """Sorted timestamps of all frames, in units of the time base (seconds), read without decoding."""
-    with _video(path) as (container, stream):
-        stamps = {packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard}
-        if not stamps:
-            raise BadSampleError(f"video {path} holds no frames; {REMEDY}")
-        if None in stamps:
-            raise BadSampleError(f"video {path} stores no presentation times; {REMEDY}")
-        return np.array(sorted(stamps), dtype=np.int64), float(stream.time_base)
+def _first_ticks(seconds: np.ndarray, fps: float, tolerance: float) -> np.ndarray:
+    """The number of the first tick at or after each of `seconds`, of which the first has tick 0.
+
+    Memory goes with the frames: a list of all ticks would go with the times, which a file may set to anything.
+    """
+    ticks = np.maximum(np.floor((seconds - tolerance - seconds[0]) * fps) - 1, 0.0)
+    for _ in range(3):  # rounding puts the guess at most this far before
+        ticks += (ticks / fps + seconds[0]) + tolerance < seconds
+    return ticks.astype(np.int64)
 
 
-def _decode(path: Path, stamps: np.ndarray, transform: Callable[[Tensor], Tensor] | None) -> Tensor:
-    wanted = set(stamps.tolist())
-    frames: dict[int, Tensor] = {}
-    size = None
-    # One reformatter for all frames: frame.to_ndarray alone sets up a new converter, ten times slower.
-    reformatter = VideoReformatter()
-    with _video(path) as (container, stream):
+def _decode(path: Path, times: FrameTimes, wanted: list[int], transform: Transform | None) -> tuple[list[int], Tensor]:
+    """The frames shown at the places `wanted` among the times: their own places, and [F, 3, H, W].
+
+    Some codecs make one frame of two packets, or none of one; then the frame before is shown.
+    """
+    places: list[int] = []
+    images: list[Tensor] = []
+    convert = _Converter(path, transform)
+
+    def keep(place: int, frame: "av.VideoFrame") -> None:
+        if not places or places[-1] < place:
+            places.append(place)
+            images.append(convert(frame))
+
+    before = None
+    for place, frame in _shown(path, times):
+        if before and wanted[0] < place:
+            keep(*before)
+            wanted = [want for want in wanted if want >= place]
+        if wanted and wanted[0] == place:
+            keep(place, frame)
+            wanted = wanted[1:]
+        if not wanted:
+            break
+        before = place, frame
+    if wanted:
+        held = before[0] + 1 if before else 0
+        if len(times.stamps) - held > 1 or not before:
+            raise BadSampleError(f"video {path} ends early: {held} of {len(times.stamps)} frames decode; {REMEDY}")
+        keep(*before)
+    return places, torch.cat(images)
+
+
+def _shown(path: Path, times: FrameTimes) -> Iterator[tuple[int, "av.VideoFrame"]]:
+    """(place among the times, frame) in the order shown. Raises BadSampleError at damage and lost frames."""
+    place = -1
+    with video_file(path) as (container, stream):
         for frame in container.decode(stream):
-            if frame.pts not in wanted:
+            now = place + 1 if times.counted else _place(frame.pts, times)
+            if now < 0 or now == place:
                 continue
-            if frame.is_corrupt:
-                raise BadSampleError(f"video {path} is damaged at {frame.time:.2f} s; {REMEDY}")
-            size = size or (frame.width, frame.height)
-            rgb = reformatter.reformat(frame, *size, format="rgb24")
-            image = torch.from_numpy(rgb.to_ndarray()).permute(2, 0, 1)[None].contiguous()
-            frames[frame.pts] = transform(image) if transform else image
-            if len(frames) == len(wanted):
-                break
-    if len(frames) < len(wanted):
-        raise BadSampleError(f"video {path} ends early: {len(frames)} of {len(wanted)} frames decode; {REMEDY}")
-    return torch.cat([frames[stamp] for stamp in stamps.tolist()])
+            if frame.is_corrupt or now < place or now > place + 2 or now >= len(times.stamps):
+                at = times.seconds[min(max(place, 0), len(times.stamps) - 1)]
+                raise BadSampleError(f"video {path} is damaged at {at:.2f} s; {REMEDY}")
+            place = now
+            yield place, frame
 
 
-@contextmanager
-def _video(path: Path) -> Iterator[tuple["av.container.InputContainer", "av.VideoStream"]]:
-    """The opened file and its first video stream, with PyAV's errors told as BadSampleError."""
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise BadSampleError(f"{path} has no video stream; point the row to a video file")
-            yield container, container.streams.video[0]
-    except (av.FFmpegError, OSError) as error:
-        reason = error.strerror or type(error).__name__
-        raise BadSampleError(f"video {path} cannot be read: {reason}; {REMEDY}") from error
+def _place(pts: int | None, times: FrameTimes) -> int:
+    return -1 if pts is None else int(np.searchsorted(times.stamps, pts, side="right")) - 1
+
+
+class _Converter:
+    """Frames to [1, 3, H, W] uint8, of the first one's size and orientation, transformed."""
+
+    def __init__(self, path: Path, transform: Transform | None):
+        self.path, self.transform = path, transform
+        # One reformatter for all frames: frame.to_ndarray alone sets up a new converter, ten times slower.
+        self.reformatter = VideoReformatter()
+        self.shown: tuple[int, int, Orientation] | None = None
+
+    def __call__(self, frame: "av.VideoFrame") -> Tensor:
+        width, height, turn = self.shown = self.shown or (frame.width, frame.height, self._orientation(frame))
+        rgb = self.reformatter.reformat(frame, width, height, format="rgb24")
+        image = turn.apply(torch.from_numpy(rgb.to_ndarray()).permute(2, 0, 1)[None]).contiguous()
+        return self.transform(image) if self.transform else image
+
+    def _orientation(self, frame: "av.VideoFrame") -> Orientation:
+        try:
+            return orientation(frame)
+        except BadSampleError as error:
+            raise BadSampleError(f"video {self.path} {error}") from error

@@ -102,7 +102,8 @@ class VideoDataModule(L.LightningDataModule):
             reasons = dataset.skipped()
             if reasons:
                 why = ", ".join(f"{count} with {kind}" for kind, count in reasons.items())
-                lines.append(f"{sum(reasons.values())} of {len(dataset)} {split} samples were skipped ({why})")
+                total = len(dataset) + sum(dataset.left_out.values())
+                lines.append(f"{sum(reasons.values())} of {total} {split} samples were skipped ({why})")
         return lines
 
     def _workers(self) -> dict[str, Any]:

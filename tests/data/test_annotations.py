@@ -117,11 +117,127 @@ def test_missing_file(tmp_path):
 
 
 def test_missing_videos_are_skipped_aloud(read, caplog):
-    samples = read([{**ROW, "video": "lost.mp4"}, ROW], skip_missing=True)
+    samples = read([{**ROW, "video": "lost.mp4"}, ROW], skip=True)
     assert [sample.video.name for sample in samples] == ["a.mp4"]
     assert [record.message for record in caplog.records if "1 of 2 rows" in record.message]
 
 
 def test_all_videos_missing_is_never_skipped(read):
     with pytest.raises(NsaLabError, match="2 of 2 rows have no video file"):
-        read([{**ROW, "video": "lost.mp4"}] * 2, skip_missing=True)
+        read([{**ROW, "video": "lost.mp4"}] * 2, skip=True)
+
+
+def turns(*values):
+    return [{"from": who, "value": value} for who, value in zip(("human", "gpt") * 4, values, strict=False)]
+
+
+def parts(*content):
+    return {"messages": [{"role": "user", "content": list(content)}, {"role": "assistant", "content": "A cat."}]}
+
+
+TEXT = {"type": "text", "text": "What is it?"}
+BAD_ROWS = {
+    "text only": without("video"),
+    "no answer at the end": {**ROW, "conversations": [QUESTION, ANSWER, QUESTION]},
+    "no conversations": without("conversations"),
+    "empty conversations": {**ROW, "conversations": []},
+    "conversations that are text": {**ROW, "conversations": "What is it?"},
+    "a turn that is text": {**ROW, "conversations": ["What is it?", "A cat."]},
+    "a role that is a list": {**ROW, "conversations": [{"from": ["human"], "value": "?"}, ANSWER]},
+    "an answer that is a number": {**ROW, "conversations": turns("What is it?", 3)},
+    "an answer that is null": {**ROW, "conversations": turns("What is it?", None)},
+    "an answer that is NaN": {**ROW, "conversations": turns("What is it?", float("nan"))},
+    "an empty answer": {**ROW, "conversations": turns("What is it?", " ")},
+    "a lone surrogate": {**ROW, "conversations": turns("What is it?", "\ud800")},
+    "a null video": {**ROW, "video": None},
+    "an empty video": {**ROW, "video": ""},
+    "a video that is a list": {**ROW, "video": ["a.mp4"]},
+    "a video that is a number": {**ROW, "video": 7},
+    "a video that is NaN": {**ROW, "video": float("nan")},
+    "videos that are text": without("video") | {"videos": "a.mp4"},
+    "videos of numbers": without("video") | {"videos": [7]},
+    "two videos": without("video") | {"videos": ["a.mp4", "b.mp4"]},
+    "an image": {**ROW, "image": "a.jpg"},
+    "images": {**ROW, "images": ["a.jpg"]},
+    "an image part": parts({"type": "video", "video": "a.mp4"}, {"type": "image", "image": "a.jpg"}, TEXT),
+    "a part that is text": parts({"type": "video", "video": "a.mp4"}, "What is it?"),
+    "a part whose text is a number": parts({"type": "video", "video": "a.mp4"}, {"type": "text", "text": 3}),
+    "messages of the wrong type": {"video": "a.mp4", "messages": {"role": "user"}},
+    "an id that is a list": {**ROW, "id": ["a"]},
+    "an id that is NaN": {**ROW, "id": float("nan")},
+    "a task that is an object": {**ROW, "task": {"name": "x"}},
+    "a meta that is a list": {**ROW, "meta": [1]},
+    "a list": [ROW],
+    "null": None,
+    "a number": 3,
+    "NaN": float("nan"),
+    "a video outside": {**ROW, "video": "../a.mp4"},
+    "a video outside, by a detour": {**ROW, "video": "x/../../a.mp4"},
+    "an absolute path": {**ROW, "video": "/etc/passwd"},
+}
+
+
+@pytest.mark.parametrize("row", BAD_ROWS.values(), ids=BAD_ROWS)
+def test_what_is_wrong_with_a_row_is_that_rows(read, row, caplog):
+    with pytest.raises(NsaLabError, match=r"rows\.json: row 2: .*; .*data\.on_bad_sample=skip") as error:
+        read([ROW, row, ROW])
+    assert "\n" not in str(error.value)
+    samples = read([ROW, row, ROW], skip=True)
+    assert len(samples) == 2
+    assert samples.skipped == {"unusable row": 1}
+    assert "1 of 3 rows cannot be used and are left out; the first is row 2: " in caplog.text
+
+
+@pytest.mark.parametrize("line", [b"{oops", b"[1", b"9" * 5000, b'{"a":' * 100_000, b"\xff\xfe"], ids=range(5))
+def test_a_line_that_is_no_json_is_that_lines(read, tmp_path, line):
+    good = json.dumps(ROW).encode()
+    content = b"\n".join([good, line, good])
+    (tmp_path / "lines.jsonl").write_bytes(content)
+    with pytest.raises(NsaLabError, match=r"lines\.jsonl: line 2"):
+        read_annotations(tmp_path / "lines.jsonl", tmp_path)
+    samples = read_annotations(tmp_path / "lines.jsonl", tmp_path, skip=True)
+    assert (len(samples), samples.skipped) == (2, {"unusable row": 1})
+
+
+def test_bytes_that_are_no_utf8_spoil_their_row_alone(tmp_path, read):
+    read([ROW])
+    rows = json.dumps([ROW, {**ROW, "conversations": turns("What?", "caf\u00e9")}], ensure_ascii=False)
+    (tmp_path / "latin.json").write_bytes(rows.encode("latin-1"))
+    with pytest.raises(NsaLabError, match=r"row 2: `conversations\[1\]\.value` holds what is no UTF-8 text"):
+        read_annotations(tmp_path / "latin.json", tmp_path)
+    assert read_annotations(tmp_path / "latin.json", tmp_path, skip=True).skipped == {"unusable row": 1}
+
+
+def test_kinds_are_counted_apart(read):
+    samples = read([ROW, None, {**ROW, "video": "lost.mp4"}, {**ROW, "video": "n" * 5000}, ROW], skip=True)
+    assert (len(samples), samples.skipped) == (2, {"unusable row": 1, "missing video file": 2})
+
+
+def test_bad_rows_alone_are_never_skipped(read):
+    with pytest.raises(NsaLabError, match=r"2 of 2 rows cannot be used; correct them; the first is row 1: is a None"):
+        read([None, None], skip=True)
+
+
+def test_ids_may_repeat_and_be_numbers_or_nothing(read):
+    samples = read([ROW, ROW, {**ROW, "id": 7}, {**ROW, "id": None}, without("id")])
+    assert [sample.id for sample in samples] == ["a", "a", "7", "row 4", "row 5"]
+
+
+def test_fields_that_are_null_are_not_there(read):
+    row = {**ROW, "task": None, "data_source": None, "meta": None, "image": None, "images": []}
+    assert read([row])[0].task == "video"
+    null = parts({"type": "video", "video": "a.mp4", "text": None}, {**TEXT, "video": None})
+    assert read([null])[0].turns[0].question == "What is it?"
+
+
+def test_paths_inside_the_folder(read, tmp_path):
+    rows = [{**ROW, "video": name} for name in ("./a.mp4", "x/../a.mp4", str(tmp_path / "a.mp4"))]
+    assert {sample.video for sample in read(rows)} == {tmp_path / "a.mp4"}
+
+
+def test_absolute_paths_by_a_setting(read, tmp_path):
+    other = tmp_path.with_name(f"{tmp_path.name}-other.mp4")
+    other.touch()
+    with pytest.raises(NsaLabError, match=r"absolute path .*or allow such paths with data\.absolute_videos=true"):
+        read([{**ROW, "video": str(other)}])
+    assert read([{**ROW, "video": str(other)}], absolute=True)[0].video == other

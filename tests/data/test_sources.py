@@ -68,3 +68,21 @@ def test_both_tasks_and_a_warning_where_frames_go_unseen(tmp_path, caplog, overr
     assert [sample.task for sample in samples["train"]] == ["needle", "needle", "order", "order"]
     assert [sample.task for sample in samples["val"]] == ["needle", "order"]
     assert ("8 of the 16 frames" in caplog.text) == warned
+
+
+def test_rows_left_out_are_counted_with_the_samples(make_video, tmp_path):
+    rows = [row(make_video("a.mp4").name), row(make_video("b.mp4").name), {"video": "a.mp4"}, row("lost.mp4")]
+    config = user_config(tmp_path, write_rows(tmp_path / "rows.json", rows), "data.on_bad_sample=skip")
+    samples = load_samples(config)
+    assert {split: len(part) for split, part in samples.items()} == {"train": 1, "val": 1}
+    counts = {"unusable row": 1, "missing video file": 1}
+    tokenizer = load_tokenizer("offline", tmp_path / "cache")
+    assert VideoDataset(samples["train"], tokenizer, config.data).skipped() == counts
+    assert VideoDataset(samples["val"], tokenizer, config.data).skipped() == {}
+
+
+def test_absolute_videos_is_a_setting(make_video, tmp_path):
+    (tmp_path / "folder").mkdir()
+    rows = write_rows(tmp_path / "rows.json", [row(str(make_video("a.mp4")))])
+    config = user_config(tmp_path / "folder", rows, "data.absolute_videos=true")
+    assert [sample.video for sample in load_samples(config)["train"]] == [tmp_path / "a.mp4"]
