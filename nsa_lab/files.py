@@ -17,8 +17,21 @@ from typing import IO, Any
 from nsa_lab.errors import NsaLabError
 
 UNFINISHED = ".unfinished"
+NAME_BYTES = 200
+"""File systems take 255; a hash, a number or an ending follow."""
 
 logger = logging.getLogger(__name__)
+
+
+def unfit_for_a_folder(name: str) -> str | None:
+    """Why one folder cannot be called `name`, in words; None where it can."""
+    if not name.strip():
+        return "it is empty"
+    if name in (".", "..") or "/" in name or "\\" in name:
+        return "it leads to another folder; use a name without / and \\"
+    if not name.isprintable():
+        return "it holds a character that cannot be seen"
+    return f"it is longer than {NAME_BYTES} bytes" if len(name.encode()) > NAME_BYTES else None
 
 
 @contextmanager

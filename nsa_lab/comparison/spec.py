@@ -9,6 +9,7 @@ from typing import Any
 
 from nsa_lab.config import ExperimentConfig, config_hash, load_config
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import unfit_for_a_folder
 from nsa_lab.runner.python_file import execute, experiment_file
 
 NEEDED = ("EXPERIMENTS", "VARIANTS", "REFERENCES", "METRICS", "SEEDS")
@@ -96,6 +97,8 @@ def _faults(module: ModuleType) -> Iterator[str]:
     for variant, settings in module.VARIANTS.items():
         if not isinstance(settings, dict):
             yield f"VARIANTS maps {variant} to {settings!r}; write its settings as a dict, {{}} for none"
+        if unfit := unfit_for_a_folder(str(variant)):
+            yield f"VARIANTS has {variant!r}, which cannot name a folder: {unfit}"
     strangers = [name for name in module.REFERENCES if name not in module.VARIANTS]
     if strangers:
         yield f"REFERENCES names {', '.join(map(str, strangers))}, of which VARIANTS knows nothing"

@@ -10,6 +10,7 @@ from nsa_lab.config.schema import AttentionConfig, ExperimentConfig
 from nsa_lab.config.sizes import model_size
 from nsa_lab.config.tree import flatten, layer_attention, parse_layer_range, read_settings, to_dict
 from nsa_lab.errors import Problem
+from nsa_lab.files import unfit_for_a_folder
 from nsa_lab.plugin import at, problems_of, settings, switched_on
 from nsa_lab.tasks import TASKS
 
@@ -46,6 +47,7 @@ FRACTIONS = ("training.min_learning_rate_ratio", "training.beta1", "training.bet
 def broken_rules(config: ExperimentConfig) -> list[Problem]:
     """Every broken rule of a well-typed config."""
     return [
+        *_name_rules(config),
         *_number_rules(config),
         *_model_rules(config),
         *_attention_rules(config),
@@ -89,6 +91,11 @@ def clip_tokens(config: ExperimentConfig) -> dict[str, int]:
 def _task_rules(config: ExperimentConfig) -> Iterator[Problem]:
     for name, task in switched_on(config.tasks).items():
         yield from at(f"tasks.{name}", TASKS[name].problems(task, config.tasks))
+
+
+def _name_rules(config: ExperimentConfig) -> Iterator[Problem]:
+    if unfit := unfit_for_a_folder(config.name):
+        yield Problem("name", f"{config.name!r} cannot name a run's folder: {unfit}")
 
 
 def _number_rules(config: ExperimentConfig) -> Iterator[Problem]:

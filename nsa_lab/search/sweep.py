@@ -10,7 +10,7 @@ import optuna
 from rich.console import Console
 
 from nsa_lab.errors import NsaLabError
-from nsa_lab.files import locked, room_on_disk
+from nsa_lab.files import locked, room_on_disk, unfit_for_a_folder
 from nsa_lab.runner.job import TRAIN
 from nsa_lab.runner.pool import Pool, sigterm_as_interrupt
 from nsa_lab.runner.recovery import identity
@@ -58,7 +58,9 @@ def sweep(
     """
     console = console or make_console()
     plan = load_sweep(file)
-    name = study or plan.path.stem
+    name = plan.path.stem if study is None else study
+    if unfit := unfit_for_a_folder(name):
+        raise NsaLabError(f"--study {name!r} cannot name a study's folder: {unfit}")
     count = plan.trials if trials is None else trials
     _check_counts(count, workers)
     build_sampler(plan.sampler, 0)

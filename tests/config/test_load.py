@@ -336,6 +336,9 @@ RULES = [
     ("attention={method: dense, text_window: 0}", "attention.text_window", "holds no token"),
     ("attention.layers={1-2: {method: dense}}", "attention.layers.1-2", "layers 0 to 1"),
     ("attention.layers={0: {partition: {block_size: 0}}}", "attention.layers.0.partition.block_size", "not positive"),
+    *((f"name='{name}'", "name", "leads to another folder") for name in ("../../x", "/tmp/x", "a/b", "..", "a\\b")),
+    ("name=''", "name", "it is empty"),
+    (f"name={'x' * 201}", "name", "longer than 200 bytes"),
     # Data
     ("tasks.needle.enabled=false", "tasks", "nothing to train on"),
     ("data={annotations: a.json, videos: .}", "data.annotations", "beside the task needle"),

@@ -56,6 +56,8 @@ def test_faulty_sweep_files_are_named(folder, change, message):
         ({"file": "budgt.py"}, r"budgt\.py does not exist; did you mean budget\.py"),
         ({"trials": -1}, "--trials -1 runs nothing"),
         ({"workers": 0}, "--workers 0 runs nothing"),
+        ({"study": "../../x"}, "--study '../../x' cannot name a study's folder: it leads to another folder"),
+        ({"study": ""}, "--study '' cannot name a study's folder: it is empty"),
         ({"overrides": ["attention.branches.window.size=4"]}, "is searched by budget.py"),
         ({"storage": "nonsense"}, "storage 'nonsense' is no URL"),
         ({"storage": "postgresql://nobody@127.0.0.1:9/x"}, "database driver|cannot be opened"),
