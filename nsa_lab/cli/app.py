@@ -4,12 +4,14 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nsa_lab import origin
 from nsa_lab.cli.analyze import analyze_app
 from nsa_lab.cli.compare import compare, report
 from nsa_lab.cli.sweep import sweep_app
@@ -60,10 +62,19 @@ app.command()(report)
 app.add_typer(analyze_app, name="analyze")
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"nsa-lab {origin.version('nsa-lab')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error (or set NSA_LAB_DEBUG=1).")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     """Holds the options that every command shares; `main` reads them."""
@@ -225,13 +236,13 @@ def _numbers(text: str, option: str) -> list[int]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 2 the user's to mend (one line each on stderr), 130 interrupted."""
+    """Run one command and exit: 0 done, 2 the user's to mend (a line each on stderr), 130 interrupted, 1 our fault."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     # On a machine that does other work too, threads that spin at every barrier make small models many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = sys.argv[1:] if arguments is None else arguments
     # The option counts wherever it stands, since it is an afterthought by nature.
-    debug = "--debug" in given or bool(os.environ.get("NSA_LAB_DEBUG"))
+    debug = "--debug" in given or os.environ.get("NSA_LAB_DEBUG", "0") not in ("", "0")
     try:
         app([argument for argument in given if argument != "--debug"], prog_name="nsa-lab")
     except NsaLabError as error:
@@ -240,8 +251,25 @@ def main(arguments: list[str] | None = None) -> None:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        if debug:
+            raise
+        sys.exit(_end(error))
     except SystemExit as end:
         # A command that was interrupted and said so itself exits with the same code, but without this cause.
         if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
             print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         raise
+
+
+def _end(error: Exception) -> int:
+    """Say what nobody foresaw in one line, and return the exit code: 2 where a file or the machine refused, else 1."""
+    reason = " ".join(str(error).split())[:200]
+    if isinstance(error, OSError) and error.strerror:
+        print(f"error: {error.filename or 'the system'}: {error.strerror}", file=sys.stderr)
+        return 2
+    with tempfile.NamedTemporaryFile("w", prefix="nsa-lab-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    said = f"a fault of nsa-lab itself ({type(error).__name__}: {reason}); please report it with {file.name}"
+    print(f"error: {said}", file=sys.stderr)
+    return 1

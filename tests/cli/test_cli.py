@@ -1,8 +1,10 @@
 """The command line: quick to answer, clear when it refuses, and every command reaches what it is for."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -137,8 +139,35 @@ def test_error_is_one_line_and_debug_shows_where(nsa_lab, monkeypatch):
     assert (code, out) == (2, "")
     assert err.startswith("error: config file missing.yaml does not exist") and err.count("\n") == 1
     assert "Traceback" in nsa_lab("train", "missing.yaml", "--debug")[2]
-    monkeypatch.setenv("NSA_LAB_DEBUG", "1")
-    assert "Traceback" in nsa_lab("train", "missing.yaml")[2]
+    for value, shown in (("1", True), ("0", False), ("", False)):
+        monkeypatch.setenv("NSA_LAB_DEBUG", value)
+        assert ("Traceback" in nsa_lab("train", "missing.yaml")[2]) == shown
+    assert nsa_lab("--version")[:2] == (0, f"nsa-lab {importlib.metadata.version('nsa-lab')}\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (PermissionError(13, "Permission denied", "/data/x"), 2, "error: /data/x: Permission denied\n"),
+        (OSError(28, "No space left on device"), 2, "error: the system: No space left on device\n"),
+        (KeyError("weight"), 1, "error: a fault of nsa-lab itself (KeyError: 'weight'); please report it with "),
+    ],
+)
+def test_what_nobody_foresaw_is_one_line(nsa_lab, config_file, monkeypatch, error, code, said):
+    from nsa_lab import api
+
+    def faulty(*_, **__):
+        raise error
+
+    monkeypatch.setattr(api, "train", faulty)
+    found, _, err = nsa_lab("train", config_file)
+    assert found == code and said in err and "Traceback" not in err
+    if code == 1:
+        file = Path(err.split()[-1])
+        assert "KeyError" in file.read_text()
+        file.unlink()
+    with pytest.raises(type(error)):
+        nsa_lab("train", config_file, "--debug")
 
 
 def test_interrupt_is_one_line_and_exits_with_130(nsa_lab, config_file, monkeypatch):
