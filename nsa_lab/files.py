@@ -63,13 +63,22 @@ def writing(place: Path, remedy: str) -> Iterator[None]:
         raise NsaLabError(f"cannot write {error.filename or place}: {error.strerror or error}; {remedy}") from error
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, is a full disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
+
+
 @contextmanager
 def room_on_disk(place: Path, kept: Callable[[], str]) -> Iterator[None]:
     """Turn a full disk in the block into an NsaLabError that names the file, else `place`, and says what is `kept`."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
         with writing(place, f"{kept()}; make room and run the same command again"):
             raise

@@ -1,7 +1,7 @@
 """`nsa-lab sweep`: run a sweep file, show a study."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -29,7 +29,12 @@ sweep_app = typer.Typer(
 
 Storage = Annotated[
     str | None,
-    typer.Option(help="Optuna storage URL; by default SQLite in the output folder.", metavar="URL"),
+    typer.Option(
+        help="Optuna storage URL; by default SQLite in the output folder. One with a password is better kept here:",
+        metavar="URL",
+        envvar="NSA_LAB_STORAGE",
+        show_envvar=True,
+    ),
 ]
 
 
@@ -45,20 +50,40 @@ def run(
     workers: Annotated[int, typer.Option(help="Processes that train at the same time.")] = 1,
     storage: Storage = None,
     study: Annotated[str | None, typer.Option(help="Name of the study; by default the file's.")] = None,
+    seeds: Annotated[int, typer.Option(help="Trainings of each design; the objectives are their means.")] = 1,
+    keep_checkpoints: Annotated[
+        Literal["front", "all"], typer.Option(help="Whose checkpoints stay when the sweep ends.")
+    ] = "front",
 ) -> None:
     """Run more trials of a sweep file; trials that a killed sweep left unfinished come first.
 
     Those of another host come once it has been silent for ten minutes; with a journal:///FILE storage, never.
 
+    A design that the study has trained is not trained again; it stands as `reused` beside the --trials that are. Dense
+    attention is trained once as a reference, or what the file names in REFERENCES = {"name": {"setting": value}}.
+
+    A sweep file is Python and runs on this machine: run only files that you would run yourself.
+
     `nsa-lab sweep sweeps/block_budget.py`
 
     `nsa-lab sweep sweeps/block_budget.py --trials 100 --workers 4 training.steps=500`
+
+    `nsa-lab sweep sweeps/block_budget.py --seeds 3 --study three_seeds`
 
     `nsa-lab sweep sweeps/block_budget.py --storage postgresql://user@host/studies --study first`
     """
     from nsa_lab.search import sweep
 
-    result = sweep(file, trials=trials, workers=workers, storage=storage, study=study, overrides=overrides or ())
+    result = sweep(
+        file,
+        trials=trials,
+        workers=workers,
+        storage=storage,
+        study=study,
+        overrides=overrides or (),
+        seeds=seeds,
+        keep_checkpoints=keep_checkpoints,
+    )
     if result.interrupted:
         raise typer.Exit(130)
 

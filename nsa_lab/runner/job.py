@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from nsa_lab.runner.recovery import MAX_RETRIES
+from nsa_lab.runner.recovery import MAX_RETRIES, last_checkpoint
 
 TRAIN = "nsa_lab.api:train"
 
@@ -38,12 +38,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class End:
-    """How a job ended: with what it measured, or with a fault (one line)."""
+    """How a job ended: with what it measured, or with a fault (one line), which may be that the disk is `full`."""
 
     seconds: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     tracking_id: str | None = None
     fault: str | None = None
+    full: bool = False
 
 
 class Source(Protocol):
@@ -65,7 +66,7 @@ class Source(Protocol):
 
 
 class JobList:
-    """A fixed list of jobs; one whose worker dies is tried again, MAX_RETRIES times.
+    """A fixed list of jobs; one whose worker dies is tried again, MAX_RETRIES times without a new checkpoint.
 
     `tell` hears every end and returns its fault, if there is one.
     """
@@ -73,6 +74,7 @@ class JobList:
     def __init__(self, jobs: Iterable[Job], tell: Callable[[Job, End], str | None]):
         self.waiting, self.ended = deque(jobs), tell
         self.deaths: Counter[str] = Counter()
+        self.reached: dict[str, int] = {}
 
     @property
     def left(self) -> int:
@@ -85,7 +87,9 @@ class JobList:
         return False
 
     def died(self, job: Job, reason: str) -> str | None:
-        self.deaths[job.directory] += 1
+        reached = last_checkpoint(job.directory)
+        self.deaths[job.directory] += reached == self.reached.get(job.directory, 0)
+        self.reached[job.directory] = reached
         if self.deaths[job.directory] > MAX_RETRIES:
             return self.ended(job, End(0.0, fault=f"{reason}, after {MAX_RETRIES} retries"))
         self.waiting.appendleft(job)

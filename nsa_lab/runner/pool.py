@@ -91,6 +91,7 @@ class Pool:
     view: View
     minutes: float | None = None
     crew: list[Worker] = field(default_factory=list)
+    stillborn: int = 0
     faults: deque[str] = field(default_factory=lambda: deque(maxlen=SAME_FAULTS))
 
     def work(self) -> None:
@@ -173,6 +174,9 @@ class Pool:
                 worker.say(stop)
         elif isinstance(words, End):
             job, worker.job = worker.job, None
+            if words.full:
+                self.source.interrupted(job)
+                raise NsaLabError(f"{job.name}: {words.fault}; it comes first when the same command is run again")
             self._weigh(self.source.ended(job, words))
 
     def _weigh(self, fault: str | None) -> None:
@@ -189,7 +193,9 @@ class Pool:
     def _replace(self, worker: Worker) -> None:
         """A worker died: its job is tried again or failed, and another worker takes its place."""
         how, log = worker.how_it_died(), self._log(worker.index)
-        if not worker.ready:
+        if not worker.ready and worker.process.exitcode < 0 and self.stillborn < SAME_FAULTS:
+            self.stillborn += 1
+        elif not worker.ready:
             lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
             last = lines[-1] if lines else "it wrote nothing"
             raise NsaLabError(f"worker {worker.index} {how} before its first job: {last}; see {log}")

@@ -39,6 +39,14 @@ def has_ended(process: Mapping[str, Any], patience_s: float) -> bool:
     return True
 
 
+def last_checkpoint(directory: str | Path) -> int:
+    """When the last checkpoint in or below a run directory was written, in ns; 0 without one.
+
+    A life that wrote one advanced its run, and does not count as a retry.
+    """
+    return max((file.stat().st_mtime_ns for file in Path(directory).glob("**/checkpoints/last.ckpt")), default=0)
+
+
 def _start_time(pid: int) -> str | None:
     """An opaque start time; None for a process that is gone or only waits to be reaped."""
     try:

@@ -17,6 +17,7 @@ from typing import Any
 
 from nsa_lab.config import load_config
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import is_full
 from nsa_lab.runner.job import End, Job, Progress
 from nsa_lab.runner.python_file import kind_of
 
@@ -60,7 +61,8 @@ def _do(job: Job, connection: Connection) -> End:
     except Exception as error:
         traceback.print_exc()
         mendable = isinstance(error, NsaLabError)
-        return End(time.monotonic() - started, fault=str(error).splitlines()[0] if mendable else kind_of(error))
+        fault = str(error).splitlines()[0] if mendable else kind_of(error)
+        return End(time.monotonic() - started, fault=fault, full=is_full(error))
     finally:
         _free_memory()
     return End(time.monotonic() - started, result.metrics, result.tracking_id)

@@ -76,7 +76,7 @@ def _front(study: optuna.Study, outcome: Outcome, x: int, y: int) -> go.Figure:
     for trace, name, colour in zip(figure.data[-2:], ("trial", "Pareto front"), (OTHER, FRONT), strict=True):
         _mark(trace, trace.marker.color, outcome)
         trace.update(name=name, showlegend=True, marker={"color": colour, "showscale": False})
-    points = sorted((row.values[names[x]], row.values[names[y]], row.number) for row in outcome.front)
+    points = sorted((row.values[names[x]], row.values[names[y]], row.label) for row in outcome.front)
     steps = go.Scatter(
         x=[point[0] for point in points],
         y=[point[1] for point in points],
@@ -132,19 +132,18 @@ def _history(study: optuna.Study, outcome: Outcome, place: int, name: str) -> go
 
 def _mark(trace: go.Scatter, numbers: Sequence[int], outcome: Outcome) -> None:
     """Put the designs of these trials on hover and a ring around the recommended one."""
-    best = outcome.front[0].number
     trace.update(
         text=[_design(outcome.rows[n]) for n in numbers],
         hovertemplate="%{text}<extra></extra>",
-        marker_size=[15 if n == best else 8 for n in numbers],
-        marker_line={"color": INK, "width": [3 if n == best else 0.5 for n in numbers]},
+        marker_size=[15 if outcome.rows[n] is outcome.best else 8 for n in numbers],
+        marker_line={"color": INK, "width": [3 if outcome.rows[n] is outcome.best else 0.5 for n in numbers]},
     )
 
 
 def _design(row: Row) -> str:
     values = [f"{name}: {number(value)}" for name, value in row.values.items()]
     params = [f"{name} = {value}" for name, value in row.params.items()]
-    return "<br>".join([f"<b>trial {row.number}</b>", *values, "", *params])
+    return "<br>".join([f"<b>trial {row.label}</b>", *values, "", *params])
 
 
 def _value(place: int, sign: int = 1) -> Callable[[FrozenTrial], float]:

@@ -56,6 +56,6 @@ def record_outcome(tracker: tracking.Tracker, outcome: Outcome, files: Sequence[
     if outcome.best is not None:
         best = {f"best/{name}": value for name, value in outcome.best.values.items()}
         tracker.metrics(best, len(outcome.rows))
-        tracker.tags({"best_trial": outcome.best.number, "pareto_size": len(outcome.front)})
+        tracker.tags({"best_trial": outcome.best.label, "pareto_size": len(outcome.front)})
     for file in files:
         tracker.artifact(file, file.name if file.is_dir() else "")

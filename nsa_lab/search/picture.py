@@ -57,7 +57,7 @@ def _pair(axes: Any, outcome: Outcome, y: str, x: str) -> None:
 def _history(axes: Any, outcome: Outcome) -> None:
     """One objective over the trials: every trial, and the best so far."""
     (name, direction), = outcome.objectives.items()  # fmt: skip
-    complete = [row for row in outcome.rows if row.state == "complete"]
+    complete = [row for row in outcome.rows if row.state == "complete" and not row.reference]
     best = itertools.accumulate((row.values[name] for row in complete), max if direction == "maximize" else min)
     axes.step([row.number for row in complete], list(best), where="post", color=FRONT, label="best so far")
     axes.set_xlabel("trial")
@@ -93,7 +93,7 @@ def _label(axes: Any, rows: Sequence[Row], x: str | None, y: str) -> None:
         if all(abs(left - other[0]) > LABEL_WIDTH or abs(bottom - other[1]) > LABEL_HEIGHT for other in taken):
             taken.append((left, bottom))
             place = {"xytext": (6, 5), "textcoords": "offset points"}
-            axes.annotate(str(row.number), _place(row, x, y), fontsize=8, color=FRONT, **place)
+            axes.annotate(row.label, _place(row, x, y), fontsize=8, color=FRONT, **place)
 
 
 def _place(row: Row, x: str | None, y: str) -> tuple[float, float]:

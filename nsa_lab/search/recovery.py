@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from nsa_lab.runner.recovery import MAX_RETRIES, has_ended, identity, is_alive, is_here
+from nsa_lab.runner.recovery import MAX_RETRIES, has_ended, identity, is_alive, is_here, last_checkpoint
 
 HEARTBEAT_S = 60
 GRACE_S = 600
@@ -97,10 +97,13 @@ def is_orphan(trial: FrozenTrial) -> bool:
 
 
 def _queue(study: optuna.Study, trial: FrozenTrial, owner: Mapping[str, Any], counts: bool) -> bool:
-    """Queue a trial again unless that was done; False when it used up its retries."""
-    retries = int(trial.user_attrs.get("retries", 0)) + int(counts)
+    """Queue a trial again unless that was done; False when it used up its retries, lives without a new checkpoint."""
+    attrs = trial.user_attrs
+    reached = last_checkpoint(attrs["directory"]) if "directory" in attrs else 0
+    retries = int(attrs.get("retries", 0)) + int(counts and reached == attrs.get("reached", 0))
     if retries <= MAX_RETRIES and not _is_retried(study, trial):
         origin = {"retry_of": original_number(trial), "retry_from": trial.number, "retries": retries}
+        origin |= {"reached": reached, "life": int(attrs.get("life", 0)) + 1}
         # What was fixed but not yet suggested when it died belongs to its design too.
         params = trial.system_attrs.get("fixed_params", {}) | trial.params
         study.enqueue_trial(params, user_attrs={"owner": dict(owner), **origin})

@@ -1,5 +1,6 @@
 """What a sweep leaves behind: the Pareto set as a table, pictures, a CSV, and configs that can be trained."""
 
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -29,6 +30,14 @@ def write_report(outcome: Outcome, directory: Path) -> list[Path]:
     return [table, png, html, *_write_configs(outcome, directory)]
 
 
+def drop_checkpoints(outcome: Outcome) -> None:
+    """Remove the checkpoints of complete trials that are not on the front; what they measured stays."""
+    for row in outcome.rows:
+        if row.state == "complete" and not row.reference and row not in outcome.front:
+            for folder in Path(row.directory).glob("**/checkpoints"):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def print_report(outcome: Outcome, directory: Path, console: Console) -> None:
     """The counts, the Pareto set, the rule behind the recommendation, and where the files are."""
     counts = ", ".join(f"{outcome.count(state)} {state}" for state in STATES if outcome.count(state))
@@ -37,8 +46,8 @@ def print_report(outcome: Outcome, directory: Path, console: Console) -> None:
         console.print("no complete trial yet; reasons are in table.csv", highlight=False)
         return
     console.print(_table(outcome))
-    console.print(f"recommended: trial {outcome.best.number} ({outcome.rule})", highlight=False, markup=False)
-    if above := [str(row.number) for row in outcome.rows if (row.of_dense or 0) > 1]:
+    console.print(f"recommended: trial {outcome.best.label} ({outcome.rule})", highlight=False, markup=False)
+    if above := [row.label for row in outcome.rows if (row.of_dense or 0) > 1]:
         console.print(f"! more keys than dense attention: trial {', '.join(above)}", highlight=False, markup=False)
     files = f"{directory}/: best.yaml pareto/ pareto.png pareto.html table.csv"
     console.print(files, highlight=False, markup=False, soft_wrap=True)
@@ -58,13 +67,18 @@ def _table(outcome: Outcome) -> Table:
     table.add_column("time", justify="right")
     for name in params:
         table.add_column(_broken(short[name]))
-    for row in outcome.front:
+    beaten = [row for row in outcome.rows if row.reference and row.state == "complete" and row not in outcome.front]
+    for row in [*outcome.front, *beaten]:
         mark = "*" if row is outcome.best else " "
-        values = [number(row.values[name]) for name in outcome.objectives]
+        values = [_value(row, name) for name in outcome.objectives]
         cells = [str(row.params.get(name, "")) for name in params]
         ratio = [_of_dense(row.of_dense)] if ratios else []
-        table.add_row(f"{mark}{row.number}", *values, *ratio, duration(row.seconds), *cells)
+        table.add_row(f"{mark}{row.label}", *values, *ratio, duration(row.seconds), *cells)
     return table
+
+
+def _value(row: Row, name: str) -> str:
+    return number(row.values[name]) + (f" ± {row.half[name]:.2g}" if name in row.half else "")
 
 
 def _of_dense(ratio: float | None) -> str:
@@ -79,10 +93,10 @@ def _broken(name: str) -> str:
 def _write_configs(outcome: Outcome, directory: Path) -> list[Path]:
     folder = directory / "pareto"
     folder.mkdir(exist_ok=True)
-    for old in folder.glob("trial-*.yaml"):
+    for old in folder.glob("*.yaml"):
         old.unlink()
     for row in outcome.front:
-        (folder / f"trial-{row.number:04d}.yaml").write_text(_config_text(outcome, row, "One of the Pareto set"))
+        (folder / f"{row.name}.yaml").write_text(_config_text(outcome, row, "One of the Pareto set"))
     best = directory / "best.yaml"
     assert outcome.best is not None
     best.write_text(_config_text(outcome, outcome.best, f"Recommended: {outcome.rule}"))
@@ -92,10 +106,10 @@ def _write_configs(outcome: Outcome, directory: Path) -> list[Path]:
 def _config_text(outcome: Outcome, row: Row, about: str) -> str:
     values = ", ".join(f"{name} = {number(value)}" for name, value in row.values.items())
     notes = [
-        f"Trial {row.number} of study {outcome.study}: {values}.",
+        f"Trial {row.label} of study {outcome.study}: {values}.",
         f"{about}.",
         f"Trained in {row.directory}",
     ]
     lines = [line for note in notes for line in textwrap.wrap(note, 100, break_long_words=False)]
-    config = design(row.base, row.overrides, f"{outcome.study}-trial-{row.original:04d}")
+    config = design(row.base, row.overrides, f"{outcome.study}-{row.name}")
     return "".join(f"# {line}\n" for line in lines) + to_yaml(config)

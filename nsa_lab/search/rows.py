@@ -15,34 +15,58 @@ from nsa_lab.files import write_csv as write_lines
 from nsa_lab.search.recovery import original_number, reason_of
 
 KEYS, RATIO = "budget/keys_per_query", "budget/ratio_to_dense"
-STATES = ("complete", "pruned", "infeasible", "failed", "killed", "running", "waiting")
+STATES = ("complete", "reused", "pruned", "infeasible", "failed", "killed", "running", "waiting")
+REFERENCE = "reference:"
+"""How the study attributes begin that hold what a reference measured."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One trial. `state` is one of STATES; a killed trial is one that a later trial retried."""
+    """One trial, or a `reference`, which has no number but this name.
+
+    `state` is one of STATES; a killed trial is one that a later trial retried, and a reused one has the results of an
+    earlier trial of the same design. `number` is that of its folder and run: a retry has that of the trial it retries.
+    `half` is half the width of the 95% interval of an objective over the seeds.
+    """
 
     number: int
     state: str
     values: dict[str, float]
     params: dict[str, Any]
     directory: str
-    original: int
+    retry: int = 0
+    reference: str = ""
     reason: str = ""
     seconds: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     base: Mapping[str, Any] = field(default_factory=dict)
+    half: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What its folder is called, and its run and its config end in."""
+        return self.reference or trial_name(self.number)
+
+    @property
+    def label(self) -> str:
+        return self.reference or str(self.number)
 
     @property
     def of_dense(self) -> float | None:
         """Keys read over the causal mean of dense attention: more than 1 where branches read the same ones twice."""
-        return {**self.metrics, **self.values}.get(RATIO)
+        return self.measured(RATIO)
+
+    def measured(self, name: str) -> float | None:
+        """An objective or another metric, where the trial reported it."""
+        return self.values.get(name, self.metrics.get(name))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A study at one moment. `front` is the Pareto set (with one objective: the best), recommended first.
+    """A study at one moment: its trials in Optuna's order, then its references, as `rows`.
+
+    `front` is the Pareto set of all of these (with one objective: the best), recommended first.
 
     dense: what dense attention spends, for the objectives where that is known.
     """
@@ -72,7 +96,8 @@ class Outcome:
         return f"{name} {'↑' if self.objectives[name] == 'maximize' else '↓'}"
 
     def count(self, state: str) -> int:
-        return sum(row.state == state for row in self.rows)
+        """How many trials ended so."""
+        return sum(row.state == state and not row.reference for row in self.rows)
 
 
 def read_outcome(study: optuna.Study) -> Outcome:
@@ -82,10 +107,14 @@ def read_outcome(study: optuna.Study) -> Outcome:
     retried = {t.user_attrs.get("retry_from") for t in trials}
     base = ADDED_AS | study.user_attrs.get("base", {})
     rows = [read_row(t, objectives, killed=t.number in retried, base=base) for t in trials]
-    front = [rows[t.number] for t in study.best_trials]
-    if len(objectives) == 1:
-        front = sorted(front, key=lambda row: row.number)[:1]
+    found = {key.removeprefix(REFERENCE): v for key, v in study.user_attrs.items() if key.startswith(REFERENCE)}
+    references = [read_reference(name, kept, objectives, base) for name, kept in found.items()]
+    candidates = [rows[t.number] for t in study.best_trials if rows[t.number].state == "complete"] + references
+    front = [row for row in candidates if not any(_beats(other, row, objectives) for other in candidates)]
     front.sort(key=lambda row: _rank(row, objectives))
+    rows += references
+    if len(objectives) == 1:
+        front = front[:1]
     if len(objectives) > 1 and front:
         best = _knee(front, [row for row in rows if row.state == "complete"], objectives)
         front = [best, *(row for row in front if row is not best)]
@@ -103,35 +132,52 @@ def read_row(trial: FrozenTrial, objectives: Mapping[str, str], *, killed: bool 
     attrs = trial.user_attrs
     complete = trial.state == TrialState.COMPLETE
     return Row(
-        number=trial.number,
+        number=original_number(trial),
         state="killed" if killed else _state(trial),
         values=dict(zip(objectives, trial.values, strict=True)) if complete else {},
         params=trial.params,
         directory=attrs.get("directory", ""),
-        original=original_number(trial),
+        retry=int(attrs.get("life", 0)),
         reason=reason_of(trial),
         seconds=attrs.get("seconds"),
         metrics=attrs.get("metrics", {}),
         overrides=attrs.get("overrides", {}),
         base=base or {},
+        half=attrs.get("half", {}),
     )
+
+
+def read_reference(name: str, kept: Mapping[str, Any], objectives: Mapping[str, str], base: Mapping[str, Any]) -> Row:
+    """The row of a reference from what the study keeps of it."""
+    metrics = kept["metrics"]
+    values = {objective: metrics[objective] for objective in objectives if objective in metrics}
+    fields = {key: kept[key] for key in ("directory", "seconds", "metrics", "overrides", "half")}
+    state = "complete" if len(values) == len(objectives) else "failed"
+    return Row(-1, state, values, {}, reference=name, base=base, **fields)
+
+
+def trial_name(number: int) -> str:
+    """What the folder of a trial is called."""
+    return f"trial-{number:04d}"
 
 
 def write_csv(outcome: Outcome, file: Path) -> None:
     """Every trial with its objectives, parameters and metrics."""
     params = list(dict.fromkeys(name for row in outcome.rows for name in row.params))
     metrics = sorted({name for row in outcome.rows for name in row.metrics} - set(outcome.objectives))
-    fixed = ["number", "state", "pareto", "seconds", "directory", "reason"]
-    front = {row.number for row in outcome.front}
+    fixed = ["number", "retry", "state", "pareto", "seconds", "directory", "reason"]
+    front = {id(row) for row in outcome.front}
     lines: list[list[Any]] = [[*fixed, *outcome.objectives, *params, *metrics]]
     for row in outcome.rows:
-        about = [row.number, row.state, row.number in front, row.seconds, row.directory, row.reason]
+        about = [row.label, row.retry, row.state, id(row) in front, row.seconds, row.directory, row.reason]
         found = ((row.values, outcome.objectives), (row.params, params), (row.metrics, metrics))
         lines.append([*about, *(values.get(name, "") for values, names in found for name in names)])
     write_lines(file, lines)
 
 
 def _state(trial: FrozenTrial) -> str:
+    if "reused" in trial.user_attrs:
+        return "reused"
     if trial.state == TrialState.PRUNED:
         return "infeasible" if any(value > 0 for value in trial.constraints.values()) else "pruned"
     return {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
@@ -156,10 +202,16 @@ def _dense(rows: Sequence[Row], objectives: Mapping[str, str]) -> dict[str, floa
     """The budget of dense attention on the same clips: what a trial reads over its ratio to dense."""
     found = {RATIO: 1.0}
     for row in rows:
-        keys, ratio = ({**row.metrics, **row.values}.get(name) for name in (KEYS, RATIO))
+        keys, ratio = row.measured(KEYS), row.measured(RATIO)
         if keys and ratio:
             found |= {KEYS: keys / ratio, f"{KEYS}_with_compressed": keys / ratio}
     return {name: found[name] for name in objectives if name in found}
+
+
+def _beats(row: Row, other: Row, objectives: Mapping[str, str]) -> bool:
+    """Whether `row` is as good as `other` in every objective, and better in one."""
+    ours, theirs = _rank(row, objectives)[:-1], _rank(other, objectives)[:-1]
+    return ours != theirs and all(a <= b for a, b in zip(ours, theirs, strict=True))
 
 
 def _rank(row: Row, objectives: Mapping[str, str]) -> tuple[float, ...]:

@@ -5,7 +5,14 @@ file has none: there the trials of another host are never touched.
 """
 
 import difflib
+import functools
+import inspect
+import logging
+import re
+import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +25,42 @@ from nsa_lab.files import locked
 from nsa_lab.search.recovery import GRACE_S, HEARTBEAT_S, queue_stale
 
 BUSY_TIMEOUT_S = 120
+PATIENCE_S = 300.0
+RETRY_EVERY_S = 2.0
+AWAY = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError, optuna.exceptions.StorageInternalError)
+
+logger = logging.getLogger("nsa_lab")
+
+
+class PatientStorage(optuna.storages.RDBStorage):
+    """A database on a server; what fails because it is away or cut the connection is tried again for minutes."""
+
+
+def _patient(call: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        deadline, tried = time.monotonic() + PATIENCE_S, False
+        while True:
+            try:
+                return call(*arguments, **options)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                if not tried:
+                    raise
+                return True  # the first try arrived, and its answer was lost
+            except AWAY as error:
+                if time.monotonic() > deadline:
+                    raise
+                if not tried:
+                    logger.warning("the storage is away (%s); trying again for %.0f s", _reason(error), PATIENCE_S)
+                tried = True
+                time.sleep(RETRY_EVERY_S)
+
+    return wrapped
+
+
+for _name, _method in vars(optuna.storages.RDBStorage).items():
+    if inspect.isfunction(_method) and not _name.startswith("__"):
+        setattr(PatientStorage, _name, _patient(_method))
 
 
 def default_storage(output: str | Path) -> str:
@@ -33,15 +76,20 @@ def open_storage(url: str) -> Any:
     try:
         if url.startswith("journal:"):
             return _journal(Path(url.removeprefix("journal://").removeprefix("journal:")))
-        return optuna.storages.get_storage(_sqlite(url) if url.startswith("sqlite:///") else _database(url))
+        if url.startswith("sqlite:///"):
+            return optuna.storages.get_storage(_sqlite(url))
+        ping = {"pool_pre_ping": True}
+        return optuna.storages.get_storage(_database(url, PatientStorage, engine_kwargs=ping))
     except sqlalchemy.exc.ArgumentError as error:
         raise NsaLabError(
-            f"storage {url!r} is no URL; write sqlite:///FILE, journal:///FILE or postgresql://USER@HOST/NAME"
+            f"storage {shown_url(url)!r} is no URL; write sqlite:///FILE, journal:///FILE or postgresql://USER@HOST/NAME"
         ) from error
     except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
-        raise NsaLabError(f"storage {url} needs a database driver that is not installed ({error})") from error
+        raise NsaLabError(
+            f"storage {shown_url(url)} needs a database driver that is not installed ({error})"
+        ) from error
     except (sqlalchemy.exc.SQLAlchemyError, OSError, ValueError, KeyError, RuntimeError) as error:
-        raise NsaLabError(f"storage {url} cannot be opened ({_reason(error)}); correct --storage") from error
+        raise NsaLabError(f"storage {shown_url(url)} cannot be opened ({_reason(error)}); correct --storage") from error
 
 
 def load_study(storage: Any, name: str) -> optuna.Study:
@@ -59,11 +107,27 @@ def _journal(path: Path) -> Any:
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
 
 
-def _database(url: str, **options: Any) -> Any:
+@contextmanager
+def storage_faults(url: str) -> Iterator[None]:
+    """Turn what a storage raises in the block into an NsaLabError that names it."""
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise NsaLabError(
+            f"storage {shown_url(url)}: {_reason(error)}; what was trained is kept, and the same command goes on"
+        ) from error
+
+
+def shown_url(url: str) -> str:
+    """A URL without its password."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", url)
+
+
+def _database(url: str, kind: Any = optuna.storages.RDBStorage, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         beats = {"heartbeat_interval": HEARTBEAT_S, "grace_period": GRACE_S}
-        return optuna.storages.RDBStorage(url, **beats, heartbeat_stale_trial_callback=queue_stale, **options)
+        return kind(url, **beats, heartbeat_stale_trial_callback=queue_stale, **options)
 
 
 def _sqlite(url: str) -> Any:
@@ -96,5 +160,7 @@ def _serialise(engine: Any) -> None:
 
 
 def _reason(error: Exception) -> str:
+    while getattr(error, "orig", None) is None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     lines = str(getattr(error, "orig", None) or error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -22,14 +22,14 @@ PROBES = 32
 
 
 def open_study(
-    sweep: Sweep, storage: Any, name: str, base: Mapping[str, Any], overrides: Sequence[str]
+    sweep: Sweep, storage: Any, name: str, base: Mapping[str, Any], overrides: Sequence[str], seeds: int = 1
 ) -> optuna.Study:
     """The study `name` for a sweep, created where missing.
 
     The trials of a parent process draw nothing, so its sampler is a plain random one. Raises NsaLabError when
     the study has other objectives, another base experiment or another search space.
     """
-    space = _probe_space(sweep, base, overrides)
+    space, constants = _probe_space(sweep, base, overrides)
     study = optuna.create_study(
         storage=storage,
         study_name=name,
@@ -43,20 +43,38 @@ def open_study(
             study.set_metric_names(list(sweep.objectives))
         study.set_user_attr("base", dict(base))
         study.set_user_attr("sweep_file", str(sweep.path))
+        study.set_user_attr("seeds", seeds)
+    asked = {"params": sorted(space), "constants": constants, "references": sweep.references}
+    asked |= study.user_attrs.get("asked", {})  # what an older study did not keep is as it is now
+    study.set_user_attr("asked", asked)
     study.set_user_attr("sampler", sweep.sampler)
     _check_objectives(study, sweep)
     _check_base(study, base)
+    _check_asked(study, sorted(space), constants, sweep.references)
     _check_space(study, space)
+    if study.user_attrs.get("seeds", 1) != seeds:
+        raise NsaLabError(
+            f"study {name!r} trains each design with --seeds {study.user_attrs.get('seeds', 1)}, not {seeds}; "
+            "use the same, or start another with --study NEWNAME"
+        )
     return study
 
 
-def _probe_space(sweep: Sweep, base: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Run `suggest` on throw-away trials, so that faults show early. Returns the distributions."""
+def _probe_space(
+    sweep: Sweep, base: Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run `suggest` on throw-away trials, so that faults show early.
+
+    Returns the distributions, and the settings that never changed though parameters did.
+    """
     scratch = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     space: dict[str, Any] = {}
+    seen: dict[str, list[Any]] = {}
     for _ in range(PROBES):
         trial = scratch.ask()
         values = suggested(sweep, trial)
+        for key, value in values.items():
+            seen.setdefault(key, []).append(value)
         check_keys(sweep, values, base, overrides)
         try:
             constraint_values(sweep, design(base, values, "probe"))
@@ -64,7 +82,11 @@ def _probe_space(sweep: Sweep, base: Mapping[str, Any], overrides: Sequence[str]
             continue  # an infeasible design; it is the trial's business
         finally:
             space |= trial.distributions
-    return space
+    return space, {key: found[0] for key, found in seen.items() if len(found) == PROBES and _all_equal(found)}
+
+
+def _all_equal(found: Sequence[Any]) -> bool:
+    return all(value == found[0] for value in found)
 
 
 def _check_objectives(study: optuna.Study, sweep: Sweep) -> None:
@@ -88,6 +110,20 @@ def _check_base(study: optuna.Study, base: Mapping[str, Any]) -> None:
             f"study {study.study_name!r} was run with another base experiment ({'; '.join(changed[:3])}); "
             "use the same settings, or start another with --study NEWNAME"
         )
+
+
+def _check_asked(
+    study: optuna.Study, params: list[str], constants: Mapping[str, Any], references: Mapping[str, Any]
+) -> None:
+    """Trials of another question cannot be mixed in: a parameter renamed, a constant of `suggest` changed."""
+    old = study.user_attrs["asked"]
+    if old["params"] != params:
+        gone, new = sorted(set(old["params"]) - {*params}), sorted({*params} - set(old["params"]))
+        raise space_changed(f"parameters gone: {', '.join(gone) or 'none'}; new: {', '.join(new) or 'none'}")
+    for what, then, now in (("constants", old["constants"], constants), ("references", old["references"], references)):
+        for key in sorted({*then, *now}):
+            if then.get(key) != now.get(key):
+                raise space_changed(f"{what}: {key}={then.get(key)} then, {now.get(key)} now")
 
 
 def _check_space(study: optuna.Study, space: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """`nsa-lab sweep`: set up a study, run its trials, report; and `nsa-lab sweep show`."""
 
 import shlex
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,11 @@ from nsa_lab.runner.recovery import identity
 from nsa_lab.runner.view import View, make_console
 from nsa_lab.search.parent_run import record_outcome, study_run
 from nsa_lab.search.recovery import recover
-from nsa_lab.search.report import print_report, write_report
-from nsa_lab.search.rows import Outcome, read_outcome
+from nsa_lab.search.report import drop_checkpoints, print_report, write_report
+from nsa_lab.search.rows import REFERENCE, Outcome, read_outcome
 from nsa_lab.search.samplers import build_pruner, build_sampler
 from nsa_lab.search.spec import base_values, design, load_sweep
-from nsa_lab.search.storage import default_storage, load_study, open_storage
+from nsa_lab.search.storage import default_storage, load_study, open_storage, shown_url, storage_faults
 from nsa_lab.search.study import open_study
 from nsa_lab.search.trial import Trials
 
@@ -44,6 +44,8 @@ def sweep(
     storage: str | None = None,
     study: str | None = None,
     overrides: Sequence[str] = (),
+    seeds: int = 1,
+    keep_checkpoints: str = "front",
     runner: str = TRAIN,
     console: Console | None = None,
 ) -> SweepResult:
@@ -51,7 +53,9 @@ def sweep(
 
     With 0 `trials` those alone. `storage` is an Optuna URL (default: SQLite in the output folder), `study` a name
     (default: the file's stem), `overrides` are `key=value` strings on the base experiment, `runner` is
-    "module:function" with the signature of `nsa_lab.train`. Results are in `{output.dir}/studies/{study}`.
+    "module:function" with the signature of `nsa_lab.train`. With `seeds` a design is trained that often, and its
+    objectives are means. Of complete trials that are not on the Pareto front the checkpoints are removed, unless
+    `keep_checkpoints` is "all". Results are in `{output.dir}/studies/{study}`.
 
     Raises NsaLabError on a faulty sweep file, an unusable storage, a changed search space or base experiment,
     and when all trials fail.
@@ -62,7 +66,7 @@ def sweep(
     if unfit := unfit_for_a_folder(name):
         raise NsaLabError(f"--study {name!r} cannot name a study's folder: {unfit}")
     count = plan.trials if trials is None else trials
-    _check_counts(count, workers)
+    _check_counts(count, workers, seeds)
     build_sampler(plan.sampler, 0)
     build_pruner(plan.pruner)
     base = base_values(plan, overrides)
@@ -72,10 +76,13 @@ def sweep(
     directory.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     opened_storage = open_storage(url)
-    opened = open_study(plan, opened_storage, name, base, overrides)
-    if plan.pruner and len(plan.objectives) > 1:
-        console.print(f"PRUNER {plan.pruner} is ignored: pruning needs one objective, there are {len(plan.objectives)}")
+    with storage_faults(url):
+        opened = open_study(plan, opened_storage, name, base, overrides, seeds)
+    if plan.pruner and (len(plan.objectives) > 1 or seeds > 1):
+        found = f"objectives: {len(plan.objectives)}, seeds: {seeds}"
+        console.print(f"PRUNER {plan.pruner} is ignored: pruning needs one objective and one seed ({found})")
     with (
+        storage_faults(url),
         sigterm_as_interrupt(),
         room_on_disk(directory, lambda: "what was trained is kept"),
         study_run(config, opened, plan, directory, console) as parent,
@@ -84,7 +91,8 @@ def sweep(
             unfinished = recover(opened, opened_storage, identity())
         if unfinished:
             console.print(f"{unfinished} unfinished trials of an earlier sweep are retried first", highlight=False)
-        view = View(console, "trials", list(plan.objectives), count + unfinished)
+        missing = [r for r in plan.references if f"{REFERENCE}{r}" not in opened.user_attrs] if count else []
+        view = View(console, "trials", list(plan.objectives), count + unfinished + len(missing))
         source = Trials(
             study=opened,
             storage=opened_storage,
@@ -94,7 +102,9 @@ def sweep(
             directory=directory,
             parent=opened.user_attrs.get("tracking_id"),
             view=view,
-            left=count + unfinished,
+            trials=count + unfinished,
+            references=deque(missing),
+            seeds=seeds,
             run=runner,
         )
         interrupted = False
@@ -104,14 +114,20 @@ def sweep(
             interrupted = True
         outcome = read_outcome(opened)
         files = write_report(outcome, directory)
+        if keep_checkpoints == "front":
+            drop_checkpoints(outcome)
         if parent is not None:
             record_outcome(parent, outcome, files)
             parent.finish("KILLED" if interrupted else "FINISHED")
     print_report(outcome, directory, console)
     if interrupted:
-        again = ["nsa-lab", "sweep", str(file), *overrides, "--study", name, "--trials", str(min(count, source.left))]
-        again += ["--workers", str(workers), *(["--storage", storage] if storage else [])]
-        words = f"interrupted; trials in flight come first in: {shlex.join(again)}"
+        again = ["nsa-lab", "sweep", str(file), *overrides, "--study", name, "--trials", str(min(count, source.trials))]
+        again += ["--workers", str(workers)]
+        if storage and shown_url(storage) == storage:  # else it came, or has to come, from the environment
+            again += ["--storage", storage]
+        again += ["--seeds", str(seeds)] * (seeds > 1) + ["--keep-checkpoints", "all"] * (keep_checkpoints == "all")
+        secret = " (and the storage in NSA_LAB_STORAGE)" if storage and "--storage" not in again else ""
+        words = f"interrupted; trials in flight come first in{secret}: {shlex.join(again)}"
         console.print(words, highlight=False, markup=False, soft_wrap=True)
     elif outcome.best is None:
         raise NsaLabError(f"study {name}: no trial completed; {_commonest_reason(outcome)}")
@@ -127,7 +143,8 @@ def show(
     if url.startswith("sqlite:///") and not file.exists():
         raise NsaLabError(f"{file} does not exist: no sweep was run there; give --storage or output.dir=...")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    outcome = read_outcome(load_study(open_storage(url), study))
+    with storage_faults(url):
+        outcome = read_outcome(load_study(open_storage(url), study))
     directory = _directory(output, study)
     write_report(outcome, directory)
     print_report(outcome, directory, console or make_console())
@@ -138,8 +155,8 @@ def _directory(output: str | Path, study: str) -> Path:
     return Path(output).resolve() / "studies" / study
 
 
-def _check_counts(trials: int, workers: int) -> None:
-    for name, value, least in (("--trials", trials, 0), ("--workers", workers, 1)):
+def _check_counts(trials: int, workers: int, seeds: int) -> None:
+    for name, value, least in (("--trials", trials, 0), ("--workers", workers, 1), ("--seeds", seeds, 1)):
         if value < least:
             raise NsaLabError(f"{name} {value} runs nothing; give {least} or more")
 

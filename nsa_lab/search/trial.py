@@ -1,9 +1,9 @@
 """Trials as jobs: ask the study for a design, hand it out, tell the study how its training ended."""
 
-import json
 import math
 import time
 import warnings
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +16,17 @@ from nsa_lab import tracking
 from nsa_lab.config import ExperimentConfig, config_hash, to_dict
 from nsa_lab.errors import ConfigError, NsaLabError
 from nsa_lab.runner.job import TRAIN, End, Job, Progress
-from nsa_lab.runner.recovery import identity
+from nsa_lab.runner.recovery import MAX_RETRIES, identity, last_checkpoint
 from nsa_lab.runner.view import View
 from nsa_lab.search.recovery import HEARTBEAT_S, beat, next_trial, original_number, reason_of, retry
-from nsa_lab.search.rows import read_row
+from nsa_lab.search.rows import read_reference, read_row, trial_name
 from nsa_lab.search.samplers import build_pruner, build_sampler
+from nsa_lab.search.seeds import halves, merged
 from nsa_lab.search.spec import Sweep, constraint_values, design, suggested
-from nsa_lab.search.view import shown
+from nsa_lab.search.view import shown, words
+
+BARREN = 200
+"""Designs in a row that need or allow no training, after which the space is taken to be searched out."""
 
 
 class Infeasible(Exception):
@@ -30,9 +34,20 @@ class Infeasible(Exception):
 
 
 @dataclass
-class Trials:
-    """A pool's source: hands out `left` more trials of `study`. One trial that ends, in whatever state, is one less.
+class Flight:
+    """A design in training: a trial, or a reference by its name; and how its jobs, one a seed, ended so far."""
 
+    name: str
+    trial: optuna.Trial | None
+    ends: list[End] = field(default_factory=list)
+    over: bool = False
+
+
+@dataclass
+class Trials:
+    """A pool's source: hands out the `references`, then `trials` more trials of `study`, each with `seeds` seeds.
+
+    A trial that needs no training, because its design was trained before or is infeasible, is none of these.
     `base` is the base experiment as dotted keys, `owner` the process that all of this runs in. In the study a trial
     is COMPLETE with its objectives, PRUNED when it was stopped early or infeasible, or FAIL with its `reason`.
     """
@@ -45,22 +60,35 @@ class Trials:
     directory: Path
     parent: str | None
     view: View
-    left: int
+    trials: int
     run: str = TRAIN
+    seeds: int = 1
+    references: deque[str] = field(default_factory=deque)
     owner: Mapping[str, Any] = field(default_factory=identity)
-    flying: dict[str, optuna.Trial] = field(default_factory=dict)
+    waiting: deque[Job] = field(default_factory=deque)
+    flying: dict[str, Flight] = field(default_factory=dict)
+    deaths: Counter[str] = field(default_factory=Counter)
+    reached: dict[str, int] = field(default_factory=dict)
     last_beat: float = field(default_factory=time.monotonic)
 
     @property
+    def left(self) -> int:
+        return self.trials + len(self.references) + len(self.waiting)
+
+    @property
     def prunes(self) -> bool:
-        return self.sweep.pruner is not None and len(self.sweep.objectives) == 1
+        return self.sweep.pruner is not None and len(self.sweep.objectives) == 1 and self.seeds == 1
 
     def take(self, worker: Mapping[str, Any]) -> Job | None:
-        """The next feasible design; the study is told of those before. Raises NsaLabError on a faulty sweep file."""
-        while self.left > 0:
-            self.left -= 1
+        """The next job; the study is told of designs that need none. Raises NsaLabError on a faulty sweep file."""
+        if self.waiting:
+            return self.waiting.popleft()
+        if self.references:
+            return self._reference(self.references.popleft())
+        barren = 0
+        while self.trials > 0 and barren < BARREN:
             trial = self._ask()
-            directory = self.directory / f"trial-{original_number(trial):04d}"
+            directory = self.directory / trial_name(original_number(trial))
             trial.set_user_attr("directory", str(directory))
             trial.set_user_attr("worker", dict(worker))
             try:
@@ -71,15 +99,21 @@ class Trials:
                 self._end(trial, TrialState.FAIL, str(fault))
                 raise
             else:
-                name, tags = f"trial-{trial.number:04d}", self._tags(trial)
-                self.flying[name] = trial
-                return Job(name, to_dict(config), str(directory), self.run, tags, self.parent, asks=self.prunes)
+                if (twin := self._twin(trial)) is None:
+                    self.trials -= 1
+                    return self._start(Flight(directory.name, trial), config, directory, self._tags(trial))
+                self._reuse(trial, twin)
+            barren += 1
+            self.view.total += 1
+        if barren == BARREN:
+            self.view.say(f"{BARREN} designs in a row were trained before or infeasible: widen the space of suggest")
+            self.trials = 0
         return None
 
     def heard(self, job: Job, progress: Progress) -> bool:
         """Whether the pruner ends the trial, or another host has taken it over."""
-        trial, objective = self.flying[job.name], next(iter(self.sweep.objectives))
-        if not (job.asks and progress.validated and objective in progress.metrics):
+        trial, objective = self.flying[job.name].trial, next(iter(self.sweep.objectives))
+        if not (trial and job.asks and progress.validated and objective in progress.metrics):
             return False
         if self._frozen(trial).state.is_finished():
             return True
@@ -90,34 +124,37 @@ class Trials:
         return True
 
     def ended(self, job: Job, end: End) -> str | None:
-        """Tell the study. Raises NsaLabError where an objective was not reported, for no other trial will."""
-        trial = self.flying.pop(job.name)
-        if self._frozen(trial).state.is_finished():
+        """Tell the study once every seed has ended. Raises NsaLabError where an objective was not reported."""
+        flight = self.flying.pop(job.name)
+        if flight.over:
+            return None
+        if flight.trial and self._frozen(flight.trial).state.is_finished():
+            flight.over = True
             self.view.say(f"{job.name}: this host was silent so long that another queued it again")
             return None
         if end.fault is not None:
-            return self._end(trial, TrialState.FAIL, end.fault)
-        trial.set_user_attr("seconds", round(end.seconds, 3))
-        trial.set_user_attr("tracking_id", end.tracking_id)
-        trial.set_user_attr("metrics", {k: v for k, v in end.metrics.items() if math.isfinite(v)})
-        if trial.user_attrs.get("pruned"):
-            tracking.annotate(Path(job.directory), {"state": "pruned"})
-            return self._end(trial, TrialState.PRUNED, f"pruned by {self.sweep.pruner}")
-        for name in self.sweep.objectives:
-            if name not in end.metrics:
-                known = ", ".join(sorted(end.metrics))
-                fault = f"{self.sweep.path}: objective {name!r} was not reported; a run reports {known}"
-                self._end(trial, TrialState.FAIL, fault)
-                raise NsaLabError(fault)
-            if not math.isfinite(end.metrics[name]):
-                return self._end(trial, TrialState.FAIL, f"objective {name} is {end.metrics[name]}")
-        values = [float(end.metrics[name]) for name in self.sweep.objectives]
-        return self._end(trial, TrialState.COMPLETE, values=values)
+            return self._fail(flight, end.fault)
+        flight.ends.append(end)
+        if len(flight.ends) < self.seeds:
+            return None
+        return self._tell(flight, job, merged(flight.ends))
 
     def died(self, job: Job, reason: str) -> str | None:
-        trial = self._frozen(self.flying.pop(job.name))
+        flight = self.flying.pop(job.name)
+        if flight.over:
+            return None
+        if flight.trial is None or self.seeds > 1:
+            reached = last_checkpoint(job.directory)
+            self.deaths[job.name] += reached == self.reached.get(job.name, 0)
+            self.reached[job.name] = reached
+            if self.deaths[job.name] > MAX_RETRIES:
+                return self._fail(flight, f"{reason}, after {MAX_RETRIES} retries")
+            self.flying[job.name] = flight
+            self.waiting.appendleft(job)
+            return None
+        trial = self._frozen(flight.trial)
         if trial.state.is_finished() or retry(self.study, trial, reason, self.owner):
-            self.left += not trial.state.is_finished()
+            self.trials += not trial.state.is_finished()
             return None
         trial = self._frozen(trial)
         self.view.finished(shown(read_row(trial, self.sweep.objectives)))
@@ -125,16 +162,16 @@ class Trials:
 
     def interrupted(self, job: Job) -> None:
         """Queue the trial again, which does not count as a retry."""
-        trial = self._frozen(self.flying.pop(job.name))
-        if not trial.state.is_finished():
-            retry(self.study, trial, "interrupted", self.owner, counts=False)
+        if flight := self.flying.pop(job.name, None):
+            self._queue_again(flight)
 
     def tick(self, jobs: Sequence[Job]) -> None:
         """Tell other hosts now and then which trials are alive."""
         if time.monotonic() - self.last_beat > HEARTBEAT_S:
             self.last_beat = time.monotonic()
             for job in jobs:
-                beat(self.storage, self.flying[job.name])
+                if trial := self.flying[job.name].trial:
+                    beat(self.storage, trial)
 
     def _ask(self) -> optuna.Trial:
         """A trial whose draws follow from seed and number alone: its sampler, so its study, are its own."""
@@ -151,35 +188,113 @@ class Trials:
 
     def _stop(self) -> None:
         """What the brute-force sampler calls when no design is left. Optuna's own is for Optuna's own loop."""
-        if self.left:
+        if self.trials:
             self.view.say("every design of the space has been tried")
-            self.left = 0
+            self.trials = 0
 
     def _design(self, trial: optuna.Trial) -> ExperimentConfig:
         """The trial's config; its constraints are set on the trial either way. Raises Infeasible."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the study's first probes have given them, once and for all
             values = suggested(self.sweep, trial)
-        trial.set_user_attr("overrides", json.loads(json.dumps(values)))
+        trial.set_user_attr("overrides", values)
         try:
-            config = design(self.base, values, f"{self.study.study_name}-trial-{original_number(trial):04d}")
+            config = design(self.base, values, f"{self.study.study_name}-{trial_name(original_number(trial))}")
         except ConfigError as error:
             trial.set_constraint("config", float(len(error.problems)))
             raise Infeasible("; ".join(str(problem) for problem in error.problems)) from error
         trial.set_constraint("config", 0.0)
-        trial.set_user_attr("config_hash", config_hash(config))
         limits = constraint_values(self.sweep, config)
         for key, value in limits.items():
             trial.set_constraint(key, value)
+        trial.set_user_attr("config_hash", config_hash(config))
         broken = [f"constraint {key} is {value:g}" for key, value in limits.items() if value > 0]
         if broken:
             raise Infeasible("; ".join(broken))
         return config
 
+    def _twin(self, trial: optuna.Trial) -> FrozenTrial | None:
+        """An earlier trial of the same design that was trained, pruned while it trained, or trains now."""
+        mine = trial.user_attrs["config_hash"]
+        states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        for other in self.study.get_trials(deepcopy=False, states=states):
+            attrs = other.user_attrs
+            if other.number < trial.number and attrs.get("config_hash") == mine and "reused" not in attrs:
+                return other
+        return None
+
+    def _reuse(self, trial: optuna.Trial, twin: FrozenTrial) -> None:
+        """Give a trial what an earlier one of its design measured. One that still trains has nothing to give."""
+        for key in ("directory", "metrics", "tracking_id", "half"):
+            if key in twin.user_attrs:
+                trial.set_user_attr(key, twin.user_attrs[key])
+        trial.set_user_attr("reused", original_number(twin))
+        state = TrialState.FAIL if twin.state == TrialState.RUNNING else twin.state
+        self._end(trial, state, f"the design of trial {original_number(twin)}", twin.values)
+
+    def _reference(self, name: str) -> Job | None:
+        """The first job of a reference; None, said so, where the base experiment does not allow it."""
+        try:
+            config = design(self.base, self.sweep.references[name], f"{self.study.study_name}-{name}")
+        except ConfigError as error:
+            self.view.say(f"reference {name} is left out: {error.problems[0]}")
+            return None
+        tags = {"kind": "reference", "study": self.study.study_name, "trial": name}
+        tags["mlflow.runName"] = f"{self.study.study_name}-{name}"
+        return self._start(Flight(name, None), config, self.directory / name, tags)
+
+    def _start(self, flight: Flight, config: ExperimentConfig, directory: Path, tags: Mapping[str, str]) -> Job:
+        """The first job of a design; those of its other seeds wait."""
+        jobs = []
+        for seed in range(config.seed, config.seed + self.seeds):
+            place, about, name = directory, dict(tags), flight.name
+            if self.seeds > 1:
+                place, name = directory / f"seed-{seed}", f"{flight.name}-seed-{seed}"
+                about["mlflow.runName"] = f"{tags['mlflow.runName']} seed {seed}"
+            tree = {**to_dict(config), "seed": seed}
+            jobs.append(Job(name, tree, str(place), self.run, about, self.parent, asks=self.prunes))
+            self.flying[name] = flight
+        self.waiting.extend(jobs[1:])
+        return jobs[0]
+
+    def _tell(self, flight: Flight, job: Job, end: End) -> str | None:
+        """Record what a design measured, over all its seeds."""
+        for name in self.sweep.objectives:
+            if name not in end.metrics:
+                known = ", ".join(sorted(end.metrics))
+                fault = f"{self.sweep.path}: objective {name!r} was not reported; a run reports {known}"
+                self._fail(flight, fault)
+                raise NsaLabError(fault)
+        metrics = {k: v for k, v in end.metrics.items() if math.isfinite(v)}
+        found = {
+            "seconds": round(end.seconds, 3),
+            "tracking_id": end.tracking_id,
+            "metrics": metrics,
+            "half": halves(flight.ends, self.sweep.objectives.keys() & metrics),
+        }
+        trial = flight.trial
+        if trial is None:
+            place = {"directory": str(self.directory / flight.name), "overrides": self.sweep.references[flight.name]}
+            self.study.set_user_attr(f"reference:{flight.name}", found | place)
+            self.view.finished(shown(read_reference(flight.name, found | place, self.sweep.objectives, self.base)))
+            return None
+        for key, value in found.items():
+            trial.set_user_attr(key, value)
+        if trial.user_attrs.get("pruned"):
+            tracking.annotate(Path(job.directory), {"state": "pruned"})
+            return self._end(trial, TrialState.PRUNED, f"pruned by {self.sweep.pruner}")
+        for name in self.sweep.objectives:
+            if name not in metrics:
+                return self._end(trial, TrialState.FAIL, f"objective {name} is {end.metrics[name]}")
+        return self._end(trial, TrialState.COMPLETE, values=[float(metrics[name]) for name in self.sweep.objectives])
+
     def _tags(self, trial: optuna.Trial) -> dict[str, str]:
         number = original_number(trial)
-        tags = {"kind": "trial", "study": self.study.study_name, "sampler": self.sweep.sampler}
-        return tags | {"trial": str(number), "mlflow.runName": f"trial-{number:04d}"}
+        tags = {"kind": "trial", "study": self.study.study_name, "sampler": self.sweep.sampler, "trial": str(number)}
+        if retries := trial.user_attrs.get("life"):
+            tags["retry"] = str(retries)
+        name = f"{self.study.study_name}-{trial_name(number)} {words(trial.params)}"
+        return tags | {"mlflow.runName": name[:200].strip()}
 
     def _refuse(self, trial: optuna.Trial, directory: Path, reason: str) -> None:
         """An MLflow run for a design that is not trained, so that filters on `state` find it."""
@@ -187,8 +302,28 @@ class Trials:
         tags = {**self._tags(trial), "state": "infeasible", "reason": reason[:500]}
         with tracking.Tracker.open(base, directory, tags=tags, parent=self.parent, describe=False) as tracker:
             tracker.params(trial.params)
+            tracker.finish("KILLED")
         trial.set_user_attr("tracking_id", tracker.run_id)
         self._end(trial, TrialState.PRUNED, reason)
+
+    def _fail(self, flight: Flight, fault: str) -> str | None:
+        self._give_up(flight)
+        if flight.trial is not None:
+            return self._end(flight.trial, TrialState.FAIL, fault)
+        self.view.say(f"reference {flight.name} failed: {fault}")
+        return fault
+
+    def _queue_again(self, flight: Flight) -> None:
+        if not flight.over and flight.trial is not None:
+            trial = self._frozen(flight.trial)
+            if not trial.state.is_finished():
+                retry(self.study, trial, "interrupted", self.owner, counts=False)
+        self._give_up(flight)
+
+    def _give_up(self, flight: Flight) -> None:
+        """Start no more of its jobs, and hear no more of those that run."""
+        flight.over = True
+        self.waiting = deque(job for job in self.waiting if self.flying[job.name] is not flight)
 
     def _end(self, trial: optuna.Trial, state: TrialState, reason: str = "", values: Any = None) -> str | None:
         """Tell the study and show it; the reason where the trial failed."""

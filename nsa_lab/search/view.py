@@ -12,10 +12,10 @@ __all__ = ["duration", "number", "short_names", "shown", "words"]
 def shown(row: Row) -> Shown:
     """A finished trial."""
     values = "  ".join(f"{name} {number(value)}" for name, value in row.values.items())
-    parts = [f"trial {row.number:04d} {row.state:<10}", values, duration(row.seconds), words(row.params), row.reason]
+    again = f"retry {row.retry}" if row.retry else ""
+    parts = [f"{row.name} {row.state:<10}", again, values, duration(row.seconds), words(row.params), row.reason]
     line = "  ".join(part for part in parts if part)
-    name = f"trial-{row.number:04d}"
-    return Shown(name, row.state, row.values, row.seconds, row.reason or words(row.params), line)
+    return Shown(row.name, row.state, row.values, row.seconds, row.reason or words(row.params), line)
 
 
 def words(params: Mapping[str, Any]) -> str:

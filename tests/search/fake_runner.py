@@ -2,9 +2,10 @@
 
 What it does is read from the environment, which worker processes inherit: FAKE_SECONDS (how long a run
 takes), FAKE_LOG (a file that gets one line per start and end), FAKE_FAULT (an error for every run), FAKE_TRACK
-(record runs).
+(record runs), FAKE_CHECKPOINT (leave one).
 """
 
+import errno
 import os
 import time
 from dataclasses import dataclass
@@ -41,12 +42,15 @@ def run(config: Any, *, directory: Path | None = None, parent: str | None = None
     _log(f"start {directory.name} {design}")
     tracker = Tracker.open(config, directory, parent=parent, tags=tags) if os.environ.get("FAKE_TRACK") else None
     _fail(os.environ.get("FAKE_FAULT", ""))
-    accuracy = 1.0 - 1.0 / (1.0 + design[1] / design[0])
+    accuracy = 1.0 - 1.0 / (1.0 + design[1] / design[0]) + 0.01 * config.seed
     metrics = {
         "val/accuracy": accuracy,
         "budget/keys_per_query": float(design[0] + 2 * design[1]),
         "train/loss": 0.1,
     }
+    if os.environ.get("FAKE_CHECKPOINT"):
+        (directory / "checkpoints").mkdir(exist_ok=True)
+        (directory / "checkpoints" / "last.ckpt").touch()
     stopped = False
     for step in range(1, STEPS + 1):
         time.sleep(float(os.environ.get("FAKE_SECONDS", "0")) / STEPS)
@@ -63,6 +67,8 @@ def run(config: Any, *, directory: Path | None = None, parent: str | None = None
 
 
 def _fail(fault: str) -> None:
+    if fault == "full":
+        raise NsaLabError("cannot write x: No space left on device") from OSError(errno.ENOSPC, "No space left")
     if fault == "memory":
         raise RuntimeError(f"out of memory: tried to allocate {time.time_ns()} bytes")
     if fault:

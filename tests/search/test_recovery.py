@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import optuna
 import pytest
@@ -44,7 +45,7 @@ def make(storage, tmp_path):
             directory=tmp_path / "trials",
             parent=None,
             view=View(Console(file=io.StringIO(), record=True), "trials", list(objectives), left),
-            left=left,
+            trials=left,
         )
 
     return source
@@ -108,6 +109,19 @@ def test_a_silent_host_s_trial_is_not_retried_for_ever(make, storage):
         recover(there.study, storage, identity())
     assert states(there) == {"FAIL": MAX_RETRIES + 1}
     assert [row.reason for row in read_outcome(there.study).rows] == ["its host fell silent"] * (MAX_RETRIES + 1)
+
+
+def test_only_lives_without_a_new_checkpoint_count(make, storage):
+    for life in range(MAX_RETRIES + 4):
+        gone = dead()
+        job = make(owner=gone).take(gone)
+        checkpoint = Path(job.directory) / "checkpoints" / "last.ckpt"
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        if life < 3:
+            checkpoint.write_text(str(life))
+        assert recover(make().study, storage, identity()) == (life < MAX_RETRIES + 3)
+    rows = read_outcome(make().study).rows
+    assert {row.number for row in rows} == {0} and [row.retry for row in rows] == list(range(MAX_RETRIES + 4))
 
 
 def test_the_trials_of_a_sweep_that_slept_here_are_its_own(make, storage):

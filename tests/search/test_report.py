@@ -233,7 +233,7 @@ def test_a_terminal_gets_a_live_table_and_a_file_plain_lines():
     plain = Console(width=160, record=True, file=io.StringIO())
     with View(plain, "trials", list(objectives), 9) as view:
         view.finished(done)
-    assert "1/9  trial 0001 complete    val/accuracy 0.9  budget/keys_per_query 80" in plain.export_text()
+    assert "1/9  trial-0001 complete    val/accuracy 0.9  budget/keys_per_query 80" in plain.export_text()
 
     screen = io.StringIO()
     terminal = Console(width=160, force_terminal=True, file=screen)

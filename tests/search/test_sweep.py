@@ -24,6 +24,7 @@ SPACE = """
 BASE = "base.yaml"
 OBJECTIVES = {"val/accuracy": "maximize", "budget/keys_per_query": "minimize"}
 SAMPLER = "random"
+REFERENCES = {}
 
 def suggest(trial):
     block = trial.suggest_categorical("block", [8, 16, 32])
@@ -110,7 +111,7 @@ def test_infeasible_designs_are_constraints_and_all_trials_are_tracked(folder, m
     extra = '\ndef constraints(config):\n    return {"window": config.attention.branches.window.size - 60}\n'
     few = SPACE.replace("8, 100000", "-20, 100").replace('"random"', '"tpe"') + extra
     (folder / "space.py").write_text(few)
-    run(trials=10, storage=f"journal://{folder}/journal.log", overrides=["tracking.enabled=true"])
+    run(trials=4, storage=f"journal://{folder}/journal.log", overrides=["tracking.enabled=true"])
     backend = optuna.storages.journal.JournalFileBackend(f"{folder}/journal.log")
     trials = trials_of(url=optuna.storages.JournalStorage(backend))
     for trial in trials:
@@ -122,13 +123,14 @@ def test_infeasible_designs_are_constraints_and_all_trials_are_tracked(folder, m
             assert trial.constraints == {"config": 0.0, "window": size - 60}
             assert trial.state.name == ("PRUNED" if size > 60 else "COMPLETE")
     trained = [line for line in (folder / "log").read_text().splitlines() if line.startswith("end")]
-    assert len(trained) == states(trials)["COMPLETE"] and len(trials) == 10
+    assert len(trained) == states(trials)["COMPLETE"] == 4 < len(trials), "infeasible ones use up no trial"
     check_tracked(folder, trials)
 
 
 def test_one_objective_prunes_and_brute_force_ends(folder):
     (folder / "prune.py").write_text(
         'BASE = "base.yaml"\nOBJECTIVES = {"val/accuracy": "maximize"}\nPRUNER = "median"\nSAMPLER = "brute"\n'
+        "REFERENCES = {}\n"
         "def suggest(trial):\n"
         '    return {"attention.branches.window.size": trial.suggest_int("window", 2, 20, step=2)}\n'
     )
@@ -141,11 +143,91 @@ def test_one_objective_prunes_and_brute_force_ends(folder):
     assert all("pruned by median" in t.user_attrs["reason"] for t in trials if t.state.name == "PRUNED")
 
 
+def test_a_design_is_trained_once_and_reused_after(folder):
+    few = SPACE.replace("[8, 16, 32]", "[8, 16]").replace('"window", 8, 100000', '"window", 8, 10')
+    (folder / "few.py").write_text(few)
+    result, text = run("few.py", trials=5)
+    trained = [line.rsplit(" ", 1)[0].split(" ", 2)[2] for line in log(folder, "end")]
+    assert len(trained) == len(set(trained)) == 5, "as many as asked, each another design"
+    reused = [row for row in result.outcome.rows if row.state == "reused"]
+    assert reused and not set(map(id, reused)) & set(map(id, result.outcome.front))
+    for row in reused:
+        (twin,) = (r for r in result.outcome.rows if r.state == "complete" and r.params == row.params)
+        assert row.reason == f"the design of trial {twin.number}" and row.values == twin.values
+        assert row.directory == twin.directory
+    assert f"trial-{reused[0].number:04d} reused" in text and f"5 complete, {len(reused)} reused" in text
+
+    run("few.py", trials=50)
+    assert len(log(folder, "end")) == 6, "the space holds six designs; a search of it comes to an end"
+
+
+def test_dense_attention_stands_beside_the_trials(folder):
+    (folder / "dense.py").write_text(SPACE.replace("REFERENCES = {}\n", ""))
+    result, text = run("dense.py", trials=2)
+    assert [line.split()[1] for line in log(folder, "end")] == ["dense", "trial-0000", "trial-0001"]
+    assert states(trials_of("dense")) == {"COMPLETE": 2}, (
+        "it is none of Optuna's trials, which its values would mislead"
+    )
+    (row,) = (row for row in result.outcome.rows if row.reference)
+    assert (row.label, row.state, row.overrides) == ("dense", "complete", {"attention.method": "dense"})
+    assert "3/3" in text and "dense" in (result.directory / "table.csv").read_text()
+    run("dense.py", trials=1)
+    assert len(log(folder, "end")) == 4, "it is trained once"
+    (folder / "dense.py").write_text(SPACE.replace("{}", '{"wide": {"attention.branches.window.size": 4096}}', 1))
+    with pytest.raises(NsaLabError, match=r"search space of this study changed \(references: dense="):
+        run("dense.py", trials=1)
+
+
+def test_objectives_are_means_over_seeds(folder):
+    result, text = run(trials=2, workers=2, seeds=3)
+    names = [f"trial-{number:04d}/seed-{seed}" for number in (0, 1) for seed in (0, 1, 2)]
+    assert (
+        sorted(str(Path(d).relative_to(result.directory)) for d in result.directory.glob("*/seed-*"))
+        == [str(name) for name in names]
+        or len(log(folder, "end")) == 6
+    )
+    for trial in trials_of():
+        assert trial.user_attrs["half"]["val/accuracy"] > 0
+        assert trial.user_attrs["metrics"]["train/loss"] == pytest.approx(0.1)
+    assert "±" in text
+    with pytest.raises(NsaLabError, match=r"trains each design with --seeds 3, not 1; use the same, or start"):
+        run(trials=1)
+
+
+def test_checkpoints_stay_on_the_front_alone(folder, monkeypatch):
+    monkeypatch.setenv("FAKE_CHECKPOINT", "1")
+    result, _ = run(trials=5)
+    kept = {row.number for row in result.outcome.rows if list(Path(row.directory).glob("checkpoints/*"))}
+    assert kept == {row.number for row in result.outcome.front} and len(kept) < 5
+    run(trials=1, keep_checkpoints="all")
+
+
+def test_a_full_disk_queues_its_trial_again(folder, monkeypatch):
+    monkeypatch.setenv("FAKE_FAULT", "full")
+    with pytest.raises(NsaLabError, match=r"trial-0000: .*No space left on device; it comes first when the same"):
+        run(trials=3)
+    assert states(trials_of()) == {"FAIL": 1, "WAITING": 1}
+    monkeypatch.delenv("FAKE_FAULT")
+    result, _ = run(trials=0)
+    assert [(row.number, row.state) for row in result.outcome.rows] == [(0, "killed"), (0, "complete")]
+
+
+def test_another_question_is_not_mixed_into_a_study(folder):
+    run(trials=1)
+    for change, reason in (
+        (('"window", 8', '"width", 8'), r"parameters gone: window; new: width"),
+        (("window}", 'window, "attention.gate.kind": "linear"}'), "constants: attention.gate.kind=None then, linear"),
+    ):
+        (folder / "space.py").write_text(SPACE.replace(*change))
+        with pytest.raises(NsaLabError, match=reason):
+            run(trials=1)
+
+
 def test_two_objectives_are_never_pruned_and_that_is_said(folder):
     # Optuna refuses to report or prune a trial with several objectives.
     (folder / "two.py").write_text(SPACE + 'PRUNER = "median"\n')
     _, text = run("two.py", trials=3)
-    assert "PRUNER median is ignored: pruning needs one objective, there are 2" in text
+    assert "PRUNER median is ignored: pruning needs one objective and one seed (objectives: 2, seeds: 1)" in text
     assert states(trials_of("two")) == {"COMPLETE": 3}
 
 
@@ -240,6 +322,10 @@ def test_two_sweeps_share_one_study(folder, monkeypatch):
     assert set(log.values()) == {1} and len(log) == 8, "a trial ran twice"
 
 
+def log(folder, word):
+    return [line for line in (folder / "log").read_text().splitlines() if line.startswith(word)]
+
+
 def check_tracked(folder, trials):
     """One MLflow run for each trial, under one parent that holds the results."""
     from mlflow import MlflowClient
@@ -254,7 +340,8 @@ def check_tracked(folder, trials):
     assert sorted(children) == [trial.number for trial in trials]
     for trial in trials:
         child = children[trial.number]
-        assert child.info.run_name == f"trial-{trial.number:04d}"
+        assert child.info.run_name.startswith(f"space-trial-{trial.number:04d} block={trial.params['block']} window=")
+        assert child.info.status == ("FINISHED" if trial.state.name == "COMPLETE" else "KILLED")
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.data.tags["state"] == ("finished" if trial.state.name == "COMPLETE" else "infeasible")
         assert trial.user_attrs["tracking_id"] == child.info.run_id
