@@ -57,9 +57,9 @@ def test_a_server_that_stays_away_ends_in_one_line_without_the_password(away, mo
     monkeypatch.setattr(storage, "PATIENCE_S", -1.0)
     fault.left = 10
     url = "postgresql://me:secret@host:5432/db"
-    with pytest.raises(NsaLabError, match=r"^storage postgresql://me:\*\*\*@host:5432/db: server closed.*goes on$"):
-        with storage_faults(url):
-            study.ask()
+    reason = r"^storage postgresql://me:\*\*\*@host:5432/db: server closed.*goes on$"
+    with pytest.raises(NsaLabError, match=reason), storage_faults(url):
+        study.ask()
 
 
 @pytest.mark.parametrize("url", ["sqlite:////a/b.db", "postgresql://me@host/db", "journal:///a:b@c/d.log"])
