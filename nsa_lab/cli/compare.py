@@ -53,6 +53,8 @@ def report(
 ) -> None:
     """Write means, intervals, tests and origin of a comparison's rows as Markdown, a section for each file.
 
+    Where --out ends with .tex it is the tables in LaTeX (booktabs), without findings and origin.
+
     `nsa-lab report experiments/partition/compare.py runs/comparisons/partition/runs.csv`
 
     Write what you conclude into FINDINGS.md beside runs.csv: the section of these rows opens with it.

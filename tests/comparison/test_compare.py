@@ -112,7 +112,7 @@ def test_it_trains_what_is_missing_and_nothing_else(study, tmp_path, capfd):
     assert {path: path.stat().st_mtime_ns for path in trained} == trained
     rows = read_rows(out / "runs.csv")
     assert len(rows) == 4
-    assert "(p " in (out / "table.md").read_text()
+    assert "(n=2)" in (out / "table.md").read_text()
 
     # Rows that were lost are made again from the runs, without training.
     (out / "runs.csv").unlink()

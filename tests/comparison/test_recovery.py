@@ -187,7 +187,7 @@ def test_the_parent_run_ends_when_its_comparison_does(folder):
     assert (parent.info.run_name, parent.info.status) == ("comparison-study", "FINISHED")
     assert {"kind": "comparison", "comparison": "study"}.items() <= parent.data.tags.items()
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert files == {"study.py", "runs.csv", "table.csv", "table.md"}
+    assert files == {"study.py", "runs.csv", "table.csv", "table.md", "table.tex"}
     assert everything == Path("runs/comparisons/study")
 
 
