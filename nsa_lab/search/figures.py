@@ -10,7 +10,13 @@ import optuna
 import plotly.graph_objects as go
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from optuna.visualization import plot_optimization_history, plot_param_importances, plot_pareto_front, plot_slice
+from optuna.visualization import (
+    plot_optimization_history,
+    plot_parallel_coordinate,
+    plot_param_importances,
+    plot_pareto_front,
+    plot_slice,
+)
 
 from nsa_lab.search.picture import FRONT, INK, OTHER
 from nsa_lab.search.rows import Outcome, Row
@@ -18,6 +24,8 @@ from nsa_lab.search.view import number, short_names
 
 FEW = 20
 """Complete trials that importances need: their best quarter then holds 5."""
+
+PARALLEL = "A line is a trial, the darker the better; at None stand those without the parameter."
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,12 @@ def sections(outcome: Outcome) -> list[Section]:
         front = [_front(study, outcome, x, y) for y, x in itertools.combinations(range(len(names)), 2)]
         history = [_history(study, outcome, place, name) for place, name in names]
         slices = [_slices(study, outcome, place, name) for place, name in names]
+        parallel = [_parallel(study, outcome, place, name) for place, name in names]
         found = [
             Section("History", "Values in the order of the trials.", history),
             _importances(study, outcome),
             Section("Slices", "One parameter at a time; the later the trial, the darker.", slices, columns=1),
+            Section("Parallel coordinates", PARALLEL, parallel, columns=1),
         ]
         if front:
             text = "Red: no trial is as good in every objective and better in one."
@@ -118,6 +128,18 @@ def _slices(study: optuna.Study, outcome: Outcome, place: int, name: str) -> go.
     for trace in figure.select_traces({"name": "Feasible Trial"}):
         _mark(trace, trace.marker.color, outcome)
     return figure
+
+
+def _parallel(study: optuna.Study, outcome: Outcome, place: int, name: str) -> go.Figure:
+    label, alone = outcome.label(name), optuna.create_study(direction=outcome.objectives[name])
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    # Of one objective alone Optuna knows the better end, which is to be the dark one.
+    for t in complete:
+        alone.add_trial(create_trial(value=t.values[place], params=t.params, distributions=t.distributions))
+    figure = plot_parallel_coordinate(alone, target_name=label)
+    params = sorted({param for trial in complete for param in trial.params})
+    whole = [label, *(param.replace(".", ".<br>") for param in params)]  # Optuna cuts names short
+    return figure.update_xaxes(ticktext=whole[: len(figure.layout.xaxis.ticktext or ())])
 
 
 def _history(study: optuna.Study, outcome: Outcome, place: int, name: str) -> go.Figure:

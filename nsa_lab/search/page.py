@@ -1,4 +1,4 @@
-"""A study as one page (HTML) that works offline: front, importances, slices and history."""
+"""A study as one page (HTML) that works offline: front, history, importances, slices and parallel coordinates."""
 
 from html import escape
 from pathlib import Path

@@ -3,6 +3,7 @@
 import csv
 import io
 import random
+import re
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -144,7 +145,7 @@ def figures_of(outcome):
 def test_every_figure_tells_the_design_on_hover_and_rings_the_recommended_trial():
     outcome = read_outcome(study_of(TWO))
     found = figures_of(outcome)
-    assert list(found) == ["Pareto front", "History", "Importances", "Slices"]
+    assert list(found) == ["Pareto front", "History", "Importances", "Slices", "Parallel coordinates"]
     (front,) = found["Pareto front"].figures
     assert [len(trace.x) for trace in front.data] == [0, 2, 3, 3], "infeasible, others, front and its steps"
     assert front.layout.xaxis.title.text == f"{NAMES[1]} ↓" and front.layout.yaxis.title.text == f"{NAMES[0]} ↑"
@@ -156,6 +157,22 @@ def test_every_figure_tells_the_design_on_hover_and_rings_the_recommended_trial(
         (trace,) = (trace for trace in figure.data if len(trace.x))
         assert ringed[0] in trace.text and sorted(trace.marker.size)[-2:] == [8, 15]
     assert found["Slices"].figures[0].layout.xaxis.title.text == "window.size"
+
+
+def test_parallel_coordinates_have_whole_short_names_and_dark_lines_for_good_values():
+    params = [
+        {"attention.branches.selection.num_blocks": i / 9} | ({"other.size": 0.5} if i > 4 else {}) for i in range(9)
+    ]
+    outcome = read_outcome(made([(i / 9, 9 - i) for i in range(9)], params, DIRECTIONS[:2]))
+    figures = figures_of(outcome)["Parallel coordinates"].figures
+    assert len(figures) == 2
+    for figure, name in zip(figures, outcome.objectives, strict=True):
+        labels = figure.layout.xaxis.ticktext
+        assert labels == (outcome.label(name), "other.<br>size", "selection.<br>num_blocks")
+        *lines, _ = figure.data
+        assert len(lines) == 9 and lines[0].customdata[1][1] == "None"
+        brightness = [sum(map(float, re.findall(r"[\d.]+", line.line.color))) for line in lines]
+        assert brightness == sorted(brightness, reverse=True), "later trials are better in both"
 
 
 def test_importances_are_those_of_good_values_whatever_their_direction():
