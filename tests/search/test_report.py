@@ -18,6 +18,7 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.runner.view import View
 from nsa_lab.search.figures import FEW, sections
 from nsa_lab.search.page import write_html
+from nsa_lab.search.picture import REFERENCES
 from nsa_lab.search.report import print_report, write_report
 from nsa_lab.search.rows import read_outcome, read_row
 from nsa_lab.search.spec import design
@@ -101,6 +102,41 @@ def test_dense_attention_is_a_line_and_what_reads_more_is_marked(tmp_path):
     print_report(outcome, tmp_path, console)
     text = console.export_text()
     assert "160%!" in text and "20%" in text and "! more keys than dense attention: trial 0\n" in text
+
+
+def with_dense(study, *values):
+    """The study with a measured dense baseline of these objectives."""
+    kept = {"metrics": dict(zip(NAMES, values, strict=False)), "directory": "runs/dense", "seconds": 1.0, "half": {}}
+    study.set_user_attr("reference:dense", kept | {"overrides": {"attention.method": "dense"}})
+    return read_outcome(study)
+
+
+@pytest.mark.parametrize(("keys", "best"), [(70.0, "trial 6"), (1.0, "dense")])
+def test_a_measured_reference_has_its_own_colour_in_every_figure_beaten_or_not(keys, best, tmp_path):
+    outcome = with_dense(study_of(TWO), 0.9, keys)
+    found = figures_of(outcome)
+    (front,) = found["Pareto front"].figures
+    dense = front.data[-1]
+    assert (dense.name, dense.marker.color, *dense.x, *dense.y) == ("dense", REFERENCES[0], keys, 0.9)
+    assert dense.text[0].startswith("<b>dense</b><br>") and "attention.method = dense" in dense.text[0]
+    assert (dense.marker.line.width[0] == 3) == (best == "dense")
+    for figure, value in zip(found["History"].figures, (0.9, keys), strict=True):
+        assert [(line.y0, line.line.color) for line in figure.layout.shapes] == [(value, REFERENCES[0])]
+    write_report(outcome, tmp_path)
+    assert f"Recommended (ringed): {best}, " in (tmp_path / "pareto.html").read_text()
+    assert (tmp_path / "best.yaml").read_text().startswith(f"# {best.capitalize()} of study made: ")
+
+
+@pytest.mark.parametrize("values", [(0.9, 90.0), (0.9,)], ids=["two", "one"])
+def test_a_study_with_references_alone_has_its_report(values, tmp_path):
+    study = study_of([values])
+    empty = optuna.create_study(study_name="made", directions=study.directions)
+    with pytest.warns(optuna.exceptions.ExperimentalWarning):
+        empty.set_metric_names(study.metric_names)
+    empty.set_user_attr("base", study.user_attrs["base"])
+    outcome = with_dense(empty, *values)
+    write_report(outcome, tmp_path)
+    assert outcome.best.title == "dense" and "dense" in (tmp_path / "pareto.html").read_text()
 
 
 def test_one_objective_recommends_the_first_of_the_best():
