@@ -27,7 +27,8 @@ def compare(
     """Train designs on the same tasks with the same seeds; print means, intervals and paired tests.
 
     What runs.csv in the output folder holds already is not trained again; the same command goes on after a kill.
-    In MLflow the runs stand under comparison-NAME.
+    In MLflow the runs stand under comparison-NAME. Baselines are designs like others, in VARIANTS and REFERENCES:
+    {"dense": {"attention.method": "dense"}, "blind": {"data.blind": True}}.
 
     `nsa-lab compare experiments/partition/compare.py --workers 16`
 
