@@ -27,7 +27,8 @@ def compare(
     """Train designs on the same tasks with the same seeds; print means, intervals and paired tests.
 
     What runs.csv in the output folder holds already is not trained again; the same command goes on after a kill.
-    In MLflow the runs stand under comparison-NAME.
+    In MLflow the runs stand under comparison-NAME. Baselines are designs like others, in VARIANTS and REFERENCES:
+    {"dense": {"attention.method": "dense"}, "blind": {"data.blind": True}}.
 
     `nsa-lab compare experiments/partition/compare.py --workers 16`
 
@@ -52,6 +53,8 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The file to write; by default RESULTS.md beside ROWS.")] = None,
 ) -> None:
     """Write means, intervals, tests and origin of a comparison's rows as Markdown, a section for each file.
+
+    Where --out ends with .tex it is the tables in LaTeX (booktabs), without findings and origin.
 
     `nsa-lab report experiments/partition/compare.py runs/comparisons/partition/runs.csv`
 

@@ -42,7 +42,9 @@ class Ledger:
             write_rows(self.file, self.rows.values())
         else:
             self.faults.append(f"{training.config.name}: {fault}")
-        self.view.finished(_shown(job.name, training, end, fault))
+        values = {name: end.metrics[name] for name in self.view.metrics if name in end.metrics}
+        state = "failed" if fault else "complete"
+        self.view.finished(Shown(job.name, state, {} if fault else values, end.seconds, fault or ""))
         return fault
 
 
@@ -52,12 +54,3 @@ def _origin(training: Training) -> dict[str, str]:
     if not origin:
         raise NsaLabError(f"{file} does not exist; {remedy}")
     return origin
-
-
-def _shown(name: str, training: Training, end: End, fault: str | None) -> Shown:
-    columns = f"{training.experiment:<10} {training.variant:<12} seed {training.seed:<4}"
-    if fault is not None:
-        return Shown(name, "failed", {}, end.seconds, fault, f"{columns} failed: {fault}")
-    measured = f"accuracy {end.metrics['val/accuracy']:.1%}  loss {end.metrics['val/loss']:.4f}"
-    line = f"{columns} {measured}  {end.seconds:.0f} s"
-    return Shown(name, "complete", end.metrics, end.seconds, training.variant, line)

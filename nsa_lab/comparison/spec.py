@@ -19,6 +19,7 @@ MEASURED = (
     "train/loss",
     "budget/keys_per_query",
     "budget/keys_per_query_with_compressed",
+    "budget/ratio_to_dense",
     "throughput/seconds_per_step",
     "partition/share_of_step",
     "model/parameters",

@@ -10,13 +10,15 @@ from scipy import stats
 CONFIDENCE = 0.95
 EXACT_PAIRS = 14
 FLIPS = 2**EXACT_PAIRS
+FEWEST = 3
+"""Of fewer values the interval says nothing (at two, Student's t is 12.7), and equal differences are soon found."""
 ROUNDING = 1e-12
 """Differences that are equal on paper, such as 3/120 - 2/120 and 118/120 - 117/120, are equal within this share."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and half the width of its two-sided 95% interval under Student's t; nan for one value."""
+    """A mean and half the width of its two-sided 95% interval under Student's t; nan for fewer than FEWEST values."""
 
     mean: float
     half: float
@@ -25,7 +27,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Differences of pairs: their mean and interval, and the p-values of the t-test and of sign flips."""
+    """Differences of pairs: their mean and interval, and the p-values of the t-test and of sign flips.
+
+    These are nan for fewer than FEWEST pairs.
+    """
 
     difference: Interval
     t_test: float
@@ -35,15 +40,17 @@ class PairedTest:
 def interval(values: Sequence[float]) -> Interval:
     """The mean of `values` with its 95% interval."""
     count, mean = len(values), math.fsum(values) / len(values)
-    if count == 1:
-        return Interval(mean, math.nan, 1)
+    if count < FEWEST:
+        return Interval(mean, math.nan, count)
     half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * stats.sem(values)
     return Interval(mean, float(half), count)
 
 
 def paired_test(values: Sequence[float], others: Sequence[float]) -> PairedTest:
-    """Two-sided tests of values[i] - others[i] against zero. Needs two pairs or more."""
+    """Two-sided tests of values[i] - others[i] against zero."""
     differences = [value - other for value, other in zip(values, others, strict=True)]
+    if len(differences) < FEWEST:
+        return PairedTest(interval(differences), math.nan, math.nan)
     return PairedTest(interval(differences), _t_test(differences), sign_flip_test(differences))
 
 
@@ -71,10 +78,11 @@ def smallest_sign_flip(count: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for having tested all of them (Holm 1979), in the order given."""
-    adjusted, worst = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[place]))
+    """p-values adjusted for having tested all of them (Holm 1979), in the order given; nan is no test and stays nan."""
+    tested = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
+    adjusted, worst = [math.nan] * len(p_values), 0.0
+    for rank, (p, place) in enumerate(tested):
+        worst = max(worst, min(1.0, (len(tested) - rank) * p))
         adjusted[place] = worst
     return adjusted
 

@@ -1,24 +1,15 @@
-"""From rows to tables: means with intervals, and differences from the references with their p-values."""
+"""From rows to numbers: means with intervals, and differences from the references with their p-values."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
+from statistics import fmean
 
 from nsa_lab.comparison.rows import Row, in_order
 from nsa_lab.comparison.spec import Comparison
 from nsa_lab.comparison.statistics import Interval, PairedTest, holm, interval, paired_test
 
 LEVEL = 0.05
-
-
-@dataclass(frozen=True)
-class Mean:
-    """One variant's mean of one metric on one experiment."""
-
-    experiment: str
-    metric: str
-    variant: str
-    value: Interval
 
 
 @dataclass(frozen=True)
@@ -33,14 +24,14 @@ class Difference:
     t_test_holm: float
     sign_flip_holm: float
 
+    @property
+    def significant(self) -> bool:
+        """Whether the adjusted t-test is below LEVEL."""
+        return self.t_test_holm < LEVEL
 
-def metric_values(rows: Sequence[Row], experiment: str, variant: str, metric: str) -> dict[int, float]:
-    """A metric by seed."""
-    return {
-        int(row["seed"]): float(row[metric])
-        for row in rows
-        if (row["experiment"], row["variant"]) == (experiment, variant) and row.get(metric)
-    }
+    def better(self, direction: str) -> bool:
+        """Whether the variant's mean is on the good side of the reference's."""
+        return (self.test.difference.mean > 0) == (direction == "maximize")
 
 
 def experiments_of(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
@@ -51,55 +42,42 @@ def variants_of(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
     return in_order((row["variant"] for row in rows), list(comparison.variants))
 
 
-def means(comparison: Comparison, rows: Sequence[Row], metrics: Sequence[str]) -> list[Mean]:
-    """Every variant's mean of each of `metrics` on each experiment, where it was measured."""
-    found = []
-    for experiment in experiments_of(comparison, rows):
-        for variant in variants_of(comparison, rows):
-            for metric in metrics:
-                values = metric_values(rows, experiment, variant, metric)
-                if values:
-                    found.append(Mean(experiment, metric, variant, interval(list(values.values()))))
-    return found
+def metric_values(rows: Sequence[Row], experiments: Sequence[str], variant: str, metric: str) -> dict[int, float]:
+    """A metric by seed: its mean over `experiments`, where all of them measured it."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        if row["variant"] == variant and row["experiment"] in experiments and row.get(metric):
+            found.setdefault(int(row["seed"]), []).append(float(row[metric]))
+    return {seed: fmean(values) for seed, values in found.items() if len(values) == len(experiments)}
+
+
+def mean(rows: Sequence[Row], experiments: Sequence[str], variant: str, metric: str) -> Interval | None:
+    """A metric's mean over the seeds that were measured; None without any."""
+    values = list(metric_values(rows, experiments, variant, metric).values())
+    return interval(values) if values else None
 
 
 def differences(comparison: Comparison, rows: Sequence[Row]) -> list[Difference]:
-    """Every variant against every reference, on the seeds that both have (two or more).
+    """Every variant against every reference, on the seeds that both have.
 
     One family of hypotheses, over which Holm's adjustment runs, is an experiment, a metric and a reference.
     """
-    found = []
-    for experiment in experiments_of(comparison, rows):
-        for metric in comparison.metrics:
-            for reference in comparison.references:
-                found += _family(rows, experiment, metric, reference, variants_of(comparison, rows))
-    return found
+    families = product(experiments_of(comparison, rows), comparison.metrics, comparison.references)
+    variants = variants_of(comparison, rows)
+    return [found for family in families for found in _differences(rows, *family, variants)]
 
 
-def better(difference: Difference, direction: str) -> bool:
-    """Whether the variant's mean is on the good side of the reference's."""
-    mean = difference.test.difference.mean
-    return mean > 0 if direction == "maximize" else mean < 0
-
-
-def significant(difference: Difference) -> bool:
-    """Whether the adjusted t-test is below LEVEL."""
-    return not math.isnan(difference.t_test_holm) and difference.t_test_holm < LEVEL
-
-
-def _family(
+def _differences(
     rows: Sequence[Row], experiment: str, metric: str, reference: str, variants: Sequence[str]
-) -> list[Difference]:
-    against = metric_values(rows, experiment, reference, metric)
+) -> Iterator[Difference]:
+    against = metric_values(rows, [experiment], reference, metric)
     tests: dict[str, PairedTest] = {}
     for variant in variants:
-        mine = metric_values(rows, experiment, variant, metric)
+        mine = metric_values(rows, [experiment], variant, metric)
         seeds = sorted(set(mine) & set(against))
-        if variant != reference and len(seeds) >= 2:
+        if variant != reference and seeds:
             tests[variant] = paired_test([mine[s] for s in seeds], [against[s] for s in seeds])
     by_t = holm([test.t_test for test in tests.values()])
     by_flips = holm([test.sign_flip for test in tests.values()])
-    return [
-        Difference(experiment, metric, variant, reference, test, p_t, p_flip)
-        for (variant, test), p_t, p_flip in zip(tests.items(), by_t, by_flips, strict=True)
-    ]
+    for (variant, test), p_t, p_flip in zip(tests.items(), by_t, by_flips, strict=True):
+        yield Difference(experiment, metric, variant, reference, test, p_t, p_flip)

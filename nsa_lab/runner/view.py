@@ -17,14 +17,19 @@ COLOURS = {"complete": "green", "pruned": "yellow", "infeasible": "bright_black"
 
 @dataclass(frozen=True)
 class Shown:
-    """A job that ended: for the table its parts (`note`: the design or the fault), elsewhere one `line`."""
+    """A job that ended: for the table its parts (`note`: the design, the fault), elsewhere one `line`."""
 
     name: str
     state: str
     values: Mapping[str, float]
     seconds: float | None
     note: str
-    line: str
+
+    @property
+    def line(self) -> str:
+        values = "  ".join(f"{name} {number(value)}" for name, value in self.values.items())
+        parts = (f"{self.name} {self.state:<10}", values, duration(self.seconds), self.note)
+        return "  ".join(part for part in parts if part)
 
 
 class View:

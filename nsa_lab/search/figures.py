@@ -10,14 +10,22 @@ import optuna
 import plotly.graph_objects as go
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from optuna.visualization import plot_optimization_history, plot_param_importances, plot_pareto_front, plot_slice
+from optuna.visualization import (
+    plot_optimization_history,
+    plot_parallel_coordinate,
+    plot_param_importances,
+    plot_pareto_front,
+    plot_slice,
+)
 
-from nsa_lab.search.picture import FRONT, INK, OTHER
+from nsa_lab.search.picture import FRONT, INK, OTHER, coloured
 from nsa_lab.search.rows import Outcome, Row
 from nsa_lab.search.view import number, short_names
 
 FEW = 20
 """Complete trials that importances need: their best quarter then holds 5."""
+
+PARALLEL = "A line is a trial, the darker the better; at None stand those without the parameter."
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,17 @@ def sections(outcome: Outcome) -> list[Section]:
         front = [_front(study, outcome, x, y) for y, x in itertools.combinations(range(len(names)), 2)]
         history = [_history(study, outcome, place, name) for place, name in names]
         slices = [_slices(study, outcome, place, name) for place, name in names]
+        parallel = [_parallel(study, outcome, place, name) for place, name in names]
         found = [
             Section("History", "Values in the order of the trials.", history),
             _importances(study, outcome),
-            Section("Slices", "One parameter at a time; the later the trial, the darker.", slices, columns=1),
+            Section(
+                "Slices",
+                "One parameter at a time; the later the trial, the darker. Dotted: references.",
+                slices,
+                columns=1,
+            ),
+            Section("Parallel coordinates", PARALLEL, parallel, columns=1),
         ]
         if front:
             text = "Red: no trial is as good in every objective and better in one."
@@ -74,7 +89,7 @@ def _front(study: optuna.Study, outcome: Outcome, x: int, y: int) -> go.Figure:
     labels = [outcome.label(names[place]) for place in (x, y)]
     figure = plot_pareto_front(study, targets=lambda t: [t.values[x], t.values[y]], target_names=labels)
     for trace, name, colour in zip(figure.data[-2:], ("trial", "Pareto front"), (OTHER, FRONT), strict=True):
-        _mark(trace, trace.marker.color, outcome)
+        _mark(trace, [outcome.rows[n] for n in trace.marker.color or ()], outcome)
         trace.update(name=name, showlegend=True, marker={"color": colour, "showscale": False})
     points = sorted((row.values[names[x]], row.values[names[y]], row.label) for row in outcome.front)
     steps = go.Scatter(
@@ -88,10 +103,18 @@ def _front(study: optuna.Study, outcome: Outcome, x: int, y: int) -> go.Figure:
         hoverinfo="skip",
         showlegend=False,
     )
+    figure.add_trace(steps)
+    for row, colour in coloured(outcome):
+        place = {"x": [row.values[names[x]]], "y": [row.values[names[y]]]}
+        marker = {"symbol": "diamond", "color": colour}
+        figure.add_trace(go.Scatter(**place, name=row.reference, mode="markers", marker=marker))
+        _mark(figure.data[-1], [row], outcome)
     for name, line in ((names[x], figure.add_vline), (names[y], figure.add_hline)):
         if name in outcome.dense:
-            line(outcome.dense[name], line_dash="dash", line_color=INK, annotation_text="dense attention")
-    return figure.add_trace(steps)
+            line(
+                outcome.dense[name], line_dash="dash", line_color=INK, annotation_text="dense attention", layer="below"
+            )
+    return figure
 
 
 def _importances(study: optuna.Study, outcome: Outcome) -> Section:
@@ -116,34 +139,50 @@ def _importances(study: optuna.Study, outcome: Outcome) -> Section:
 def _slices(study: optuna.Study, outcome: Outcome, place: int, name: str) -> go.Figure:
     figure = plot_slice(study, target=_value(place), target_name=outcome.label(name)).update_layout(width=None)
     for trace in figure.select_traces({"name": "Feasible Trial"}):
-        _mark(trace, trace.marker.color, outcome)
+        _mark(trace, [outcome.rows[n] for n in trace.marker.color], outcome)
+    for row, colour in coloured(outcome):
+        figure.add_hline(row.values[name], line_dash="dot", line_color=colour)
     return figure
+
+
+def _parallel(study: optuna.Study, outcome: Outcome, place: int, name: str) -> go.Figure:
+    label, alone = outcome.label(name), optuna.create_study(direction=outcome.objectives[name])
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    # Of one objective alone Optuna knows the better end, which is to be the dark one.
+    for t in complete:
+        alone.add_trial(create_trial(value=t.values[place], params=t.params, distributions=t.distributions))
+    figure = plot_parallel_coordinate(alone, target_name=label)
+    params = sorted({param for trial in complete for param in trial.params})
+    whole = [label, *(param.replace(".", ".<br>") for param in params)]  # Optuna cuts names short
+    return figure.update_xaxes(ticktext=whole[: len(figure.layout.xaxis.ticktext or ())])
 
 
 def _history(study: optuna.Study, outcome: Outcome, place: int, name: str) -> go.Figure:
     alone, label = len(outcome.objectives) == 1, outcome.label(name)
     figure = plot_optimization_history(study, target=None if alone else _value(place), target_name=label)
     for trace in figure.select_traces({"name": label}):
-        _mark(trace, trace.x, outcome)
+        _mark(trace, [outcome.rows[n] for n in trace.x], outcome)
         trace.marker.color = OTHER
     figure.update_traces(selector={"name": "Best Value"}, line={"shape": "hv", "color": FRONT})
+    for row, colour in coloured(outcome):
+        figure.add_hline(row.values[name], line_dash="dot", line_color=colour, annotation_text=row.reference)
     return figure
 
 
-def _mark(trace: go.Scatter, numbers: Sequence[int], outcome: Outcome) -> None:
-    """Put the designs of these trials on hover and a ring around the recommended one."""
+def _mark(trace: go.Scatter, rows: Sequence[Row], outcome: Outcome) -> None:
+    """Put the designs of these rows on hover and a ring around the recommended one."""
     trace.update(
-        text=[_design(outcome.rows[n]) for n in numbers],
+        text=[_design(row) for row in rows],
         hovertemplate="%{text}<extra></extra>",
-        marker_size=[15 if outcome.rows[n] is outcome.best else 8 for n in numbers],
-        marker_line={"color": INK, "width": [3 if outcome.rows[n] is outcome.best else 0.5 for n in numbers]},
+        marker_size=[15 if row is outcome.best else 12 if row.reference else 8 for row in rows],
+        marker_line={"color": INK, "width": [3 if row is outcome.best else 0.5 for row in rows]},
     )
 
 
 def _design(row: Row) -> str:
     values = [f"{name}: {number(value)}" for name, value in row.values.items()]
-    params = [f"{name} = {value}" for name, value in row.params.items()]
-    return "<br>".join([f"<b>trial {row.label}</b>", *values, "", *params])
+    params = [f"{name} = {value}" for name, value in (row.overrides if row.reference else row.params).items()]
+    return "<br>".join([f"<b>{row.title}</b>", *values, "", *params])
 
 
 def _value(place: int, sign: int = 1) -> Callable[[FrozenTrial], float]:

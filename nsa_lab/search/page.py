@@ -1,4 +1,4 @@
-"""A study as one page (HTML) that works offline: front, importances, slices and history."""
+"""A study as one page (HTML) that works offline: front, history, importances, slices and parallel coordinates."""
 
 from html import escape
 from pathlib import Path
@@ -31,7 +31,7 @@ def _summary(outcome: Outcome) -> str:
     best = outcome.front[0]
     counts = ", ".join(f"{outcome.count(state)} {state}" for state in STATES if outcome.count(state))
     values = ", ".join(f"{name} {number(value)}" for name, value in best.values.items())
-    said = f"Recommended (ringed): trial {best.label}, {outcome.rule}. {values}; {words(best.params)}"
+    said = f"Recommended (ringed): {best.title}, {outcome.rule}. {values}; {words(best.params)}"
     return f"<p>{escape(counts)}. Hover a trial to read its design.<br>{escape(said)}</p>"
 
 

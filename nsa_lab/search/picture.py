@@ -1,7 +1,7 @@
 """The Pareto set as a picture (PNG): two objectives against each other, one over trials, more in pairs."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from nsa_lab.search.rows import Outcome, Row
 FRONT = "#d1495b"
 OTHER = "#9aa5b1"
 INK = "#2f3b48"
+REFERENCES = ("#1d6996", "#e17c05", "#0f8554", "#5f4690")
 LABEL_WIDTH = 0.05
 LABEL_HEIGHT = 0.045
 
 
 def write_png(outcome: Outcome, file: Path) -> None:
-    """Draw the study into `file`; needs one complete trial."""
+    """Draw the study into `file`; needs one complete trial or reference."""
     pairs = list(itertools.combinations(outcome.objectives, 2))
     columns = min(3, len(pairs)) or 1
     rows = -(-len(pairs) // columns) or 1
@@ -38,6 +39,11 @@ def write_png(outcome: Outcome, file: Path) -> None:
     figure.suptitle(_title(outcome), fontsize=11, color=INK, x=0.01, ha="left")
     figure.savefig(file, dpi=150)
     pyplot.close(figure)
+
+
+def coloured(outcome: Outcome) -> Iterator[tuple[Row, str]]:
+    """The references that were trained, each with its colour."""
+    return zip(outcome.references, itertools.cycle(REFERENCES), strict=False)
 
 
 def _pair(axes: Any, outcome: Outcome, y: str, x: str) -> None:
@@ -58,6 +64,8 @@ def _history(axes: Any, outcome: Outcome) -> None:
     """One objective over the trials: every trial, and the best so far."""
     (name, direction), = outcome.objectives.items()  # fmt: skip
     complete = [row for row in outcome.rows if row.state == "complete" and not row.reference]
+    for row, colour in coloured(outcome):
+        axes.axhline(row.values[name], color=colour, linestyle=":", label=row.reference)
     best = itertools.accumulate((row.values[name] for row in complete), max if direction == "maximize" else min)
     axes.step([row.number for row in complete], list(best), where="post", color=FRONT, label="best so far")
     axes.set_xlabel("trial")
@@ -67,13 +75,19 @@ def _history(axes: Any, outcome: Outcome) -> None:
 
 def _points(axes: Any, outcome: Outcome, x: str | None, y: str, front: str) -> None:
     """Every trial at (x, y), `x` None for its number; the front in red, a ring around the recommended one."""
-    groups: tuple[tuple[str, list[Row], dict[str, Any]], ...] = (
-        ("trial", [row for row in outcome.rows if row.state == "complete"], {"s": 26, "color": OTHER, "alpha": 0.7}),
-        (front, outcome.front, {"s": 48, "color": FRONT, "edgecolors": "white", "zorder": 3}),
+    trials = [row for row in outcome.rows if row.state == "complete" and not row.reference]
+    best = [row for row in outcome.front if not row.reference]
+    groups: list[tuple[str, list[Row], dict[str, Any]]] = [
+        ("trial", trials, {"s": 26, "color": OTHER, "alpha": 0.7}),
+        (front, best, {"s": 48, "color": FRONT, "edgecolors": "white", "zorder": 3}),
         ("recommended", outcome.front[:1], {"s": 130, "facecolors": "none", "edgecolors": FRONT, "zorder": 4}),
-    )
+    ]
+    if x:
+        for row, colour in coloured(outcome):
+            groups.append((row.reference, [row], {"s": 56, "color": colour, "marker": "D", "zorder": 3}))
     for label, rows, style in groups:
-        axes.scatter(*zip(*(_place(row, x, y) for row in rows), strict=True), label=label, **style)
+        if rows:
+            axes.scatter(*zip(*(_place(row, x, y) for row in rows), strict=True), label=label, **style)
     axes.set_ylabel(outcome.label(y))
     axes.grid(True, color="#e6e9ed", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -46,7 +46,7 @@ def print_report(outcome: Outcome, directory: Path, console: Console) -> None:
         console.print("no complete trial yet; reasons are in table.csv", highlight=False)
         return
     console.print(_table(outcome))
-    console.print(f"recommended: trial {outcome.best.label} ({outcome.rule})", highlight=False, markup=False)
+    console.print(f"recommended: {outcome.best.title} ({outcome.rule})", highlight=False, markup=False)
     if above := [row.label for row in outcome.rows if (row.of_dense or 0) > 1]:
         console.print(f"! more keys than dense attention: trial {', '.join(above)}", highlight=False, markup=False)
     files = f"{directory}/: best.yaml pareto/ pareto.png pareto.html table.csv"
@@ -67,7 +67,7 @@ def _table(outcome: Outcome) -> Table:
     table.add_column("time", justify="right")
     for name in params:
         table.add_column(_broken(short[name]))
-    beaten = [row for row in outcome.rows if row.reference and row.state == "complete" and row not in outcome.front]
+    beaten = [row for row in outcome.references if row not in outcome.front]
     for row in [*outcome.front, *beaten]:
         mark = "*" if row is outcome.best else " "
         values = [_value(row, name) for name in outcome.objectives]
@@ -106,7 +106,7 @@ def _write_configs(outcome: Outcome, directory: Path) -> list[Path]:
 def _config_text(outcome: Outcome, row: Row, about: str) -> str:
     values = ", ".join(f"{name} = {number(value)}" for name, value in row.values.items())
     notes = [
-        f"Trial {row.label} of study {outcome.study}: {values}.",
+        f"{row.title.capitalize()} of study {outcome.study}: {values}.",
         f"{about}.",
         f"Trained in {row.directory}",
     ]

@@ -53,6 +53,11 @@ class Row:
         return self.reference or str(self.number)
 
     @property
+    def title(self) -> str:
+        """What it is called in a sentence."""
+        return self.reference or f"trial {self.number}"
+
+    @property
     def of_dense(self) -> float | None:
         """Keys read over the causal mean of dense attention: more than 1 where branches read the same ones twice."""
         return self.measured(RATIO)
@@ -95,6 +100,11 @@ class Outcome:
         """An objective with an arrow to its better end."""
         return f"{name} {'↑' if self.objectives[name] == 'maximize' else '↓'}"
 
+    @property
+    def references(self) -> list[Row]:
+        """The references that were trained."""
+        return [row for row in self.rows if row.reference and row.state == "complete"]
+
     def count(self, state: str) -> int:
         """How many trials ended so."""
         return sum(row.state == state and not row.reference for row in self.rows)
@@ -116,7 +126,8 @@ def read_outcome(study: optuna.Study) -> Outcome:
     if len(objectives) == 1:
         front = front[:1]
     if len(objectives) > 1 and front:
-        best = _knee(front, [row for row in rows if row.state == "complete"], objectives)
+        complete = [row for row in rows if row.state == "complete" and not row.reference]
+        best = _knee(front, complete, objectives)
         front = [best, *(row for row in front if row is not best)]
     return Outcome(study.study_name, objectives, trials, rows, front, _dense(rows, objectives))
 

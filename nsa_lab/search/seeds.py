@@ -6,9 +6,6 @@ from statistics import fmean
 
 from nsa_lab.runner.job import End
 
-FEWEST = 3
-"""Seeds that an interval needs; of two it says next to nothing."""
-
 
 def merged(ends: Sequence[End]) -> End:
     """The means of what every end measured, and the sum of their seconds. One end stays as it is."""
@@ -20,8 +17,8 @@ def merged(ends: Sequence[End]) -> End:
 
 
 def halves(ends: Sequence[End], names: Iterable[str]) -> dict[str, float]:
-    """Half the width of the 95% interval of each metric over the seeds; empty where they are fewer than FEWEST."""
-    if len(ends) < FEWEST:
+    """Half the width of the 95% interval of each metric over the seeds; empty where they are too few for one."""
+    if len(ends) == 1:
         return {}
     from nsa_lab.comparison.statistics import interval  # imports scipy, which few sweeps need
 

@@ -11,11 +11,9 @@ __all__ = ["duration", "number", "short_names", "shown", "words"]
 
 def shown(row: Row) -> Shown:
     """A finished trial."""
-    values = "  ".join(f"{name} {number(value)}" for name, value in row.values.items())
     again = f"retry {row.retry}" if row.retry else ""
-    parts = [f"{row.name} {row.state:<10}", again, values, duration(row.seconds), words(row.params), row.reason]
-    line = "  ".join(part for part in parts if part)
-    return Shown(row.name, row.state, row.values, row.seconds, row.reason or words(row.params), line)
+    note = "  ".join(part for part in (again, words(row.params), row.reason) if part)
+    return Shown(row.name, row.state, row.values, row.seconds, note)
 
 
 def words(params: Mapping[str, Any]) -> str:

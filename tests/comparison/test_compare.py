@@ -112,7 +112,7 @@ def test_it_trains_what_is_missing_and_nothing_else(study, tmp_path, capfd):
     assert {path: path.stat().st_mtime_ns for path in trained} == trained
     rows = read_rows(out / "runs.csv")
     assert len(rows) == 4
-    assert "(p " in (out / "table.md").read_text()
+    assert "(n=2)" in (out / "table.md").read_text()
 
     # Rows that were lost are made again from the runs, without training.
     (out / "runs.csv").unlink()
@@ -128,7 +128,7 @@ def test_a_fault_of_one_training_spares_the_others(study, tmp_path, capfd):
     with pytest.raises(NsaLabError, match=r"1 of 2 trainings failed; the first: tiny-frame-seed3: .* lower training"):
         compare(study, seeds=1)
     said = capfd.readouterr().out
-    assert "frame        seed 3    failed" in said
+    assert "tiny frame seed 3 failed  " in said
     (key,) = read_rows(tmp_path / "runs/comparisons/study/runs.csv")
     assert key[1] == "uniform"
 
@@ -150,4 +150,4 @@ def test_it_needs_neither_optuna_nor_mlflow(study, tmp_path):
         list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
     )
     assert done.returncode == 0, done.stderr
-    assert "uniform      seed 4" in done.stdout
+    assert "tiny uniform seed 4 complete  " in done.stdout

@@ -13,7 +13,14 @@ def test_an_interval_by_hand():
     found = interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert (found.mean, found.count) == (3.0, 5)
     assert found.half == pytest.approx(2.776445 * math.sqrt(2.5 / 5), rel=1e-6)
-    assert math.isnan(interval([0.4]).half)
+
+
+def test_fewer_than_three_seeds_have_a_mean_and_no_more():
+    found = interval([0.4, 0.8])
+    assert (found.mean, found.count) == (pytest.approx(0.6), 2) and math.isnan(found.half)
+    test = paired_test([0.6, 0.5], [0.5, 0.4])
+    assert test.difference.mean == pytest.approx(0.1)
+    assert math.isnan(test.t_test) and math.isnan(test.sign_flip), "two equal differences prove nothing"
 
 
 def test_intervals_hold_the_mean_as_often_as_they_say():
@@ -49,7 +56,7 @@ def test_sign_flips_count_every_pattern():
 def test_sums_that_are_equal_but_for_rounding_count_as_equal():
     rng = np.random.default_rng(0)
     for _ in range(300):
-        right = rng.integers(110, 121, size=(2, rng.integers(2, 9)))
+        right = rng.integers(110, 121, size=(2, rng.integers(3, 9)))
         found = paired_test((right[0] / 120).tolist(), (right[1] / 120).tolist())
         assert found.sign_flip == share_of_patterns((right[0] - right[1]).tolist())
 
@@ -72,12 +79,14 @@ def test_p_values_are_uniform_when_nothing_differs():
 
 @pytest.mark.filterwarnings("error")
 def test_equal_pairs_are_no_evidence_and_equal_differences_are():
-    assert paired_test([1.0, 2.0], [1.0, 2.0]).t_test == 1.0
-    assert paired_test([1.0, 2.0], [0.5, 1.5]).t_test == 0.0
-    assert paired_test([0.6, 0.5], [0.5, 0.4]).t_test == 0.0, "the differences are equal but for rounding"
+    assert paired_test([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]).t_test == 1.0
+    assert paired_test([1.0, 2.0, 3.0], [0.5, 1.5, 2.5]).t_test == 0.0
+    assert paired_test([0.6, 0.5, 0.4], [0.5, 0.4, 0.3]).t_test == 0.0, "the differences are equal but for rounding"
 
 
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+    untested, *tested = holm([math.nan, 0.01, 0.04])
+    assert math.isnan(untested) and tested == pytest.approx([0.02, 0.04])

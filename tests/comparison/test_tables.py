@@ -1,15 +1,18 @@
 """Rows to tables and Markdown: pairs by seed, families of Holm, what is said and what is not."""
 
 import csv
+import io
 
 import pytest
+from rich.console import Console
 
-from nsa_lab.comparison.markdown import to_markdown
-from nsa_lab.comparison.report import report, write_tables
+from nsa_lab.comparison.grid import Grid
+from nsa_lab.comparison.markdown import to_latex, to_markdown
+from nsa_lab.comparison.report import print_tables, report, write_tables
 from nsa_lab.comparison.rows import KEY, MEASURED, ORIGIN, read_rows, write_rows
 from nsa_lab.comparison.spec import load_comparison
 from nsa_lab.comparison.statistics import holm, paired_test
-from nsa_lab.comparison.tables import differences, means
+from nsa_lab.comparison.tables import differences, mean
 from nsa_lab.errors import NsaLabError
 
 FILE = '''"""Question: which is best?
@@ -60,19 +63,66 @@ def test_differences_are_paired_by_seed_whatever_the_order(comparison):
     assert [d.sign_flip_holm for d in family] == holm([d.test.sign_flip for d in family])
 
 
-def test_only_seeds_that_both_have_are_compared_and_one_is_not_enough(comparison):
+def test_only_seeds_that_both_have_are_compared_and_two_prove_nothing(comparison):
     rows = rows_of(plain=0.0, good=0.1)
-    some = [r for r in rows if r["variant"] == "plain" or int(r["seed"]) in (1, 4)]
+    some = [r for r in rows if r["variant"] == "plain" or int(r["seed"]) in (1, 5)]
     (accuracy, _) = differences(comparison, some)
-    assert accuracy.test.difference.count == 2
-    assert differences(comparison, [r for r in some if r["variant"] == "plain" or r["seed"] == "1"]) == []
+    assert accuracy.test.difference.count == 2 and not accuracy.significant
+    text = to_markdown(comparison, some, "study")
+    assert "| good | +9.0 % (n=2) |" in text and "| good | 60.5 % (n=2) | 0.3950 (n=2) | 2 |" in text
+    assert "- val/accuracy: too few seeds for a test against `plain`." in text
+    assert differences(comparison, [r for r in some if r["variant"] == "plain" or r["seed"] == "9"]) == []
 
 
 def test_means_are_over_the_seeds_that_were_measured(comparison):
     rows = [row("plain", 0, 0.2), row("plain", 1, 0.4), row("good", 0, 0.9)]
-    found = {m.variant: m.value for m in means(comparison, rows, ["val/accuracy"])}
-    assert (found["plain"].mean, found["plain"].count, found["good"].count) == (pytest.approx(0.3), 2, 1)
-    assert means(comparison, rows, ["throughput/seconds_per_step"]) == []
+    plain, good = (mean(rows, ["base"], name, "val/accuracy") for name in ("plain", "good"))
+    assert (plain.mean, plain.count, good.count) == (pytest.approx(0.3), 2, 1)
+    assert mean(rows, ["base"], "plain", "throughput/seconds_per_step") is None
+
+
+@pytest.fixture
+def joint(comparison):
+    """Rows of two tasks, the second without the last of `good` and without `plain`; a name that layouts would spoil."""
+    budgets = {"budget/keys_per_query": "1234.5", "budget/ratio_to_dense": "0.125"}
+    rows = [r | budgets for r in rows_of(plain=0.0, good=0.1, **{"a_much_longer_name_of_a_design_at_100%": 0.0})]
+    other = {"experiment": "other", "val/accuracy": "0.9"}
+    return rows + [r | other for r in rows if (r["variant"], r["seed"]) < ("good", "4")]
+
+
+def test_designs_by_tasks_have_an_average_over_the_seeds_that_all_tasks_have(comparison, joint):
+    text = to_markdown(comparison, joint, "study").partition("### all tasks")[2].partition("### base")[0]
+    assert "| design | base | other | average | keys per query | of dense | seeds |" in text
+    accuracy = sum(value + 0.1 + noise for value, noise in zip(PLAIN[:4], NOISE, strict=False)) / 4
+    (line,) = (line for line in text.partition("val/loss")[0].splitlines() if line.startswith("| good"))
+    assert line.startswith("| good | 60.7 ± ") and f"| 90.0 ± 0.0 % | {50 * (accuracy + 0.9):.1f} ± " in line
+    assert line.endswith("| 1,234 | 12.5 % | 4 |")
+    assert "| plain | 50.7 ± 2.9 % |  |  |" in text, "no average of some tasks alone"
+
+
+def test_the_terminal_shows_whole_names_and_every_reference(comparison, joint, tmp_path):
+    comparison.path.write_text(FILE.replace('("plain",)', '("plain", "good")'))
+    console = Console(record=True, width=80, file=io.StringIO())
+    print_tables(load_comparison(comparison.path), joint, console)
+    text = console.export_text()
+    assert "a_much_longer_name_of_a_design_at_100%" in text and "base: val/loss: difference from" in text
+    assert "better than `plain`: good." in text and "worse than `good`: plain" in text
+
+
+def test_latex_is_escaped(comparison, joint):
+    text = to_latex(comparison, joint, "study")
+    assert r"a\_much\_longer\_name\_of\_a\_design\_at\_100\%" in text and r"\caption{base: val/loss: difference" in text
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 6
+    grid = Grid("10 % & more", ["design", "loss ↓"], [["a-1", "**-0.10 ± 0.02** (p 1e-05)"]])
+    assert grid.latex().splitlines()[2:9] == [
+        r"\caption{10 \% \& more}",
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        r"design & loss $\downarrow$ \\",
+        r"\midrule",
+        r"a-1 & \textbf{$-$0.10 $\pm$ 0.02} (p 1e-05) \\",
+        r"\bottomrule",
+    ]
 
 
 def test_the_markdown_says_what_differs_and_what_does_not(comparison):
@@ -111,6 +161,8 @@ def test_rows_come_back_as_written_and_results_from_them(comparison, tmp_path):
     results = report(comparison.path, [tmp_path / "runs.csv"])
     assert results == tmp_path / "RESULTS.md" and results.read_text().startswith("# Results")
     assert to_markdown(comparison, list(again.values()), f"`{tmp_path / 'runs.csv'}`") in results.read_text()
+    latex = report(comparison.path, [tmp_path / "runs.csv"], tmp_path / "results.tex")
+    assert latex.read_text() == to_latex(comparison, rows, str(tmp_path / "runs.csv"))
 
 
 def test_a_report_says_what_was_found_in_its_own_rows_alone(comparison, tmp_path):

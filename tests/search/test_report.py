@@ -3,6 +3,7 @@
 import csv
 import io
 import random
+import re
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.runner.view import View
 from nsa_lab.search.figures import FEW, sections
 from nsa_lab.search.page import write_html
+from nsa_lab.search.picture import REFERENCES
 from nsa_lab.search.report import print_report, write_report
 from nsa_lab.search.rows import read_outcome, read_row
 from nsa_lab.search.spec import design
@@ -102,6 +104,41 @@ def test_dense_attention_is_a_line_and_what_reads_more_is_marked(tmp_path):
     assert "160%!" in text and "20%" in text and "! more keys than dense attention: trial 0\n" in text
 
 
+def with_dense(study, *values):
+    """The study with a measured dense baseline of these objectives."""
+    kept = {"metrics": dict(zip(NAMES, values, strict=False)), "directory": "runs/dense", "seconds": 1.0, "half": {}}
+    study.set_user_attr("reference:dense", kept | {"overrides": {"attention.method": "dense"}})
+    return read_outcome(study)
+
+
+@pytest.mark.parametrize(("keys", "best"), [(70.0, "trial 6"), (1.0, "dense")])
+def test_a_measured_reference_has_its_own_colour_in_every_figure_beaten_or_not(keys, best, tmp_path):
+    outcome = with_dense(study_of(TWO), 0.9, keys)
+    found = figures_of(outcome)
+    (front,) = found["Pareto front"].figures
+    dense = front.data[-1]
+    assert (dense.name, dense.marker.color, *dense.x, *dense.y) == ("dense", REFERENCES[0], keys, 0.9)
+    assert dense.text[0].startswith("<b>dense</b><br>") and "attention.method = dense" in dense.text[0]
+    assert (dense.marker.line.width[0] == 3) == (best == "dense")
+    for figure, value in zip(found["History"].figures, (0.9, keys), strict=True):
+        assert [(line.y0, line.line.color) for line in figure.layout.shapes] == [(value, REFERENCES[0])]
+    write_report(outcome, tmp_path)
+    assert f"Recommended (ringed): {best}, " in (tmp_path / "pareto.html").read_text()
+    assert (tmp_path / "best.yaml").read_text().startswith(f"# {best.capitalize()} of study made: ")
+
+
+@pytest.mark.parametrize("values", [(0.9, 90.0), (0.9,)], ids=["two", "one"])
+def test_a_study_with_references_alone_has_its_report(values, tmp_path):
+    study = study_of([values])
+    empty = optuna.create_study(study_name="made", directions=study.directions)
+    with pytest.warns(optuna.exceptions.ExperimentalWarning):
+        empty.set_metric_names(study.metric_names)
+    empty.set_user_attr("base", study.user_attrs["base"])
+    outcome = with_dense(empty, *values)
+    write_report(outcome, tmp_path)
+    assert outcome.best.title == "dense" and "dense" in (tmp_path / "pareto.html").read_text()
+
+
 def test_one_objective_recommends_the_first_of_the_best():
     outcome = read_outcome(study_of([(0.2,), (0.8,), (0.8,)]))
     assert [row.number for row in outcome.front] == [1]
@@ -144,7 +181,7 @@ def figures_of(outcome):
 def test_every_figure_tells_the_design_on_hover_and_rings_the_recommended_trial():
     outcome = read_outcome(study_of(TWO))
     found = figures_of(outcome)
-    assert list(found) == ["Pareto front", "History", "Importances", "Slices"]
+    assert list(found) == ["Pareto front", "History", "Importances", "Slices", "Parallel coordinates"]
     (front,) = found["Pareto front"].figures
     assert [len(trace.x) for trace in front.data] == [0, 2, 3, 3], "infeasible, others, front and its steps"
     assert front.layout.xaxis.title.text == f"{NAMES[1]} ↓" and front.layout.yaxis.title.text == f"{NAMES[0]} ↑"
@@ -156,6 +193,22 @@ def test_every_figure_tells_the_design_on_hover_and_rings_the_recommended_trial(
         (trace,) = (trace for trace in figure.data if len(trace.x))
         assert ringed[0] in trace.text and sorted(trace.marker.size)[-2:] == [8, 15]
     assert found["Slices"].figures[0].layout.xaxis.title.text == "window.size"
+
+
+def test_parallel_coordinates_have_whole_short_names_and_dark_lines_for_good_values():
+    params = [
+        {"attention.branches.selection.num_blocks": i / 9} | ({"other.size": 0.5} if i > 4 else {}) for i in range(9)
+    ]
+    outcome = read_outcome(made([(i / 9, 9 - i) for i in range(9)], params, DIRECTIONS[:2]))
+    figures = figures_of(outcome)["Parallel coordinates"].figures
+    assert len(figures) == 2
+    for figure, name in zip(figures, outcome.objectives, strict=True):
+        labels = figure.layout.xaxis.ticktext
+        assert labels == (outcome.label(name), "other.<br>size", "selection.<br>num_blocks")
+        *lines, _ = figure.data
+        assert len(lines) == 9 and lines[0].customdata[1][1] == "None"
+        brightness = [sum(map(float, re.findall(r"[\d.]+", line.line.color))) for line in lines]
+        assert brightness == sorted(brightness, reverse=True), "later trials are better in both"
 
 
 def test_importances_are_those_of_good_values_whatever_their_direction():

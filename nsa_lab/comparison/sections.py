@@ -1,0 +1,122 @@
+"""A comparison's tables and what they say, for all tasks together and for each of them."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from nsa_lab.comparison.grid import Grid
+from nsa_lab.comparison.rows import Row
+from nsa_lab.comparison.spec import Comparison
+from nsa_lab.comparison.statistics import Interval
+from nsa_lab.comparison.tables import (
+    LEVEL,
+    Difference,
+    differences,
+    experiments_of,
+    mean,
+    metric_values,
+    variants_of,
+)
+from nsa_lab.runner.view import number
+
+RATIO = "budget/ratio_to_dense"
+COSTS = {
+    "budget/keys_per_query": "keys per query",
+    RATIO: "of dense",
+    "budget/keys_per_query_with_compressed": "with pooled keys",
+    "throughput/seconds_per_step": "seconds per step",
+}
+Column = tuple[str, str, Sequence[str]]
+"""A heading, and the metric whose mean over experiments stands below it."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """The tables of one task or of all, and a sentence for each family of tests."""
+
+    title: str
+    grids: list[Grid]
+    conclusions: list[str]
+
+
+def sections(comparison: Comparison, rows: Sequence[Row]) -> list[Section]:
+    """All tasks, where there are several, then each."""
+    experiments, variants = experiments_of(comparison, rows), variants_of(comparison, rows)
+    arrows = {m: f"{m} {'↑' if way == 'maximize' else '↓'}" for m, way in comparison.metrics.items()}
+    found, joint = [], []
+    for metric, arrow in arrows.items():
+        each: list[Column] = [(name, metric, [name]) for name in experiments]
+        joint.append(_means(f"mean {arrow}", rows, variants, experiments, [*each, ("average", metric, experiments)]))
+    if len(experiments) > 1:
+        found.append(Section("all tasks", joint, []))
+    for name in experiments:
+        tests = [test for test in differences(comparison, rows) if test.experiment == name]
+        columns: list[Column] = [(arrow, metric, [name]) for metric, arrow in arrows.items()]
+        families = [[test for test in tests if test.metric == metric] for metric in arrows]
+        grids = [_means("means", rows, variants, [name], columns), *(_tests(comparison, f) for f in families if f)]
+        found.append(Section(name, grids, list(_conclusions(comparison, tests))))
+    return found
+
+
+def format_interval(metric: str, value: Interval | None, sign: str = "") -> str:
+    """`0.1234 ± 0.0012`, or `0.1234 (n=2)` of too few seeds; accuracies in per cent."""
+    if value is None:
+        return ""
+    scale, digits, unit = (100, 1, " %") if "accuracy" in metric else (1, 4, "")
+    middle = f"{scale * value.mean:{sign}.{digits}f}"
+    if math.isnan(value.half):
+        return f"{middle}{unit} (n={value.count})"
+    return f"{middle} ± {scale * value.half:.{digits}f}{unit}"
+
+
+def _means(title: str, rows: Sequence[Row], variants: Sequence[str], scope: Sequence[str],
+           columns: Sequence[Column]) -> Grid:  # fmt: skip
+    """Designs x `columns`, with what they cost and the number of seeds on all of `scope`."""
+    lines = []
+    for v in variants:
+        quality = [format_interval(metric, mean(rows, where, v, metric)) for _, metric, where in columns]
+        costs = [_cost(name, mean(rows, scope, v, name)) for name in COSTS]
+        lines.append([v, *quality, *costs, str(len(metric_values(rows, scope, v, "val/loss")) or "")])
+    return Grid(title, ["design", *(heading for heading, _, _ in columns), *COSTS.values(), "seeds"], lines).filled()
+
+
+def _cost(name: str, value: Interval | None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value.mean:.3g} %" if name == RATIO else number(value.mean)
+
+
+def _tests(comparison: Comparison, tests: Sequence[Difference]) -> Grid:
+    cells = {(test.variant, test.reference): _cell(test) for test in tests}
+    variants = dict.fromkeys(test.variant for test in tests)
+    lines = [[v, *(cells.get((v, r), "") for r in comparison.references)] for v in variants]
+    return Grid(f"{tests[0].metric}: difference from", ["design", *comparison.references], lines).filled()
+
+
+def _cell(test: Difference) -> str:
+    value = format_interval(test.metric, test.test.difference, "+")
+    if math.isnan(test.t_test_holm):
+        return value
+    mark = "**" if test.significant else ""
+    return f"{mark}{value}{mark} (p {test.t_test_holm:.2g}, {test.sign_flip_holm:.2g})"
+
+
+def _conclusions(comparison: Comparison, tests: Sequence[Difference]) -> Iterator[str]:
+    """One sentence per metric and reference, by the adjusted t-test alone."""
+    for metric, direction in comparison.metrics.items():
+        for reference in comparison.references:
+            family = [t for t in tests if (t.metric, t.reference) == (metric, reference)]
+            tested = [t for t in family if not math.isnan(t.t_test_holm)]
+            if not tested:
+                if family:
+                    yield f"{metric}: too few seeds for a test against `{reference}`."
+                continue
+            up = [t.variant for t in tested if t.significant and t.better(direction)]
+            down = [t.variant for t in tested if t.significant and not t.better(direction)]
+            said = [f"better than `{reference}`: {', '.join(up)}"] * bool(up)
+            said += [f"worse than `{reference}`: {', '.join(down)}"] * bool(down)
+            if not said:
+                widest = max((t.test.difference for t in tested), key=lambda value: abs(value.mean) + value.half)
+                reach = format_interval(metric, widest, "+")
+                said = [f"no design differs from `{reference}`; the widest interval of a difference is {reach}"]
+            yield f"{metric}, adjusted p < {LEVEL} (t-test): {'; '.join(said)}."
