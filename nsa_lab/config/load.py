@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nsa_lab.config.identity import ADDED_AS
 from nsa_lab.config.rules import broken_rules
 from nsa_lab.config.schema import ExperimentConfig
-from nsa_lab.config.tree import apply, check_layer_overrides, merged, read_settings, unflatten
+from nsa_lab.config.tree import apply, check_layer_overrides, merged, read_settings, schema_of, unflatten
 from nsa_lab.errors import ConfigError, NsaLabError, Problem
 
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -38,7 +38,7 @@ def load_saved_config(path: str | Path, overrides: Overrides = ()) -> Experiment
 
 
 def _validated(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
-    root = OmegaConf.structured(ExperimentConfig)
+    root = schema_of(ExperimentConfig)
     problems: list[Problem] = []
     for layer in layers:
         apply(root, layer, "", problems)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +19,19 @@ RENAMED = {
     "semantics": "method (nsa is the paper's)",
 }
 """Settings of `attention` that have another name now."""
+
+
+def schema_of(kind: type) -> DictConfig:
+    """The settings of the dataclass `kind` at their defaults, to be set."""
+    return copy.deepcopy(_built(kind))
+
+
+@functools.cache
+def _built(kind: type) -> DictConfig:
+    return OmegaConf.structured(kind)  # five times as long as a copy
+
+
+_hints = functools.cache(typing.get_type_hints)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -72,12 +86,15 @@ def read_settings(config: ExperimentConfig) -> dict[str, Any]:
 
 def layer_attention(attention: AttentionConfig, layer: int) -> AttentionConfig:
     """The attention config of decoder layer `layer`, its overrides applied and `layers` emptied."""
-    root = OmegaConf.structured(dataclasses.replace(attention, layers={}))
+    plain = dataclasses.replace(attention, layers={})
+    spans = [(*parse_layer_range(key), key, override) for key, override in _overrides(attention)]
+    mine = [(key, override) for first, last, key, override in spans if first <= layer <= last]
+    if not mine:
+        return copy.deepcopy(plain)
+    root = OmegaConf.structured(plain)
     problems: list[Problem] = []
-    for key, override in _overrides(attention):
-        first, last = parse_layer_range(key)
-        if first <= layer <= last:
-            apply(root, override, f"attention.layers.{key}", problems)
+    for key, override in mine:
+        apply(root, override, f"attention.layers.{key}", problems)
     if problems:
         raise ConfigError(problems)
     return typing.cast(AttentionConfig, OmegaConf.to_object(root))
@@ -85,7 +102,7 @@ def layer_attention(attention: AttentionConfig, layer: int) -> AttentionConfig:
 
 def attention_from_dict(tree: Mapping[str, Any]) -> AttentionConfig:
     """An AttentionConfig from plain dicts, as stored in a checkpoint. Raises ConfigError like `load_config`."""
-    root = OmegaConf.structured(AttentionConfig)
+    root = schema_of(AttentionConfig)
     problems: list[Problem] = []
     apply(root, tree, "attention", problems)
     check_layer_overrides(root, problems)
@@ -181,7 +198,7 @@ def _unknown(key: Any, node: DictConfig) -> str:
 
 
 def _set_leaf(node: DictConfig, key: str, value: Any, where: str, problems: list[Problem]) -> None:
-    expected = typing.get_type_hints(typing.cast(type, OmegaConf.get_type(node)))[key]
+    expected = _hints(typing.cast(type, OmegaConf.get_type(node)))[key]
     value = widened(value, expected)
     wrong = fault(value, expected)
     if wrong:

@@ -7,7 +7,10 @@ takes), FAKE_LOG (a file that gets one line per start and end), FAKE_FAULT (an e
 
 import errno
 import os
+import signal
+import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +67,16 @@ def run(config: Any, *, directory: Path | None = None, parent: str | None = None
         tracker.finish()
     _log(f"end {directory.name} {design}")
     return RunResult(directory, metrics, tracker.run_id if tracker else None, stopped)
+
+
+def sweep_in_a_process(file: str, trials: int, workers: int, overrides: tuple[str, ...], output: str) -> None:
+    """The body of a process that sweeps with this runner, and writes what it says to `output`."""
+    from nsa_lab.search import sweep
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with SIGINT ignored
+    with open(output, "w") as said, redirect_stdout(said):
+        result = sweep(file, trials=trials, workers=workers, overrides=overrides, runner="fake_runner:run")
+    sys.exit(130 if result.interrupted else 0)
 
 
 def _fail(fault: str) -> None:

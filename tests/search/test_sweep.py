@@ -3,10 +3,10 @@
 import errno
 import io
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -31,18 +31,10 @@ def suggest(trial):
     window = trial.suggest_int("window", 8, 100000)
     return {"attention.partition.block_size": block, "attention.branches.window.size": window}
 """
-COMMAND = """
-import sys
-from nsa_lab.search import sweep
-if __name__ == "__main__":
-    trials, workers, *overrides = sys.argv[2:]
-    result = sweep(sys.argv[1], trials=int(trials), workers=int(workers), overrides=overrides, runner="fake_runner:run")
-    sys.exit(130 if result.interrupted else 0)
-"""
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, workers):
     """A folder with a base experiment and a sweep file, as the current one; the stand-in runner importable."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
@@ -106,6 +98,7 @@ def test_pareto_set_and_files(folder):
     assert states(trials_of()) == {"COMPLETE": 8}
 
 
+@pytest.mark.parametrize("workers", ["spawn"], indirect=True)  # a fork would share the open store
 def test_infeasible_designs_are_constraints_and_all_trials_are_tracked(folder, monkeypatch):
     monkeypatch.setenv("FAKE_TRACK", "1")
     extra = '\ndef constraints(config):\n    return {"window": config.attention.branches.window.size - 60}\n'
@@ -231,9 +224,9 @@ def test_two_objectives_are_never_pruned_and_that_is_said(folder):
     assert states(trials_of("two")) == {"COMPLETE": 3}
 
 
-def test_faults_stop_a_sweep_with_their_reason(folder, monkeypatch):
+def test_faults_stop_a_sweep_with_their_reason(folder, monkeypatch, capfd):
     monkeypatch.setenv("FAKE_FAULT", "memory")
-    with pytest.raises(NsaLabError, match=r"3 trials in a row failed.*RuntimeError: out of memory"):
+    with capfd.disabled(), pytest.raises(NsaLabError, match=r"3 trials in a row failed.*RuntimeError: out of memory"):
         run(trials=9)
     assert states(trials_of()) == {"FAIL": 3}
     assert "out of memory" in (folder / "runs/studies/space/logs/worker-0.log").read_text()
@@ -265,8 +258,8 @@ def test_killed_worker_is_replaced_and_its_trial_retried(folder, monkeypatch):
     process = launch(folder, 4, 2)
     victim = int(wait_for_lines(folder, 2)[0].split()[-1])
     os.kill(victim, signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+    output = output_of(process)
+    assert process.exitcode == 0, output
     trials = trials_of()
     assert states(trials) == {"COMPLETE": 4, "FAIL": 1}
     assert_retried_once(trials)
@@ -279,7 +272,7 @@ def test_killed_sweep_resumes_without_a_lost_or_doubled_trial(folder, monkeypatc
     process = launch(folder, 9, 2)
     lines = wait_for_lines(folder, 4)
     process.kill()
-    process.communicate(timeout=120)
+    output_of(process)
     workers = {int(line.split()[-1]) for line in lines}
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
@@ -300,10 +293,10 @@ def test_interrupt_queues_trials_in_flight_again(folder, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "20")
     process = launch(folder, 5, 2, "name=my base")
     wait_for_lines(folder, 2)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
+    os.kill(process.pid, signal.SIGINT)
+    output = output_of(process)
     again = "nsa-lab sweep space.py 'name=my base' --study space --trials 3 --workers 2"
-    assert process.returncode == 130 and output.splitlines()[-1].endswith(again), output
+    assert process.exitcode == 130 and output.splitlines()[-1].endswith(again), output
     assert states(trials_of()) == {"FAIL": 2, "WAITING": 2}
     monkeypatch.setenv("FAKE_SECONDS", "0")
     run(trials=0, workers=2, overrides=["name=my base"])
@@ -315,8 +308,8 @@ def test_two_sweeps_share_one_study(folder, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "0.5")
     processes = [launch(folder, 4, 1), launch(folder, 4, 1)]
     for process in processes:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
+        output = output_of(process)
+        assert process.exitcode == 0, output
     assert states(trials_of()) == {"COMPLETE": 8}
     log = Counter(line.split()[1] for line in (folder / "log").read_text().splitlines() if line.startswith("end"))
     assert set(log.values()) == {1} and len(log) == 8, "a trial ran twice"
@@ -348,19 +341,20 @@ def check_tracked(folder, trials):
 
 
 def launch(folder, trials, workers, *overrides):
-    (folder / "go.py").write_text(COMMAND)
-    paths = [str(Path(__file__).parent), os.environ["PYTHONPATH"]]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "go.py", "space.py", str(trials), str(workers), *overrides]
-    return subprocess.Popen(
-        # A background job starts with SIGINT ignored, and Python then raises no KeyboardInterrupt.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
-        args=command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    )
+    """A sweep in a process of its own, which starts as its workers do (the fixture `workers`)."""
+    import fake_runner
+
+    output = tempfile.mkstemp(dir=folder)[1]
+    target, arguments = fake_runner.sweep_in_a_process, ("space.py", trials, workers, overrides, output)
+    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments, name=output)
+    process.start()
+    return process
+
+
+def output_of(process):
+    """What a sweep wrote until it ended."""
+    process.join(120)
+    return Path(process.name).read_text()
 
 
 def wait_for_lines(folder, count, timeout=120):
