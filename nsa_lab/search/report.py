@@ -47,8 +47,8 @@ def print_report(outcome: Outcome, directory: Path, console: Console) -> None:
         return
     console.print(_table(outcome))
     console.print(f"recommended: {outcome.best.title} ({outcome.rule})", highlight=False, markup=False)
-    if above := [row.label for row in outcome.rows if (row.of_dense or 0) > 1]:
-        console.print(f"! more keys than dense attention: trial {', '.join(above)}", highlight=False, markup=False)
+    if above := [row.title for row in outcome.rows if (row.of_dense or 0) > 1]:
+        console.print(f"! more keys than dense attention: {', '.join(above)}", highlight=False, markup=False)
     files = f"{directory}/: best.yaml pareto/ pareto.png pareto.html table.csv"
     console.print(files, highlight=False, markup=False, soft_wrap=True)
 

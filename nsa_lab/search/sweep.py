@@ -129,7 +129,7 @@ def sweep(
         secret = " (and the storage in NSA_LAB_STORAGE)" if storage and "--storage" not in again else ""
         words = f"interrupted; trials in flight come first in{secret}: {shlex.join(again)}"
         console.print(words, highlight=False, markup=False, soft_wrap=True)
-    elif outcome.best is None:
+    elif not outcome.count("complete"):
         raise NsaLabError(f"study {name}: no trial completed; {_commonest_reason(outcome)}")
     return SweepResult(name, directory, outcome, interrupted)
 

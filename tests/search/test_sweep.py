@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import random
 import signal
 import tempfile
 import time
@@ -12,12 +13,15 @@ from collections import Counter
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 from rich.console import Console
 
 from nsa_lab.config import load_config
 from nsa_lab.errors import NsaLabError
 from nsa_lab.search import show, sweep
+from nsa_lab.search.rows import read_outcome
+from nsa_lab.search.storage import load_study, open_storage
 
 RUNNER = "fake_runner:run"
 SPACE = """
@@ -313,6 +317,45 @@ def test_two_sweeps_share_one_study(folder, monkeypatch):
     assert states(trials_of()) == {"COMPLETE": 8}
     log = Counter(line.split()[1] for line in (folder / "log").read_text().splitlines() if line.startswith("end"))
     assert set(log.values()) == {1} and len(log) == 8, "a trial ran twice"
+
+
+def kill(process, who):
+    """Kill one worker of a sweep, the sweep, or the sweep and all of its workers."""
+    workers = [
+        child for child in psutil.Process(process.pid).children() if "resource_tracker" not in str(child.cmdline())
+    ]
+    victims = {"worker": workers[:1], "sweep": [psutil.Process(process.pid)]}
+    for victim in victims.get(who, victims["sweep"] + workers):
+        victim.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("workers", ["fork"], indirect=True)
+def test_random_kills_lose_and_double_nothing(folder, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "0.4")
+    dice = random.Random(0)
+    for _ in range(20):
+        begun = len(log(folder, "start")) if (folder / "log").exists() else 0
+        process = launch(folder, 3, 2)
+        wait_for_lines(folder, begun + 1)
+        time.sleep(dice.uniform(0, 0.6))
+        kill(process, dice.choice(["worker", "sweep", "both"]))
+        output_of(process)
+        process.kill()
+    monkeypatch.setenv("FAKE_SECONDS", "0")
+    run(trials=0, workers=2)
+
+    rows = read_outcome(load_study(open_storage("sqlite:///runs/studies.db"), "space")).rows
+    complete = [row for row in rows if row.state == "complete"]
+    assert {row.state for row in rows} <= {"complete", "killed", "failed", "reused"}, "none is left in flight"
+    assert len({row.number for row in complete}) == len(complete) == len({str(row.params) for row in complete})
+    for row in (row for row in rows if row.state == "failed"):
+        assert "retries" in row.reason and row.number not in {other.number for other in complete}
+    assert {row.number for row in rows if row.state == "killed"} <= {
+        row.number for row in rows if row.state != "killed"
+    }
+    assert {int(line.split()[1][-4:]) for line in log(folder, "start")} == {row.number for row in rows}
 
 
 def log(folder, word):
