@@ -36,7 +36,11 @@ class AttentionConfig:
 
 @dataclass
 class ModelConfig:
-    """`size` names a shape, `path` a checkpoint (folder or hub id) to start from; the rest changes the shape."""
+    """`size` names a shape; the rest changes it.
+
+    `path` is where to start from: a run's folder, or a folder or hub id of Qwen2.5-VL or VideoNSA weights. Shape and
+    layers are then what is stored there. Of a run, the design, the tokenizer and data.positions too, unless set.
+    """
 
     size: Literal["nano", "micro", "mini", "3b", "7b"] = "nano"
     path: str | None = None
