@@ -14,6 +14,7 @@ import typer
 from nsa_lab import origin
 from nsa_lab.cli.analyze import analyze_app
 from nsa_lab.cli.compare import compare, report
+from nsa_lab.cli.runs import runs_app
 from nsa_lab.cli.sweep import sweep_app
 from nsa_lab.errors import NsaLabError
 
@@ -60,6 +61,7 @@ app.add_typer(sweep_app, name="sweep")
 app.command()(compare)
 app.command()(report)
 app.add_typer(analyze_app, name="analyze")
+app.add_typer(runs_app, name="runs")
 
 
 def _print_version(asked: bool) -> None:
