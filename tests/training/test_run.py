@@ -18,6 +18,7 @@ from nsa_lab.config import load_config
 from nsa_lab.data import load_samples
 from nsa_lab.errors import NsaLabError
 from nsa_lab.origin import code_digest
+from nsa_lab.tasks.clips import ensure_clips
 from nsa_lab.tracking import Tracker
 from nsa_lab.training import module as training_module
 from nsa_lab.training import run
@@ -25,6 +26,7 @@ from nsa_lab.training.directory import read_series
 from nsa_lab.training.run import build
 from nsa_lab.training.score import MODEL_INPUTS, score_answers
 
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 FLA = {
     "attention.partition.block_size": 16,
     "attention.branches.selection.block_count": 4,
@@ -49,6 +51,23 @@ def one_line():
             assert part in text, text
 
     return check
+
+
+def test_own_videos_train_with_the_shipped_settings(tiny, clips):
+    annotations = ensure_clips("needle", tiny().tasks, clips)["train"]
+    places = {
+        "data.annotations": str(annotations),
+        "data.videos": str(annotations.parent),
+        "data.cache_dir": str(clips),
+    }
+    output = {"output.dir": tiny().output.dir, "tracking.enabled": False}
+    few = {"training.steps": 1, "training.batch_size": 1, "training.val_every": 1}
+    result = train(load_config(EXPERIMENTS / "finetune" / "local.yaml", places | output | few))
+    assert result.metrics["val/loss"] > 0
+    for size, layers in (("3b", 36), ("7b", 28)):
+        load_config(
+            EXPERIMENTS / "finetune" / f"qwen2_5_vl_{size}.yaml", [f"attention.layers.20-{layers - 1}.method=dense"]
+        )
 
 
 def test_run_leaves_config_checkpoints_metrics_and_summary(tiny):
