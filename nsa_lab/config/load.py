@@ -16,7 +16,7 @@ from nsa_lab.config.rules import broken_rules
 from nsa_lab.config.schema import ExperimentConfig, ModelConfig
 from nsa_lab.config.sizes import decoder_layers, model_size
 from nsa_lab.config.tree import apply, check_layer_overrides, merged, read_settings, to_dict, unflatten
-from nsa_lab.errors import ConfigError, NsaLabError, Problem
+from nsa_lab.errors import ConfigError, NsaLabError, Problem, short
 
 RUN_CONFIG = "config.yaml"
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -124,13 +124,15 @@ def _file_layers(path: str | Path | None, seen: tuple[Path, ...] = ()) -> Iterat
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
+    if file.is_dir():
+        raise NsaLabError(f"config file {file} is a folder; name a YAML file in it")
     if not file.is_file():
         near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {file.parent / near[0]}?" if near else "; check the path"
         raise NsaLabError(f"config file {file} does not exist{hint}")
     try:
         tree = OmegaConf.to_container(OmegaConf.load(file)) if file.read_text().strip() else {}
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, ValueError, OSError, RecursionError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise NsaLabError(f"config file {file} is not readable YAML: {reason}; correct the file") from error
     if not isinstance(tree, dict):
@@ -164,6 +166,6 @@ def _parse_override(text: str) -> tuple[str, Any]:
     try:
         parsed = OmegaConf.from_dotlist([f"x={value}"])
         return key, OmegaConf.to_container(parsed)["x"]  # type: ignore[index,call-overload]
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
-        raise NsaLabError(f"override {text!r} cannot be parsed: {reason}; quote the value") from error
+        raise NsaLabError(f"override {short(text)} cannot be parsed: {reason}; quote the value") from error

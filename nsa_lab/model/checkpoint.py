@@ -17,6 +17,9 @@ from nsa_lab.model.config import TOKENS_PER_SECOND, VideoNSAConfig, config_from_
 from nsa_lab.model.trained import last_weights
 from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration, plugged_in
 
+SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+"""Settings without which transformers builds a model of a size of its own."""
+
 log = logging.getLogger(__name__)
 
 
@@ -73,7 +76,9 @@ def load_model(
         model, info = VideoNSAForConditionalGeneration.from_pretrained(
             str(path), config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except NsaLabError:
+        raise
+    except Exception as error:  # transformers and safetensors say in many ways that a file is damaged
         raise NsaLabError(
             f"model.path={path} cannot be loaded: {_first_line(error)}; check the folder's weights"
         ) from error
@@ -123,8 +128,7 @@ def tokens_per_second(model: ModelConfig) -> float:
     path = shape_source(model).path
     if path is None:
         return TOKENS_PER_SECOND
-    vision = VideoNSAConfig.from_dict({"vision_config": _stored(path).get("vision_config") or {}}).vision_config
-    return float(vision.tokens_per_second)
+    return float(_typed(path, _stored(path)).vision_config.tokens_per_second)
 
 
 def _positions(path: str | Path, stored: dict[str, Any]) -> str:
@@ -140,11 +144,26 @@ def _positions(path: str | Path, stored: dict[str, Any]) -> str:
 def _stored(path: str | Path) -> dict[str, Any]:
     try:
         stored, _ = VideoNSAConfig.get_config_dict(str(path))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise NsaLabError(
             f"model.path={path} cannot be read: {_first_line(error)}; give a local folder, or a hub id while online"
         ) from error
+    except (TypeError, AttributeError) as error:
+        raise NsaLabError(f"model.path={path}: its config.json is no object; get it again") from error
     return dict(stored)
+
+
+def _typed(path: str | Path, stored: dict[str, Any]) -> VideoNSAConfig:
+    text, vision = (stored.get(part) for part in ("text_config", "vision_config"))
+    text = stored if text is None else text  # Qwen's own files have no text_config
+    if not isinstance(text, dict) or not isinstance(vision, dict) or any(key not in text for key in SHAPE):
+        raise NsaLabError(
+            f"model.path={path}: its config.json lacks {', '.join(SHAPE)} or a vision_config; get it again"
+        )
+    try:
+        return VideoNSAConfig.from_dict(stored)
+    except Exception as error:  # transformers checks each setting in its own way
+        raise NsaLabError(f"model.path={path}: its config.json is no model's: {_first_line(error)}") from error
 
 
 def _read_config(path: str | Path, attention: AttentionConfig | None, positions: str | None) -> VideoNSAConfig:
@@ -159,7 +178,7 @@ def _read_config(path: str | Path, attention: AttentionConfig | None, positions:
             "%s was trained with data.positions=%s and is used with %s; set data.positions=%s to go on as before",
             *(path, trained, positions, trained),
         )
-    config = VideoNSAConfig.from_dict(stored | {"positions": positions or trained})
+    config = _typed(path, stored | {"positions": positions or trained})
     if attention is not None:
         if beyond := list(beyond_the_last_layer(attention, config.text_config.num_hidden_layers)):
             raise ConfigError(beyond)
@@ -172,4 +191,4 @@ def _read_config(path: str | Path, attention: AttentionConfig | None, positions:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
