@@ -12,7 +12,18 @@ from nsa_lab.errors import NsaLabError
 
 CHECKPOINTS = "checkpoints"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-NEEDED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")
+PARTS = {
+    "state_dict": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,
+    "callbacks": dict,
+    "global_step": int,
+    "epoch": int,
+    "pytorch-lightning_version": str,
+}
+"""What a checkpoint of Lightning's holds that a run can go on from."""
+FILLED = ("state_dict", "optimizer_states", "lr_schedulers", "loops")
 OURS = "model."
 """Where the model stands in the Lightning module that wrote the checkpoint."""
 
@@ -53,8 +64,11 @@ def check_readable(checkpoint: Path) -> int:
     try:
         # Mapped, so that only the tables are read.
         content = load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        if lacking := [key for key in NEEDED if key not in content]:
-            raise KeyError(f"no {', '.join(lacking)}")
+        wrong = [key for key, kind in PARTS.items() if not isinstance(content.get(key), kind)]
+        if wrong := wrong or [key for key in FILLED if not content[key]]:
+            raise ValueError(f"no {', '.join(wrong)}")
+        if not all(isinstance(weight, Tensor) for weight in content["state_dict"].values()):
+            raise ValueError("weights that are no tensors")
         return int(content["global_step"])
     except Exception as error:
         earlier = checkpoint.with_name(PREVIOUS)

@@ -12,6 +12,7 @@ from nsa_lab.config import config_hash, load_config, load_saved_config, to_yaml
 from nsa_lab.errors import ConfigError, NsaLabError
 from nsa_lab.model import build_model
 from nsa_lab.model.checkpoint import tokens_per_second
+from nsa_lab.model.trained import PARTS, last_weights
 from nsa_lab.training.restore import restore_model
 from nsa_testing import stored_run, tiny_config
 
@@ -119,3 +120,27 @@ def test_a_fine_tuned_checkpoint_is_restored_from_its_run(run, tokenizer, clips,
     assert tokens_per_second(load_config(None, [NEEDLE, f"model.path={tuned}"]).model) == 2
     assert "path: " in to_yaml(restored_config := load_saved_config(f"{tuned}/config.yaml"))
     assert restored_config.model.path == str(weights)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({part: value} for part in PARTS for value in (None, "x" if PARTS[part] is not str else 5)),
+        {"state_dict": {}},
+        {"state_dict": {"model.a": 3}},
+        {"optimizer_states": []},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_lacks_a_part_is_damaged(tmp_path, damage):
+    model = torch.nn.Linear(1, 1)
+    run = stored_run(tmp_path / "run", tiny_config(), model)
+    assert set(last_weights(tmp_path / "run")) == {"weight", "bias"}
+    file = f"{run}/checkpoints/last.ckpt"
+    torch.save(torch.load(file, weights_only=True) | damage, file)
+    with pytest.raises(NsaLabError, match=r"last\.ckpt is damaged .*(no |tensors)") as error:
+        last_weights(tmp_path / "run")
+    assert "\n" not in str(error.value)
+    torch.save([1], file)
+    with pytest.raises(NsaLabError, match="is damaged"):
+        last_weights(tmp_path / "run")

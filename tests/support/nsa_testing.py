@@ -110,12 +110,14 @@ def tiny_config(*overrides: str) -> Any:
 def stored_run(folder: Any, config: Any, model: Any) -> str:
     """The folder of a run of `config` that ended with the weights of `model`, as a training leaves it."""
     from nsa_lab.config import to_yaml
-    from nsa_lab.model.trained import CHECKPOINTS, LAST, NEEDED
+    from nsa_lab.model.trained import CHECKPOINTS, LAST, PARTS
 
     (folder / CHECKPOINTS).mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(config))
     weights = {f"model.{name}": weight for name, weight in model.state_dict().items()}
-    torch.save(dict.fromkeys(NEEDED) | {"state_dict": weights, "global_step": 1}, folder / CHECKPOINTS / LAST)
+    parts: dict[str, Any] = {name: [{}] if kind is list else kind() for name, kind in PARTS.items()}
+    checkpoint = parts | {"state_dict": weights, "loops": {"fit_loop": {}}, "global_step": 1}
+    torch.save(checkpoint, folder / CHECKPOINTS / LAST)
     return str(folder)
 
 
