@@ -33,3 +33,9 @@ def nearest(value: Any, known: Iterable[str]) -> str:
     """`did you mean ...? ` where one of `known` is like `value`, else nothing."""
     near = difflib.get_close_matches(str(value), list(known), n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}? " if near else ""
+
+
+def short(value: Any) -> str:
+    """`value` as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from nsa_lab.bench.measure import Measurement, Point
-from nsa_lab.config import ExperimentConfig, to_dict
-from nsa_lab.config.rules import broken_rules
+from nsa_lab.config import ExperimentConfig, flatten, load_config, to_dict
 from nsa_lab.config.sizes import SIZES
-from nsa_lab.errors import ConfigError, NsaLabError
+from nsa_lab.errors import NsaLabError
 from nsa_lab.files import writing
 from nsa_lab.origin import machine_facts
 
@@ -31,11 +30,12 @@ def run_bench(
 ) -> list[dict[str, Any]]:
     """Measure every size, length and method, print a table as it grows, and append the rows to the CSV `out`.
 
-    A training step of the model, or with `layer` the forward of one layer's attention.
+    A training step of the model, or with `layer` the forward of one layer's attention. Where model.path is given, its
+    shape counts in place of `sizes`, with random weights.
 
     Raises NsaLabError on a length that is not whole frames, an unknown size, or a CSV that cannot be written.
     """
-    points = list(_points(lengths, sizes))
+    points = list(_points(lengths, _sizes(config, sizes, layer)))
     machine = machine_facts(config.training.accelerator, config.training.threads)
     rows: list[dict[str, Any]] = []
     print(f"{machine['device']}, {machine['threads']} of {machine['cores']} cores, torch {machine['torch']}")
@@ -50,10 +50,19 @@ def run_bench(
     return rows
 
 
-def _points(lengths: Sequence[int], sizes: Sequence[str]) -> Iterator[Point]:
+def _sizes(config: ExperimentConfig, sizes: Sequence[str], layer: bool) -> Sequence[str]:
+    if config.model.path is not None:
+        if layer:
+            raise NsaLabError("--layer measures at --sizes, without a model; leave out model.path")
+        return [Path(config.model.path).name]
     for size in sizes:
         if size not in SIZES:
             raise NsaLabError(f"--sizes {size!r} is no model size; known: {', '.join(SIZES)}")
+    return sizes
+
+
+def _points(lengths: Sequence[int], sizes: Sequence[str]) -> Iterator[Point]:
+    for size in sizes:
         for length in lengths:
             if length < FRAME_TOKENS or length % FRAME_TOKENS:
                 raise NsaLabError(
@@ -63,14 +72,8 @@ def _points(lengths: Sequence[int], sizes: Sequence[str]) -> Iterator[Point]:
 
 
 def _with(config: ExperimentConfig, point: Point) -> ExperimentConfig:
-    config = dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, size=point.size),  # type: ignore[arg-type]
-        attention=dataclasses.replace(config.attention, method=point.method),  # type: ignore[arg-type]
-    )
-    if problems := broken_rules(config):
-        raise ConfigError(problems)
-    return config
+    changes = {"attention.method": point.method} | ({} if config.model.path else {"model.size": point.size})
+    return load_config(None, flatten(to_dict(config)) | changes)
 
 
 def _in_fresh_process(config: ExperimentConfig, point: Point, repeats: int, layer: bool) -> Measurement:

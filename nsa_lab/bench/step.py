@@ -12,7 +12,7 @@ from nsa_lab.data import Example, Turn, load_tokenizer, pack
 from nsa_lab.data.chat import VIDEO_TOKEN, encode_chat
 from nsa_lab.data.positions import mrope_positions
 from nsa_lab.layout import MERGE
-from nsa_lab.model import build_model
+from nsa_lab.model.checkpoint import bare_model
 from nsa_lab.training.schedule import build_optimizer
 from nsa_lab.training.score import score_answers
 
@@ -28,7 +28,7 @@ def measure_step(tree: dict[str, Any], point: Point, repeats: int) -> Measuremen
     device = bench_device(config)
     tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
     torch.manual_seed(config.seed)
-    model = build_model(config, tokenizer).to(device).train()
+    model = bare_model(config, tokenizer).to(device).train()
     optimizer, _ = build_optimizer(model, config.training)
     batch = {
         k: v.to(device) if hasattr(v, "to") else v

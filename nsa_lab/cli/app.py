@@ -14,6 +14,7 @@ import typer
 from nsa_lab import origin
 from nsa_lab.cli.analyze import analyze_app
 from nsa_lab.cli.compare import compare, report
+from nsa_lab.cli.runs import runs_app
 from nsa_lab.cli.sweep import sweep_app
 from nsa_lab.errors import NsaLabError
 
@@ -60,6 +61,7 @@ app.add_typer(sweep_app, name="sweep")
 app.command()(compare)
 app.command()(report)
 app.add_typer(analyze_app, name="analyze")
+app.add_typer(runs_app, name="runs")
 
 
 def _print_version(asked: bool) -> None:
@@ -151,7 +153,7 @@ def tasks() -> None:
 @app.command()
 def ui(
     experiment: Experiment = None,
-    port: Annotated[int, typer.Option(help="Port of the page.")] = 5000,
+    port: Annotated[int, typer.Option(help="Port of the page.", min=1, max=65535)] = 5000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Open MLflow's page on the runs of this folder (or of a config's tracking.uri), until Ctrl-C.
@@ -264,12 +266,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _end(error: Exception) -> int:
     """Say what nobody foresaw in one line, and return the exit code: 2 where a file or the machine refused, else 1."""
-    reason = " ".join(str(error).split())[:200]
     if isinstance(error, OSError) and error.strerror:
         print(f"error: {error.filename or 'the system'}: {error.strerror}", file=sys.stderr)
         return 2
+    if isinstance(error, MemoryError):
+        print("error: not enough memory; make the model, the batch or the clips smaller", file=sys.stderr)
+        return 2
     with tempfile.NamedTemporaryFile("w", prefix="nsa-lab-", suffix=".txt", delete=False) as file:
         traceback.print_exception(error, file=file)
+    reason = " ".join(str(error).split())[:200]
     said = f"a fault of nsa-lab itself ({type(error).__name__}: {reason}); please report it with {file.name}"
     print(f"error: {said}", file=sys.stderr)
     return 1

@@ -1,7 +1,7 @@
 """Configs: the schema, how one is loaded, and the rules that hold across fields."""
 
 from nsa_lab.config.identity import as_added, config_hash, identity, is_incidental
-from nsa_lab.config.load import load_config, load_saved_config, to_yaml
+from nsa_lab.config.load import is_run, load_config, load_saved_config, shape_source, to_yaml
 from nsa_lab.config.schema import AttentionConfig, ExperimentConfig
 from nsa_lab.config.tree import (
     attention_from_dict,
@@ -22,11 +22,13 @@ __all__ = [
     "flatten",
     "identity",
     "is_incidental",
+    "is_run",
     "layer_attention",
     "load_config",
     "load_saved_config",
     "parse_layer_range",
     "read_settings",
+    "shape_source",
     "to_dict",
     "to_yaml",
     "unflatten",

@@ -1,6 +1,7 @@
 """Load a config: defaults < `extends:` file < file < overrides, with every fault reported at once."""
 
 import difflib
+import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,20 +13,33 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nsa_lab.config.identity import ADDED_AS
 from nsa_lab.config.rules import broken_rules
-from nsa_lab.config.schema import ExperimentConfig
-from nsa_lab.config.tree import apply, check_layer_overrides, merged, read_settings, schema_of, unflatten
-from nsa_lab.errors import ConfigError, NsaLabError, Problem
+from nsa_lab.config.schema import ExperimentConfig, ModelConfig
+from nsa_lab.config.sizes import decoder_layers, model_size
+from nsa_lab.config.tree import apply, check_layer_overrides, merged, read_settings, schema_of, to_dict, unflatten
+from nsa_lab.errors import ConfigError, NsaLabError, Problem, short
 
+RUN_CONFIG = "config.yaml"
 Overrides = Sequence[str] | Mapping[str, Any]
+Tree = Mapping[str, Any]
 
 
 def load_config(path: str | Path | None = None, overrides: Overrides = ()) -> ExperimentConfig:
     """The validated config of `path` with `overrides` on top.
 
-    Overrides are `key=value` strings or a mapping from dotted keys to values. Raises ConfigError with one line per
-    unknown key, wrong type, bad choice or broken rule; NsaLabError where a file cannot be read.
+    Overrides are `key=value` strings or a mapping from dotted keys to values. Where model.path is the folder of a run,
+    the model's shape, tokenizer, design and positions are that run's, below everything else. Raises ConfigError with
+    one line per unknown key, wrong type, bad choice, broken rule, or shape or tokenizer other than that run's;
+    NsaLabError where a file cannot be read.
     """
-    return _validated([*_file_layers(path), _as_tree(overrides)])
+    layers = [*_file_layers(path), _as_tree(overrides)]
+    start = _named_start(layers)
+    if not is_run(start):
+        return _validated(layers)
+    run = load_saved_config(Path(start) / RUN_CONFIG)
+    config = _validated([_taken_over(run), *layers])
+    if problems := list(_unlike(config, run)):
+        raise ConfigError(problems)
+    return config
 
 
 def load_saved_config(path: str | Path, overrides: Overrides = ()) -> ExperimentConfig:
@@ -37,7 +51,46 @@ def load_saved_config(path: str | Path, overrides: Overrides = ()) -> Experiment
     return _validated([unflatten(ADDED_AS), *_file_layers(path), _as_tree(overrides)])
 
 
-def _validated(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
+def is_run(path: str | None) -> bool:
+    """Whether `path`, as model.path names it, is the folder of a run rather than one of weights or a hub id."""
+    return path is not None and os.path.isfile(os.path.join(path, RUN_CONFIG))
+
+
+def shape_source(model: ModelConfig) -> ModelConfig:
+    """Who says what shape `model` has: itself, or of the runs that it goes back to the first. Raises NsaLabError."""
+    if model.path is not None and is_run(model.path):
+        return shape_source(load_saved_config(Path(model.path) / RUN_CONFIG).model)
+    return model
+
+
+def _named_start(layers: Sequence[Tree]) -> Any:
+    """model.path, before anything is checked; None where it is no text."""
+    models = [layer["model"] for layer in layers if isinstance(layer.get("model"), Mapping)]
+    named = [model["path"] for model in models if "path" in model]
+    return named[-1] if named and isinstance(named[-1], str) else None
+
+
+def _taken_over(run: ExperimentConfig) -> Tree:
+    """What a model that starts from the weights of `run` is, unless told otherwise."""
+    shape = {key: value for key, value in to_dict(run.model).items() if key != "path"}
+    data = {"tokenizer": run.data.tokenizer, "positions": run.data.positions}
+    return {"model": shape, "attention": to_dict(run.attention), "data": data}
+
+
+def _unlike(config: ExperimentConfig, run: ExperimentConfig) -> Iterator[Problem]:
+    """What cannot be other than it was where the weights of `run` were trained."""
+    mine, theirs = to_dict(config.model), to_dict(run.model)
+    other = [key for key in mine if key != "path" and mine[key] != theirs[key]]
+    pairs = {
+        f"model.{key}": (mine[key], theirs[key]) for key in other if model_size(config.model) != model_size(run.model)
+    }
+    if config.data.tokenizer != run.data.tokenizer:
+        pairs["data.tokenizer"] = (config.data.tokenizer, run.data.tokenizer)
+    for key, (here, there) in pairs.items():
+        yield Problem(key, f"{here} is set, but model.path={config.model.path} was trained with {there}; leave it out")
+
+
+def _validated(layers: Sequence[Tree]) -> ExperimentConfig:
     root = schema_of(ExperimentConfig)
     problems: list[Problem] = []
     for layer in layers:
@@ -46,7 +99,7 @@ def _validated(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
     if problems:
         raise ConfigError(problems)
     config = typing.cast(ExperimentConfig, OmegaConf.to_object(root))
-    problems = broken_rules(config)
+    problems = broken_rules(config, decoder_layers(shape_source(config.model)))
     if problems:
         raise ConfigError(problems)
     return config
@@ -71,13 +124,15 @@ def _file_layers(path: str | Path | None, seen: tuple[Path, ...] = ()) -> Iterat
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
+    if file.is_dir():
+        raise NsaLabError(f"config file {file} is a folder; name a YAML file in it")
     if not file.is_file():
         near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {file.parent / near[0]}?" if near else "; check the path"
         raise NsaLabError(f"config file {file} does not exist{hint}")
     try:
         tree = OmegaConf.to_container(OmegaConf.load(file)) if file.read_text().strip() else {}
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, ValueError, OSError, RecursionError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise NsaLabError(f"config file {file} is not readable YAML: {reason}; correct the file") from error
     if not isinstance(tree, dict):
@@ -111,6 +166,6 @@ def _parse_override(text: str) -> tuple[str, Any]:
     try:
         parsed = OmegaConf.from_dotlist([f"x={value}"])
         return key, OmegaConf.to_container(parsed)["x"]  # type: ignore[index,call-overload]
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
-        raise NsaLabError(f"override {text!r} cannot be parsed: {reason}; quote the value") from error
+        raise NsaLabError(f"override {short(text)} cannot be parsed: {reason}; quote the value") from error

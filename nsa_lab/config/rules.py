@@ -44,13 +44,13 @@ MAX_SEED = 2**32 - 1
 FRACTIONS = ("training.min_learning_rate_ratio", "training.beta1", "training.beta2")
 
 
-def broken_rules(config: ExperimentConfig) -> list[Problem]:
-    """Every broken rule of a well-typed config."""
+def broken_rules(config: ExperimentConfig, layers: int | None) -> list[Problem]:
+    """Every broken rule of a well-typed config, whose model has `layers` decoder layers; None: not known here."""
     return [
         *_name_rules(config),
         *_number_rules(config),
         *_model_rules(config),
-        *_attention_rules(config),
+        *_attention_rules(config.attention, layers),
         *_data_rules(config),
         *_task_rules(config),
     ]
@@ -152,17 +152,22 @@ def _model_rules(config: ExperimentConfig) -> Iterator[Problem]:
         )
 
 
-def _attention_rules(config: ExperimentConfig) -> Iterator[Problem]:
-    yield from _layer_rules(config.attention, "attention")
-    yield from at("attention.reducer", problems_of(config.attention.reducer, "kind", config.attention))
-    layers = model_size(config.model).num_layers
-    for key in config.attention.layers:
-        first, last = parse_layer_range(key)
-        if last >= layers:
+def beyond_the_last_layer(attention: AttentionConfig, layers: int) -> Iterator[Problem]:
+    """Layer overrides that a model of `layers` decoder layers does not have."""
+    for key in attention.layers:
+        if parse_layer_range(key)[1] >= layers:
             yield Problem(f"attention.layers.{key}", f"the model has layers 0 to {layers - 1}; shorten the range")
-        layer = layer_attention(config.attention, first)
+
+
+def _attention_rules(attention: AttentionConfig, layers: int | None) -> Iterator[Problem]:
+    yield from _layer_rules(attention, "attention")
+    yield from at("attention.reducer", problems_of(attention.reducer, "kind", attention))
+    if layers is not None:
+        yield from beyond_the_last_layer(attention, layers)
+    for key in attention.layers:
+        layer = layer_attention(attention, parse_layer_range(key)[0])
         yield from _layer_rules(layer, f"attention.layers.{key}")
-        if layer.reducer != config.attention.reducer:
+        if layer.reducer != attention.reducer:
             yield Problem(f"attention.layers.{key}.reducer", "is one for the whole model; set attention.reducer")
 
 

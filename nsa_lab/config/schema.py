@@ -36,7 +36,11 @@ class AttentionConfig:
 
 @dataclass
 class ModelConfig:
-    """`size` names a shape, `path` a checkpoint (folder or hub id) to start from; the rest changes the shape."""
+    """`size` names a shape; the rest changes it.
+
+    `path` is where to start from: a run's folder, or a folder or hub id of Qwen2.5-VL or VideoNSA weights. Shape and
+    layers are then what is stored there. Of a run, the design, the tokenizer and data.positions too, unless set.
+    """
 
     size: Literal["nano", "micro", "mini", "3b", "7b"] = "nano"
     path: str | None = None
@@ -57,6 +61,7 @@ class DataConfig:
 
     `annotations` (JSON or JSONL in LLaVA-Video-178K's form) and `videos` (the folder its paths are relative to)
     replace the tasks; `absolute_videos` lets rows name files elsewhere by absolute paths. Pixels are per frame.
+    Validation is on `val_annotations`; without them, on a fixed tenth of the videos, which is not trained on.
     `blind` shows grey frames, to measure what the questions give away.
     `positions` says where text goes on after a video: `qwen`, as the published weights were trained, or `transformers`,
     as transformers counts since 5.3 (nsa_lab/data/positions.py).

@@ -5,7 +5,9 @@ steps. It has four layers or more, because video rows of the last layer reach no
 """
 
 import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from nsa_lab.config.schema import ModelConfig
 
@@ -54,3 +56,14 @@ def model_size(config: ModelConfig) -> ModelSize:
     if size.vision_layers != SIZES[config.size].vision_layers:
         size = dataclasses.replace(size, vision_full_attention=(size.vision_layers - 1,))
     return size
+
+
+def decoder_layers(config: ModelConfig) -> int | None:
+    """How many decoder layers the model has; None where a checkpoint is to say so that is in no folder here."""
+    if config.path is None:
+        return model_size(config).num_layers
+    try:
+        stored = json.loads((Path(config.path) / "config.json").read_text())
+        return int((stored.get("text_config") or stored)["num_hidden_layers"])
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return None  # whoever loads it says what is wrong with it

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nsa_lab.data.errors import BAD_ROW, MISSING
-from nsa_lab.errors import NsaLabError
+from nsa_lab.errors import NsaLabError, short
 
 logger = logging.getLogger(__name__)
 
@@ -185,17 +185,12 @@ def _meta(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _string(value: Any, where: str, wanted: str) -> str:
     if not isinstance(value, str):
-        raise _RowError(f"`{where}` is {_short(value)}; write {wanted}")
+        raise _RowError(f"`{where}` is {short(value)}; write {wanted}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise _RowError(f"`{where}` holds what is no UTF-8 text (character {error.start + 1}); correct it") from error
     return value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _messages(row: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -213,7 +208,7 @@ def _message(item: Any, where: str, role_key: str, text_key: str) -> tuple[str, 
         raise _RowError(f"`{where}` lacks `{role_key}` or `{text_key}`; write both")
     role = item[role_key]
     if not isinstance(role, str) or role not in ROLES:
-        raise _RowError(f"`{where}.{role_key}` is {_short(role)}; use one of {', '.join(ROLES)}")
+        raise _RowError(f"`{where}.{role_key}` is {short(role)}; use one of {', '.join(ROLES)}")
     return ROLES[role], _text(item[text_key], f"{where}.{text_key}")
 
 
@@ -234,13 +229,11 @@ def _text(content: Any, where: str) -> str:
 def _part_text(part: Any, where: str) -> str:
     """The text of one part of a message's content, empty for its video."""
     if not isinstance(part, Mapping):
-        raise _RowError(f"`{where}` is {_short(part)}; write {{type, text}} or {{type, video}}")
+        raise _RowError(f"`{where}` is {short(part)}; write {{type, text}} or {{type, video}}")
     if part.get("text") is not None:
         return _string(part["text"], f"{where}.text", "text")
     if part.get("video") is None:
-        raise _RowError(
-            f"`{where}` is {_short(dict(part))}, no text and no video; write {{type, text}} or leave it out"
-        )
+        raise _RowError(f"`{where}` is {short(dict(part))}, no text and no video; write {{type, text}} or leave it out")
     return ""
 
 
@@ -258,14 +251,14 @@ def _video_path(row: Mapping[str, Any]) -> str:
     """The row's one video: its `video`, its `videos`, or the video part of a message."""
     found = [row["video"]] if "video" in row else row.get("videos") or []
     if not isinstance(found, list):
-        raise _RowError(f"`videos` is {_short(found)}; write a list of one path")
+        raise _RowError(f"`videos` is {short(found)}; write a list of one path")
     found = found or list(_video_parts(row))
     if not found:
         raise _RowError("has no `video`; add the path of its video file")
     if len(found) > 1:
         raise _RowError(f"has {len(found)} videos; split it into rows of one video each")
     if not found[0]:
-        raise _RowError(f"`video` is {_short(found[0])}; write the path of a video file")
+        raise _RowError(f"`video` is {short(found[0])}; write the path of a video file")
     return _string(found[0], "video", "the path of a video file")
 
 

@@ -76,7 +76,7 @@ def _from_pretrained(name: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged file shows in many ways
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise NsaLabError(
             f"tokenizer {name} cannot be loaded: {reason}; set data.tokenizer to a folder, a hub id or 'offline'"

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from nsa_lab.config import ExperimentConfig
 from nsa_lab.data import BadSampleError, Sample, Turn, VideoDataset, load_tokenizer, pack
 from nsa_lab.errors import NsaLabError
 from nsa_lab.model import MODEL_INPUTS, VideoNSAForConditionalGeneration
@@ -16,11 +17,10 @@ def ask(model: VideoNSAForConditionalGeneration, video: str | Path, question: st
     """The model's answer to `question` about the video file `video`, greedily decoded.
 
     The video is sampled and resized as the model's data settings say (`load_model` brings them), and its tokens are
-    placed as the model itself does (`config.positions`). Raises NsaLabError
-    where the model has none, or the video cannot be read.
+    placed as the model itself does (`config.positions`). Raises NsaLabError where the model has none, or the video
+    cannot be read.
     """
-    settings = data_settings(model).data
-    settings = dataclasses.replace(settings, positions=model.config.positions)
+    settings = own_settings(model).data
     tokenizer = load_tokenizer(settings.tokenizer, Path(settings.cache_dir))
     sample = Sample(str(video), Path(video), (Turn(question, None),), "ask")
     try:
@@ -38,11 +38,14 @@ def ask(model: VideoNSAForConditionalGeneration, video: str | Path, question: st
     return str(tokenizer.decode(ids)).strip()
 
 
-def data_settings(model: VideoNSAForConditionalGeneration) -> Any:
-    """The experiment whose data settings the model brings. Raises NsaLabError where it has none."""
-    if model.experiment is None:
+def own_settings(
+    model: VideoNSAForConditionalGeneration, experiment: ExperimentConfig | None = None
+) -> ExperimentConfig:
+    """`experiment`, or the one that the model brings, with the model's positions. Raises NsaLabError on neither."""
+    settings = experiment or model.experiment
+    if settings is None:
         raise NsaLabError("this model brings no data settings; load it with nsa_lab.load_model or set its `experiment`")
-    return model.experiment
+    return dataclasses.replace(settings, data=dataclasses.replace(settings.data, positions=model.config.positions))
 
 
 def _decode(model: Any, inputs: dict[str, Any], end: int, count: int) -> list[int]:

@@ -1,13 +1,12 @@
 """How well a model answers held-out samples."""
 
-import dataclasses
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from nsa_lab.config import ExperimentConfig
-from nsa_lab.evaluation.ask import data_settings
+from nsa_lab.evaluation.ask import own_settings
 from nsa_lab.model import VideoNSAForConditionalGeneration
 from nsa_lab.training.run import build_data
 from nsa_lab.training.score import Meter, score_answers
@@ -21,9 +20,7 @@ def evaluate(model: VideoNSAForConditionalGeneration, config: ExperimentConfig |
     (`config.positions` and its time ids a second), whatever data.positions says. Raises NsaLabError where there is no
     config.
     """
-    settings = data_settings(model) if config is None else config
-    own = dataclasses.replace(settings.data, positions=model.config.positions)
-    data, _ = build_data(dataclasses.replace(settings, data=own))
+    data, _ = build_data(own_settings(model, config))
     data.val.tokens_per_second = model.config.vision_config.tokens_per_second
     meter, was_training = Meter(), model.training
     loader: DataLoader[Any] = data.val_dataloader()

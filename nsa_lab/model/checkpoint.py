@@ -1,28 +1,61 @@
 """Load and build models: a fresh one by size, Qwen2.5-VL's weights with fresh gates, or a checkpoint of our own."""
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nsa_lab.config import AttentionConfig, ExperimentConfig
+from nsa_lab.config import AttentionConfig, ExperimentConfig, is_run, shape_source
+from nsa_lab.config.rules import beyond_the_last_layer
 from nsa_lab.config.schema import ModelConfig
 from nsa_lab.config.sizes import model_size
 from nsa_lab.data.positions import CONTINUED
-from nsa_lab.errors import NsaLabError
+from nsa_lab.errors import ConfigError, NsaLabError
 from nsa_lab.model.config import TOKENS_PER_SECOND, VideoNSAConfig, config_from_size, set_design
+from nsa_lab.model.trained import last_weights
 from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration, plugged_in
+
+SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+"""Settings without which transformers builds a model of a size of its own."""
 
 log = logging.getLogger(__name__)
 
 
 def build_model(config: ExperimentConfig, tokenizer: Any) -> VideoNSAForConditionalGeneration:
-    """The model that `config` asks for: `model.path` loaded, or one of `model.size` with random weights."""
-    if config.model.path is not None:
-        return load_model(config.model.path, config.attention, positions=config.data.positions)
-    size, positions = model_size(config.model), config.data.positions
-    return VideoNSAForConditionalGeneration(config_from_size(size, tokenizer, config.attention, positions))
+    """The model that `config` asks for: `model.path` (a run, a folder or hub id of weights) loaded, or a random one.
+
+    Its weights are float32, unless training.precision is bf16-true: small steps are lost in bfloat16. Raises as
+    `load_model`.
+    """
+    path = config.model.path
+    if path is not None and not is_run(path):
+        dtype = torch.bfloat16 if config.training.precision == "bf16-true" else torch.float32
+        return load_model(path, config.attention, dtype, config.data.positions)
+    model = bare_model(config, tokenizer)
+    if path is not None:
+        take_weights(model, Path(path))
+    return model
+
+
+def bare_model(config: ExperimentConfig, tokenizer: Any) -> VideoNSAForConditionalGeneration:
+    """The model that `config` asks for with random weights; model.path gives only its shape. Raises NsaLabError."""
+    shape, positions = shape_source(config.model), config.data.positions
+    if shape.path is None:
+        stored = config_from_size(model_size(shape), tokenizer, config.attention, positions)
+    else:
+        stored = _read_config(shape.path, config.attention, positions)
+    return VideoNSAForConditionalGeneration(stored)
+
+
+def take_weights(model: VideoNSAForConditionalGeneration, run: Path) -> None:
+    """Put the last weights of the folder `run` into `model`; raises as `load_model`."""
+    weights, own = last_weights(run), model.state_dict()
+    other = [name for name, weight in weights.items() if name in own and own[name].shape != weight.shape]
+    found = model.load_state_dict({k: v for k, v in weights.items() if k not in other}, strict=False)
+    missing = [key for key in found.missing_keys if key not in other]
+    _check_fit(model, run, missing, found.unexpected_keys, other)
 
 
 def load_model(
@@ -43,26 +76,40 @@ def load_model(
         model, info = VideoNSAForConditionalGeneration.from_pretrained(
             str(path), config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except NsaLabError:
+        raise
+    except Exception as error:  # transformers and safetensors say in many ways that a file is damaged
         raise NsaLabError(
             f"model.path={path} cannot be loaded: {_first_line(error)}; check the folder's weights"
         ) from error
-    missing = sorted(info["missing_keys"])
+    mismatched = [str(key[0]) for key in info["mismatched_keys"]]
+    _check_fit(model, path, info["missing_keys"], info["unexpected_keys"], mismatched)
+    return model
+
+
+def _check_fit(
+    model: VideoNSAForConditionalGeneration,
+    path: str | Path,
+    missing: Collection[str],
+    unexpected: Collection[str],
+    mismatched: Collection[str],
+) -> None:
+    """Raise NsaLabError where weights lack, other than those that plug-ins own, are too many or of another shape."""
     own = tuple(f"model.language_model.{name}." for name in plugged_in(model.model.language_model))
+    fresh = sorted(key for key in missing if key.startswith(own))
     wrong = {
-        "missing": [key for key in missing if not key.startswith(own)],
-        "unexpected": sorted(info["unexpected_keys"]),
-        "of another shape": sorted(str(key[0]) for key in info["mismatched_keys"]),
+        "missing": sorted(key for key in missing if not key.startswith(own)),
+        "unexpected": sorted(unexpected),
+        "of another shape": sorted(mismatched),
     }
     faults = [f"{len(keys)} {kind} (such as {keys[0]})" for kind, keys in wrong.items() if keys]
     if faults:
         raise NsaLabError(
             f"model.path={path} does not fit the model: weights {'; '.join(faults)}; check model and attention"
         )
-    if missing:
-        some = f"{len(missing)} weights of plug-ins (such as {missing[0]})"
+    if fresh:
+        some = f"{len(fresh)} weights of plug-ins (such as {fresh[0]})"
         log.warning("%s: %s are not in the checkpoint and start fresh", path, some)
-    return model
 
 
 def stored_design(path: str | Path) -> dict[str, Any]:
@@ -78,10 +125,10 @@ def stored_positions(path: str | Path) -> str:
 
 def tokens_per_second(model: ModelConfig) -> float:
     """How many time ids of M-RoPE a second has in the model of these settings. Raises NsaLabError as `load_model`."""
-    if model.path is None:
+    path = shape_source(model).path
+    if path is None:
         return TOKENS_PER_SECOND
-    vision = VideoNSAConfig.from_dict({"vision_config": _stored(model.path).get("vision_config") or {}}).vision_config
-    return float(vision.tokens_per_second)
+    return float(_typed(path, _stored(path)).vision_config.tokens_per_second)
 
 
 def _positions(path: str | Path, stored: dict[str, Any]) -> str:
@@ -97,11 +144,26 @@ def _positions(path: str | Path, stored: dict[str, Any]) -> str:
 def _stored(path: str | Path) -> dict[str, Any]:
     try:
         stored, _ = VideoNSAConfig.get_config_dict(str(path))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise NsaLabError(
             f"model.path={path} cannot be read: {_first_line(error)}; give a local folder, or a hub id while online"
         ) from error
+    except (TypeError, AttributeError) as error:
+        raise NsaLabError(f"model.path={path}: its config.json is no object; get it again") from error
     return dict(stored)
+
+
+def _typed(path: str | Path, stored: dict[str, Any]) -> VideoNSAConfig:
+    text, vision = (stored.get(part) for part in ("text_config", "vision_config"))
+    text = stored if text is None else text  # Qwen's own files have no text_config
+    if not isinstance(text, dict) or not isinstance(vision, dict) or any(key not in text for key in SHAPE):
+        raise NsaLabError(
+            f"model.path={path}: its config.json lacks {', '.join(SHAPE)} or a vision_config; get it again"
+        )
+    try:
+        return VideoNSAConfig.from_dict(stored)
+    except Exception as error:  # transformers checks each setting in its own way
+        raise NsaLabError(f"model.path={path}: its config.json is no model's: {_first_line(error)}") from error
 
 
 def _read_config(path: str | Path, attention: AttentionConfig | None, positions: str | None) -> VideoNSAConfig:
@@ -116,8 +178,10 @@ def _read_config(path: str | Path, attention: AttentionConfig | None, positions:
             "%s was trained with data.positions=%s and is used with %s; set data.positions=%s to go on as before",
             *(path, trained, positions, trained),
         )
-    config = VideoNSAConfig.from_dict(stored | {"positions": positions or trained})
+    config = _typed(path, stored | {"positions": positions or trained})
     if attention is not None:
+        if beyond := list(beyond_the_last_layer(attention, config.text_config.num_hidden_layers)):
+            raise ConfigError(beyond)
         set_design(config, attention)
     elif getattr(config.text_config, "video_nsa", None) is None:
         raise NsaLabError(
@@ -127,4 +191,4 @@ def _read_config(path: str | Path, attention: AttentionConfig | None, positions:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -11,6 +11,8 @@ from nsa_lab.errors import NsaLabError
 
 def execute(file: Path, what: str) -> ModuleType:
     """The module of `file`, a `what` ("sweep", "comparison"). Raises NsaLabError that names the file and the line."""
+    if file.is_dir():
+        raise NsaLabError(f"{what} file {file} is a folder; name a .py file in it")
     if not file.is_file():
         raise NsaLabError(f"{what} file {file} does not exist{_near_file(file)}")
     spec = importlib.util.spec_from_file_location(f"nsa_lab_{what}_{file.stem}", file)

@@ -53,8 +53,9 @@ class Record:
         self.directory = directory
         self.state = state
         self.guard = threading.RLock()
-        self.all_params: dict[str, str] = read_json(directory / "params.json", REMEDY)
-        self.all_tags: dict[str, str] = read_json(directory / "tags.json", REMEDY)
+        params, tags = (read_json(directory / file, REMEDY) for file in ("params.json", "tags.json"))
+        self.all_params = {key: str(value) for key, value in params.items()}
+        self.all_tags = {key: str(value) for key, value in tags.items()}
         self.metrics_file = directory / "metrics.jsonl"
         self.locked_by: FileLock | None = None
 

@@ -207,5 +207,5 @@ def _guarded(uri: str, action: Callable[[], T]) -> T:
 def _reason(error: Exception) -> str:
     """Why, in few words, for a line of ours: what the system said, else the first sentence."""
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    system = re.search(r"\[Errno -?\d+\] [\w ]+", line)
+    system = re.search(r"\[Errno -?\d+\] [\w -]+", line)
     return textwrap.shorten(system.group() if system else line.partition(". ")[0], REASON_LENGTH, placeholder=" ...")

@@ -1,7 +1,6 @@
-"""Checkpoints: written whole or not at all, the one before kept, and read with care."""
+"""Checkpoints: written whole or not at all, the one before kept."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,7 @@ import torch
 
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import clear_unfinished, whole
-
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-NEEDED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")
+from nsa_lab.model.trained import LAST, PREVIOUS, kept_checkpoint
 
 
 class CheckpointWriter(L.Callback):
@@ -62,40 +59,3 @@ def _refuse_broken_weights(trainer: L.Trainer) -> None:
                 f"{name} is not finite after step {trainer.global_step}, so no checkpoint was written; "
                 "lower training.learning_rate or training.gradient_clip"
             )
-
-
-def find_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of `folder`, or None."""
-    return next((folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()), None)
-
-
-def kept_checkpoint(folder: Path) -> str:
-    """What is left to go on from, in words."""
-    checkpoint = find_checkpoint(folder)
-    return f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
-
-
-def check_readable(checkpoint: Path) -> int:
-    """The optimiser step of a checkpoint.
-
-    Raises NsaLabError where the file is truncated, lacks a part, or holds anything but tensors and plain data: a pickle
-    of more could run code.
-    """
-    load: Callable[..., Any] = torch.load
-    try:
-        # Mapped, so that only the tables are read.
-        content = load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        if lacking := [key for key in NEEDED if key not in content]:
-            raise KeyError(f"no {', '.join(lacking)}")
-        return int(content["global_step"])
-    except Exception as error:
-        earlier = checkpoint.with_name(PREVIOUS)
-        back = (
-            f"go back one with `mv {earlier} {checkpoint}`, or " if earlier.exists() and earlier != checkpoint else ""
-        )
-        reason = " ".join(str(error).split())[:120]
-        raise NsaLabError(
-            f"checkpoint {checkpoint} is damaged or holds more than tensors and plain data, which could run code "
-            f"({type(error).__name__}: {reason}); "
-            f"{back}start over with training.resume=false"
-        ) from error

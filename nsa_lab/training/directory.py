@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nsa_lab.config import ExperimentConfig, as_added, config_hash, identity, load_saved_config, to_yaml
-from nsa_lab.errors import NsaLabError
+from nsa_lab.errors import NsaLabError, short
 from nsa_lab.files import read_json, write_text, writing
 from nsa_lab.tracking.record import Record, set_aside
 
@@ -44,8 +44,11 @@ class RunDirectory:
 
     def result(self) -> dict[str, Any] | None:
         """The summary of a run that reached its last step, or None. Raises NsaLabError where it is damaged."""
-        keys = ("metrics", "stopped", "tracking_id")
-        summary = read_json(self.summary, "start over with training.resume=false", keys)
+        keys, remedy = ("metrics", "stopped", "tracking_id"), "start over with training.resume=false"
+        summary = read_json(self.summary, remedy, keys)
+        metrics = summary.get("metrics", {})
+        if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
+            raise NsaLabError(f"{self.summary} is damaged (its metrics are no numbers by name); {remedy}")
         return summary if summary and not summary["stopped"] else None
 
     def clear(self) -> None:
@@ -72,10 +75,16 @@ def _differences(there: ExperimentConfig, here: ExperimentConfig) -> str:
 
 
 def read_series(metrics: Path) -> Series:
-    """Every metric by step. A step recorded again after a resume counts as it was recorded last."""
+    """Every metric by step. A step recorded again after a resume counts as it was recorded last.
+
+    Raises NsaLabError where a line is damaged.
+    """
     series: Series = {}
-    for line in metrics.read_text().splitlines():
-        row = json.loads(line)
-        for name, value in row["metrics"].items():
-            series.setdefault(name, {})[row["step"]] = value
+    for number, line in enumerate(metrics.read_text(errors="replace").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            for name, value in row["metrics"].items():
+                series.setdefault(name, {})[int(row["step"])] = float(value)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise NsaLabError(f"{metrics}:{number} is damaged ({short(error)}); remove the line") from error
     return series

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 
 from nsa_lab.config import ExperimentConfig, load_saved_config
+from nsa_lab.config.load import RUN_CONFIG
 from nsa_lab.data import load_tokenizer
 from nsa_lab.errors import NsaLabError
 from nsa_lab.model import VideoNSAForConditionalGeneration
-from nsa_lab.training.checkpoint import LAST, check_readable, find_checkpoint
+from nsa_lab.model.checkpoint import bare_model
+from nsa_lab.model.trained import CHECKPOINTS, find_checkpoint, last_weights
 from nsa_lab.training.data import VideoDataModule
 from nsa_lab.training.directory import RunDirectory
 from nsa_lab.training.module import VideoModule
@@ -24,7 +26,7 @@ def restore(directory: Path) -> tuple[ExperimentConfig, VideoModule, VideoDataMo
     """
     config = _config(directory)
     data, tokenizer = build_data(config)
-    return config, _at_last_checkpoint(directory, config, build_module(config, tokenizer)), data
+    return config, _at_last_checkpoint(directory, config, tokenizer), data
 
 
 def restore_model(
@@ -33,7 +35,7 @@ def restore_model(
     """The config of the run in `directory` with `overrides`, and its model; raises as `restore`."""
     config = _config(directory, overrides)
     tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
-    return config, _at_last_checkpoint(directory, config, build_module(config, tokenizer)).model
+    return config, _at_last_checkpoint(directory, config, tokenizer).model
 
 
 def _config(directory: Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> ExperimentConfig:
@@ -47,20 +49,15 @@ def _config(directory: Path, overrides: Sequence[str] | Mapping[str, Any] = ()) 
     return config
 
 
-def _at_last_checkpoint(directory: Path, config: ExperimentConfig, module: VideoModule) -> VideoModule:
-    home = RunDirectory(directory)
-    checkpoint = find_checkpoint(home.checkpoints)
-    if checkpoint is None:
-        raise NsaLabError(
-            f"{home.checkpoints / LAST} does not exist; train first: nsa-lab train {home.config} --dir {directory}"
-        )
-    check_readable(checkpoint)
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+def _at_last_checkpoint(directory: Path, config: ExperimentConfig, tokenizer: Any) -> VideoModule:
+    module = build_module(config, tokenizer, bare_model)
+    weights = last_weights(directory)
     try:
-        module.load_state_dict(state)
+        module.model.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
         raise NsaLabError(
-            f"{checkpoint} does not fit {home.config} ({reason}); restore the config that the run was trained with"
+            f"{find_checkpoint(directory / CHECKPOINTS)} does not fit {directory / RUN_CONFIG} ({reason}); "
+            "restore the config that the run was trained with"
         ) from error
     return module.float()

@@ -15,16 +15,16 @@ import torch
 from nsa_lab.attention.backends import choose_backend
 from nsa_lab.config import ExperimentConfig, config_hash, layer_attention
 from nsa_lab.config.schema import TrainingConfig
-from nsa_lab.config.sizes import model_size
 from nsa_lab.data import VideoDataset, load_samples, load_tokenizer, pack
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import room_on_disk, write_json
-from nsa_lab.model import build_model
+from nsa_lab.model import VideoNSAForConditionalGeneration, build_model
 from nsa_lab.model.checkpoint import tokens_per_second
+from nsa_lab.model.trained import check_readable, find_checkpoint, kept_checkpoint
 from nsa_lab.origin import code_digest, machine_facts
 from nsa_lab.tracking import Tracker
 from nsa_lab.training.callbacks import Progress, Reporter
-from nsa_lab.training.checkpoint import CheckpointWriter, check_readable, find_checkpoint, kept_checkpoint
+from nsa_lab.training.checkpoint import CheckpointWriter
 from nsa_lab.training.data import VideoDataModule
 from nsa_lab.training.directory import RunDirectory
 from nsa_lab.training.logger import TrackerLogger
@@ -86,7 +86,13 @@ def run(
         origin = machine_facts(config.training.accelerator, config.training.threads) | {"code": code_digest()}
         with Tracker.open(config, home.path, tags=tags, parent=parent, again=resume) as tracker:
             write_json(home.origin, origin)
-            tracker.tags({"attention_backend": _backend(config), "device": origin["device"], "code": origin["code"]})
+            tracker.tags(
+                {
+                    "attention_backend": _backend(config, module.model),
+                    "device": origin["device"],
+                    "code": origin["code"],
+                }
+            )
             reporter, trainer = _fit(config, home, module, data, tracker, on_progress, progress_bar)
             reporter.metrics |= reporter.clock.overall() | data.skipped()
             for line in data.skip_reasons():
@@ -123,10 +129,14 @@ def build_data(config: ExperimentConfig) -> tuple[VideoDataModule, Any]:
     return data, tokenizer
 
 
-def build_module(config: ExperimentConfig, tokenizer: Any) -> VideoModule:
-    """The model of a config with its seeded weights, ready to train."""
+def build_module(
+    config: ExperimentConfig,
+    tokenizer: Any,
+    make: Callable[[ExperimentConfig, Any], VideoNSAForConditionalGeneration] = build_model,
+) -> VideoModule:
+    """The model of a config with its seeded weights, or what `make` makes in its place, ready to train."""
     L.seed_everything(config.seed, workers=True, verbose=False)
-    model = build_model(config, tokenizer)
+    model = make(config, tokenizer)
     if config.training.activation_checkpointing:
         # transformers renamed it in 5.23; both names are within the supported range.
         name = "activation_checkpointing_enable"
@@ -135,14 +145,14 @@ def build_module(config: ExperimentConfig, tokenizer: Any) -> VideoModule:
     return VideoModule(model, config.training, config.seed)
 
 
-def _backend(config: ExperimentConfig) -> str:
+def _backend(config: ExperimentConfig, model: VideoNSAForConditionalGeneration) -> str:
     """What runs the attention ops of this run, joined by + where layers name different ones.
 
     Raises NsaLabError where a named one cannot run here.
     """
     on_gpu = config.training.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    layers = range(model_size(config.model).num_layers)
+    layers = range(model.config.text_config.num_hidden_layers)
     return "+".join(sorted({choose_backend(layer_attention(config.attention, i).backend, device) for i in layers}))
 
 

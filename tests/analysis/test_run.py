@@ -81,7 +81,7 @@ def test_a_broken_first_sample_is_passed_over_where_the_run_skips_such(make_conf
 
 def test_restore_gives_the_weights_of_the_last_checkpoint(trained):
     config, module, data = restore(trained)
-    saved = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    saved = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(saved[name], weight) for name, weight in module.state_dict().items())
     assert config.name == "pictures" and len(data.val) == 3
 

@@ -12,6 +12,7 @@ import yaml
 
 from nsa_lab import cli
 from nsa_lab.config import load_config
+from nsa_lab.config.identity import defaults
 from nsa_lab.training.directory import RunDirectory
 
 SWEEP = """
@@ -104,10 +105,30 @@ def test_the_input_that_the_others_spoil_is_good(folder):
         ("training.steps", ("'training.steps' is not key=value", "training.steps=200")),
         ("seed=-1", ("seed", "-1 is negative")),
         ("training.devices=2", ("training.devices=2", "set training.devices=1")),
+        ("name=???", ("name", "??? stands for a value that is missing")),
+        ("model.path=???", ("model.path", "??? stands for a value that is missing")),
+        ("name=${x}", ("name", "holds '${'", "write the value itself")),
+        (f"seed={'9' * 5000}", ("override 'seed=999", "cannot be parsed")),
     ],
 )
 def test_settings(folder, refused, override, parts):
     one(refused("train", "base.yaml", override), *parts)
+
+
+def test_a_number_that_is_too_large_for_any_setting(folder, refused):
+    """Wherever it stands: no arithmetic is done on it before it is refused."""
+    numbers = [k for k, v in defaults().items() if isinstance(v, int | float) and not isinstance(v, bool)]
+    lines = refused("show", "base.yaml", *(f"{key}={'9' * 400}" for key in numbers))
+    assert len(lines) == len(numbers) > 60
+    assert all("is beyond the largest number that a setting takes" in line and len(line) < 200 for line in lines)
+
+
+@pytest.mark.parametrize("command", ["train", "show", "sweep", "compare"])
+def test_a_folder_in_place_of_a_file(folder, refused, command):
+    (folder / "designs.yaml").mkdir()
+    (folder / "designs.py").mkdir()
+    file = "designs.yaml" if command in ("train", "show") else "designs.py"
+    one(refused(command, file), f"file {file} is a folder; name a")
 
 
 def test_all_branches_off(folder, refused):
@@ -127,6 +148,12 @@ def test_missing_config_file(folder, refused):
 def test_broken_yaml(folder, refused):
     (folder / "base.yaml").write_text("training: {steps: 3\nname: x: y")
     one(refused("train", "base.yaml"), "base.yaml", "not readable YAML", "correct the file")
+
+
+@pytest.mark.parametrize("text", ["a: " + "[" * 3000, f"seed: {'9' * 5000}", "- a list", "a: &x {b: *x}", "a: \0"])
+def test_yaml_that_is_no_config(folder, refused, text):
+    (folder / "base.yaml").write_text(text)
+    one(refused("train", "base.yaml"), "base.yaml")
 
 
 def test_extends_in_a_circle(folder, refused):

@@ -79,12 +79,15 @@ def test_show_without_a_file_takes_settings_that_choose_no_task(nsa_lab, setting
         "bench",
         "analyze",
         "analyze partition",
+        "runs",
+        "runs list",
+        "runs diff",
     ],
 )
 def test_help_of_each_command_gives_an_example(nsa_lab, command):
     code, out, _ = nsa_lab(*command.split(), "--help")
     assert code == 0
-    assert f"nsa-lab {command.removesuffix(' run')}" in out
+    assert f"nsa-lab {command.removesuffix(' run').removesuffix(' list')}" in out
 
 
 def test_usage_errors_exit_with_2(nsa_lab):

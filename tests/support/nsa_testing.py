@@ -107,6 +107,20 @@ def tiny_config(*overrides: str) -> Any:
     return load_config(None, [*small, "attention.branches.selection.block_count=3", *overrides])
 
 
+def stored_run(folder: Any, config: Any, model: Any) -> str:
+    """The folder of a run of `config` that ended with the weights of `model`, as a training leaves it."""
+    from nsa_lab.config import to_yaml
+    from nsa_lab.model.trained import CHECKPOINTS, LAST, PARTS
+
+    (folder / CHECKPOINTS).mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(config))
+    weights = {f"model.{name}": weight for name, weight in model.state_dict().items()}
+    parts: dict[str, Any] = {name: [{}] if kind is list else kind() for name, kind in PARTS.items()}
+    checkpoint = parts | {"state_dict": weights, "loops": {"fit_loop": {}}, "global_step": 1}
+    torch.save(checkpoint, folder / CHECKPOINTS / LAST)
+    return str(folder)
+
+
 def tiny_tokenizer(cache_dir: Any) -> Any:
     """The offline tokenizer, built in `cache_dir`."""
     from nsa_lab.data.tokenizer import load_tokenizer

@@ -266,6 +266,14 @@ def test_a_long_reason_is_cut(store, tmp_path, said):
     assert 0 < len(reason) <= store_file.REASON_LENGTH and "why" not in reason
 
 
+def test_what_the_system_said_is_whole(store):
+    def fail():
+        raise OSError("cannot open: [Errno 30] Read-only file system: '/data/mlflow.db'")
+
+    with pytest.raises(Unreachable, match=r"^\[Errno 30\] Read-only file system$"):
+        store_file._guarded("http://somewhere", fail)
+
+
 def test_runs_are_kept_in_sqlite_unless_said_otherwise(tmp_path):
     # MLflow refuses its old default, a folder of files.
     assert tracking.tracking_uri(config_in(tmp_path)) == f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -22,7 +22,7 @@ def curves(directory):
 
 
 def weights(directory):
-    return torch.load(directory / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    return torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
 def break_at(step, validated=False):

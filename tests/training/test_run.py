@@ -18,13 +18,15 @@ from nsa_lab.config import load_config
 from nsa_lab.data import load_samples
 from nsa_lab.errors import NsaLabError
 from nsa_lab.origin import code_digest
+from nsa_lab.tasks.clips import ensure_clips
 from nsa_lab.tracking import Tracker
 from nsa_lab.training import module as training_module
 from nsa_lab.training import run
-from nsa_lab.training.directory import read_series
+from nsa_lab.training.directory import RunDirectory, read_series
 from nsa_lab.training.run import build
 from nsa_lab.training.score import MODEL_INPUTS, score_answers
 
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 FLA = {
     "attention.partition.block_size": 16,
     "attention.branches.selection.block_count": 4,
@@ -49,6 +51,23 @@ def one_line():
             assert part in text, text
 
     return check
+
+
+def test_own_videos_train_with_the_shipped_settings(tiny, clips):
+    annotations = ensure_clips("needle", tiny().tasks, clips)["train"]
+    places = {
+        "data.annotations": str(annotations),
+        "data.videos": str(annotations.parent),
+        "data.cache_dir": str(clips),
+    }
+    output = {"output.dir": tiny().output.dir, "tracking.enabled": False}
+    few = {"training.steps": 1, "training.batch_size": 1, "training.val_every": 1}
+    result = train(load_config(EXPERIMENTS / "finetune" / "local.yaml", places | output | few))
+    assert result.metrics["val/loss"] > 0
+    for size, layers in (("3b", 36), ("7b", 28)):
+        load_config(
+            EXPERIMENTS / "finetune" / f"qwen2_5_vl_{size}.yaml", [f"attention.layers.20-{layers - 1}.method=dense"]
+        )
 
 
 def test_run_leaves_config_checkpoints_metrics_and_summary(tiny):
@@ -231,7 +250,7 @@ def test_loss_that_is_not_finite_ends_the_run_at_its_step(tiny, tmp_path, monkey
         train(tiny({"training.val_every": 100}), directory=tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     one_line(error, "loss became nan at step 5", "learning rate", "samples needle", str(checkpoint), "lower training")
-    assert torch.load(checkpoint, weights_only=False)["global_step"] == 3
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 3
 
 
 def test_gradient_that_is_not_finite_ends_the_run(tiny, monkeypatch, one_line):
@@ -257,7 +276,7 @@ def test_weights_that_are_not_finite_are_not_saved(tiny, tmp_path, monkeypatch, 
     with pytest.raises(NsaLabError) as error:
         train(tiny({"training.val_every": 100}), directory=tmp_path / "run")
     one_line(error, "not finite", "step 6")
-    kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)
+    kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert kept["global_step"] == 3
 
 
@@ -278,7 +297,7 @@ def test_full_disk_at_a_checkpoint_keeps_the_earlier_one(tiny, tmp_path, monkeyp
         train(tiny({"training.val_every": 100}), directory=tmp_path / "run")
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     one_line(error, "No space left", str(last), "step 6", "make room")
-    assert torch.load(last, weights_only=False)["global_step"] == 3
+    assert torch.load(last, weights_only=True)["global_step"] == 3
     assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
 
     monkeypatch.undo()
@@ -368,3 +387,27 @@ def test_what_the_machine_cannot_do_is_said_before_anything_is_written(tiny, tmp
         train(tiny(overrides))
     one_line(error, part)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("summary.json", "{}"),
+        ("summary.json", "[]"),
+        ("summary.json", '{"metrics": {"a": "x"}, "stopped": false, "tracking_id": null}'),
+        ("summary.json", '{"metrics": 5, "stopped": false, "tracking_id": null}'),
+    ],
+)
+def test_a_damaged_summary_is_said(tmp_path, file, text, one_line):
+    (tmp_path / file).write_text(text)
+    with pytest.raises(NsaLabError) as error:
+        RunDirectory(tmp_path).result()
+    one_line(error, f"{file} is damaged", "start over with training.resume=false")
+
+
+@pytest.mark.parametrize("line", ["{", "5", '{"step": 1}', '{"step": "x", "metrics": {"a": 1}}'])
+def test_a_damaged_line_of_metrics_is_said(tmp_path, line, one_line):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "metrics": {"a": 1}}\n' + line)
+    with pytest.raises(NsaLabError) as error:
+        read_series(tmp_path / "metrics.jsonl")
+    one_line(error, "metrics.jsonl:2 is damaged", "remove the line")

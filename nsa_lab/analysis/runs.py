@@ -1,0 +1,113 @@
+"""The runs below a folder, read from their files alone: what state each is in, and how it ended."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from nsa_lab.errors import NsaLabError
+from nsa_lab.files import FileLock, read_json
+
+MARKS = ("tracking.json", "summary.json")
+"""A folder that holds config.yaml and one of these is a run's."""
+KEYS = "budget/keys_per_query"
+NOT_READ = "not read"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run. `fault` says why its files cannot be read (state `damaged`); `step` is the last recorded one."""
+
+    name: str
+    state: str
+    step: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    hash: str = ""
+    when: str = ""
+    fault: str = ""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What a table of runs shows, by column; val/* and keys where there are any."""
+        shown = {name: value for name, value in self.metrics.items() if name.startswith("val/") or name == KEYS}
+        return {"run": self.name, "state": self.state, "step": self.step, **shown, "hash": self.hash, "when": self.when}
+
+
+def list_runs(folder: Path) -> list[Row]:
+    """The runs in and below `folder`, the last begun first. Raises NsaLabError where there are none."""
+    found = sorted(file.parent for file in folder.rglob("config.yaml"))
+    homes = [home for home in found if any((home / mark).is_file() for mark in MARKS)]
+    if not homes:
+        what = "holds no runs" if folder.is_dir() else "does not exist"
+        raise NsaLabError(f"{folder} {what}; give the folder that `nsa-lab train` wrote into (output.dir)")
+    rows = [read_run(home, str(home.relative_to(folder)) if home != folder else home.resolve().name) for home in homes]
+    return sorted(rows, key=lambda row: row.when, reverse=True)
+
+
+def read_run(home: Path, name: str) -> Row:
+    """The run in the folder `home`, to be called `name`."""
+    try:
+        summary = read_json(home / "summary.json", "", ("metrics", "stopped", "config_hash"))
+        record, tags = (read_json(home / file, "") for file in ("tracking.json", "tags.json"))
+        step, last = _recorded(home / "metrics.jsonl")
+        metrics = {key: float(value) for key, value in {**last, **(summary.get("metrics") or {})}.items()}
+        began = datetime.fromtimestamp(int(record["started"]) / 1000).isoformat(" ", "minutes") if record else ""
+    except (NsaLabError, OSError, ValueError, TypeError, LookupError, OverflowError) as error:
+        return Row(name, "damaged", fault=" ".join(str(error).split()).removesuffix(";"))
+    known = str(summary.get("config_hash") or tags.get("config_hash") or "")
+    return Row(name, _state(home, summary, record), step, metrics, known, began)
+
+
+def _state(home: Path, summary: dict[str, Any], record: dict[str, Any]) -> str:
+    if summary:
+        return "stopped" if summary["stopped"] else "finished"
+    status = str(record.get("status", "")).lower()
+    if status != "running":
+        return status
+    return "running" if _is_locked(home / "tracking.lock") else "cut off"
+
+
+def _is_locked(path: Path) -> bool:
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    taken = lock.take()
+    lock.free()
+    return not taken
+
+
+def _recorded(metrics: Path) -> tuple[int | None, dict[str, float]]:
+    """The last step of a metrics.jsonl, and every metric's last value; a line that is being written is left out."""
+    step: int | None = None
+    last: dict[str, float] = {}
+    for line in _lines(metrics):
+        step = int(line["step"])
+        last |= line["metrics"]
+    return step, last
+
+
+def _lines(metrics: Path) -> Iterator[dict[str, Any]]:
+    if metrics.is_file():
+        yield from (json.loads(line) for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n"))
+
+
+def metrics_of(home: Path) -> dict[str, float]:
+    """The metrics of the run in `home`, as it ended or so far. Raises NsaLabError where it cannot be read."""
+    if not (home / "config.yaml").is_file():
+        what = "holds no run (no config.yaml)" if home.is_dir() else "does not exist"
+        raise NsaLabError(f"{home} {what}; give a folder that `nsa-lab runs` lists")
+    row = read_run(home, str(home))
+    if row.fault:
+        raise NsaLabError(f"{row.fault}; train it again with training.resume=false, or remove {home}")
+    return row.metrics
+
+
+def differing_settings(a: Path, b: Path) -> dict[str, tuple[Any, Any]]:
+    """By dotted key the settings in which two runs differ; NOT_READ where one does not read it. Raises NsaLabError."""
+    from nsa_lab.config import load_saved_config, read_settings
+
+    one, other = (read_settings(load_saved_config(home / "config.yaml")) for home in (a, b))
+    keys = [key for key in dict.fromkeys([*one, *other]) if one.get(key, NOT_READ) != other.get(key, NOT_READ)]
+    return {key: (one.get(key, NOT_READ), other.get(key, NOT_READ)) for key in keys}

@@ -1,0 +1,82 @@
+"""The weights of a run: which checkpoint of its folder counts, and whether it can be read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nsa_lab.config.load import RUN_CONFIG
+from nsa_lab.errors import NsaLabError
+
+CHECKPOINTS = "checkpoints"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+PARTS = {
+    "state_dict": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,
+    "callbacks": dict,
+    "global_step": int,
+    "epoch": int,
+    "pytorch-lightning_version": str,
+}
+"""What a checkpoint of Lightning's holds that a run can go on from."""
+FILLED = ("state_dict", "optimizer_states", "lr_schedulers", "loops")
+OURS = "model."
+"""Where the model stands in the Lightning module that wrote the checkpoint."""
+
+
+def last_weights(run: Path) -> dict[str, Tensor]:
+    """The model's weights in the last checkpoint of the folder `run`, on the CPU.
+
+    Raises NsaLabError where there is none, or it is damaged.
+    """
+    checkpoint = find_checkpoint(run / CHECKPOINTS)
+    if checkpoint is None:
+        raise NsaLabError(
+            f"{run / CHECKPOINTS / LAST} does not exist; train first: nsa-lab train {run / RUN_CONFIG} --dir {run}"
+        )
+    check_readable(checkpoint)
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    return {name.removeprefix(OURS): weight for name, weight in state.items() if name.startswith(OURS)}
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of `folder`, or None."""
+    return next((folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()), None)
+
+
+def kept_checkpoint(folder: Path) -> str:
+    """What is left to go on from, in words."""
+    checkpoint = find_checkpoint(folder)
+    return f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
+
+
+def check_readable(checkpoint: Path) -> int:
+    """The optimiser step of a checkpoint.
+
+    Raises NsaLabError where the file is truncated, lacks a part, or holds anything but tensors and plain data: a pickle
+    of more could run code.
+    """
+    load: Callable[..., Any] = torch.load
+    try:
+        # Mapped, so that only the tables are read.
+        content = load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        wrong = [key for key, kind in PARTS.items() if not isinstance(content.get(key), kind)]
+        if wrong := wrong or [key for key in FILLED if not content[key]]:
+            raise ValueError(f"no {', '.join(wrong)}")
+        if not all(isinstance(weight, Tensor) for weight in content["state_dict"].values()):
+            raise ValueError("weights that are no tensors")
+        return int(content["global_step"])
+    except Exception as error:
+        earlier = checkpoint.with_name(PREVIOUS)
+        back = (
+            f"go back one with `mv {earlier} {checkpoint}`, or " if earlier.exists() and earlier != checkpoint else ""
+        )
+        reason = " ".join(str(error).split())[:120]
+        raise NsaLabError(
+            f"checkpoint {checkpoint} is damaged or holds more than tensors and plain data, which could run code "
+            f"({type(error).__name__}: {reason}); {back}start over with training.resume=false"
+        ) from error
