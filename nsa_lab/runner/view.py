@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 RECENT = 8
+SAY_EVERY_S = 15.0
 COLOURS = {"complete": "green", "pruned": "yellow", "infeasible": "bright_black", "failed": "red"}
 
 
@@ -35,15 +36,15 @@ class Shown:
 class View:
     """Where the console is a terminal, a table of the jobs at work, the latest finished ones, and what is left.
 
-    Elsewhere a line per finished job; one that failed has its line either way. `what` are the jobs ("trials"),
-    `metrics` the columns of the table.
+    Elsewhere a line per finished job, and now and then one on those at work. One that failed has its line either way.
+    `what` are the jobs ("trials"), `metrics` the columns of the table.
     """
 
     def __init__(self, console: Console, what: str, metrics: Sequence[str], total: int):
         self.console, self.what, self.metrics, self.total = console, what, metrics, total
         self.counts: Counter[str] = Counter()
         self.recent: deque[Shown] = deque(maxlen=RECENT)
-        self.started = time.monotonic()
+        self.started = self.said = time.monotonic()
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> "View":
@@ -67,6 +68,7 @@ class View:
     def show(self, crew: Sequence[Any]) -> None:
         """Draw the table anew; `crew` are a pool's workers."""
         if not self.live:
+            self._say_at_work(crew)
             return
         table = Table(title=self._title(), title_justify="left", expand=True)
         for name in (self.what.removesuffix("s"), "state", "step", *self.metrics, "time", "design"):
@@ -81,6 +83,13 @@ class View:
                 about = ("[cyan]running[/]", step, *self._values(values), duration(seconds), f"worker {worker.index}")
                 table.add_row(worker.job.name, *about)
         self.live.update(table, refresh=True)
+
+    def _say_at_work(self, crew: Sequence[Any]) -> None:
+        if time.monotonic() - self.said < SAY_EVERY_S:
+            return
+        self.said = time.monotonic()
+        steps = [f"{w.job.name} {w.progress.step}/{w.progress.steps}" for w in crew if w.job and w.progress]
+        self.say(f"{self._title()}; {', '.join(steps) or 'starting'}")
 
     def _values(self, metrics: Mapping[str, float]) -> list[str]:
         return [number(metrics.get(name)) for name in self.metrics]

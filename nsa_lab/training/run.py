@@ -77,12 +77,14 @@ def run(
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     home, resume = RunDirectory.prepare(config, directory), config.training.resume
-    if resume and (summary := home.result()):
-        return RunResult(home.path, summary["metrics"], summary["tracking_id"], stopped=False, recorded=True)
+    if resume and (recorded := _recorded(home)):
+        return recorded
     with quiet_lightning(), room_on_disk(home.path, lambda: kept_checkpoint(home.checkpoints)):
         module, data = build(config)
         if not resume:
             home.clear()
+        elif recorded := _recorded(home):
+            return recorded  # another process trained it meanwhile
         origin = machine_facts(config.training.accelerator, config.training.threads) | {"code": code_digest()}
         with Tracker.open(config, home.path, tags=tags, parent=parent, again=resume) as tracker:
             write_json(home.origin, origin)
@@ -101,6 +103,14 @@ def run(
             for picture in draw(Trained(config, home, trainer, module, data)) if draw else ():
                 tracker.artifact(picture, str(picture.parent.relative_to(home.path)))
     return RunResult(home.path, summary["metrics"], tracker.run_id, reporter.stopped)
+
+
+def _recorded(home: RunDirectory) -> RunResult | None:
+    """The result of a run that is over."""
+    summary = home.result()
+    if summary is None:
+        return None
+    return RunResult(home.path, summary["metrics"], summary["tracking_id"], stopped=False, recorded=True)
 
 
 def build(config: ExperimentConfig) -> tuple[VideoModule, VideoDataModule]:

@@ -97,6 +97,13 @@ def test_workers_that_cannot_begin_end_all_at_once(make, run, said):
     assert pool.source.left == 2 and not multiprocessing.active_children()
 
 
+def test_a_worker_that_is_killed_while_it_imports_is_replaced(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIE_ONCE", str(tmp_path / "died"))
+    pool = make("good", workers=1, run="killed_at_import:run")
+    pool.work()
+    assert pool.source.left == 0 and (tmp_path / "died").exists() and pool.stillborn == 1
+
+
 def test_after_the_time_is_up_each_worker_has_had_one_job(make):
     pool = make(*["good"] * 5, workers=2, minutes=0.0)
     pool.work()

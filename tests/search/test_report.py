@@ -15,7 +15,7 @@ from rich.console import Console
 from nsa_lab.config import flatten, load_config, to_dict
 from nsa_lab.config.identity import ADDED_AS
 from nsa_lab.errors import NsaLabError
-from nsa_lab.runner.view import View
+from nsa_lab.runner.view import SAY_EVERY_S, View
 from nsa_lab.search.figures import FEW, sections
 from nsa_lab.search.page import write_html
 from nsa_lab.search.picture import REFERENCES
@@ -287,6 +287,14 @@ def test_a_terminal_gets_a_live_table_and_a_file_plain_lines():
     with View(plain, "trials", list(objectives), 9) as view:
         view.finished(done)
     assert "1/9  trial-0001 complete    val/accuracy 0.9  budget/keys_per_query 80" in plain.export_text()
+
+    worker = SimpleNamespace(job=SimpleNamespace(name="trial-0002"), progress=SimpleNamespace(step=30, steps=100))
+    plain.export_text()
+    view.show([worker])
+    assert not plain.export_text()
+    view.said -= SAY_EVERY_S
+    view.show([worker])
+    assert plain.export_text().endswith("left; trial-0002 30/100\n")
 
     screen = io.StringIO()
     terminal = Console(width=160, force_terminal=True, file=screen)
