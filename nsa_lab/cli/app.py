@@ -151,8 +151,9 @@ def tasks() -> None:
 @app.command()
 def ui(
     experiment: Experiment = None,
-    port: Annotated[int, typer.Option(help="Port of the page.")] = 5000,
+    port: Annotated[int, typer.Option(help="Port of the page, 1 to 65535.")] = 5000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    browse: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Open MLflow's page on the runs of this folder (or of a config's tracking.uri), until Ctrl-C.
 
@@ -162,7 +163,7 @@ def ui(
     """
     from nsa_lab.tracking import serve_ui
 
-    raise typer.Exit(serve_ui(_load(experiment or []), port, host))
+    raise typer.Exit(serve_ui(_load(experiment or []), port, host, browse))
 
 
 @app.command()

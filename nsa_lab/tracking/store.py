@@ -13,16 +13,16 @@ from nsa_lab.config import ExperimentConfig
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import locked
 from nsa_lab.tracking.accepted import PARAM_LENGTH, TAG_LENGTH, safe_name, safe_value
+from nsa_lab.tracking.page import experiment_tags
 from nsa_lab.tracking.record import Record
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-# Without it MLflow's page opens on traces of chat models, and runs are a click and a guess away.
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 FATAL_CODES = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED",
                "CUSTOMER_UNAUTHORIZED", "BAD_REQUEST")  # fmt: skip
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
@@ -43,16 +43,17 @@ def tracking_uri(config: ExperimentConfig) -> str:
     return config.tracking.uri or f"{SQLITE}{Path(config.output.dir).resolve() / 'mlflow.db'}"
 
 
-def prepare_store(config: ExperimentConfig) -> None:
+def prepare_store(config: ExperimentConfig) -> str | None:
     """Create the tracking database and the experiment where missing; safe from many processes at once.
 
+    Returns the experiment's id, or None without tracking.
     Raises NsaLabError when the server does not answer, the URI is wrong or the database is damaged.
     """
     if not config.tracking.enabled:
-        return
+        return None
     uri = tracking_uri(config)
     try:
-        _experiment_id(uri, config.tracking.experiment)
+        return _experiment_id(uri, config.tracking.experiment)
     except Unreachable as error:
         raise NsaLabError(
             f"tracking server {uri} does not answer ({error}); start it, correct tracking.uri, "
@@ -156,13 +157,15 @@ def _get_or_create(client: Any, name: str, location: str | None) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
+            return str(client.create_experiment(name, artifact_location=location, tags=experiment_tags()))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             experiment = client.get_experiment_by_name(name)
     if experiment.lifecycle_stage == "deleted":
         raise NsaLabError(f"MLflow experiment {name!r} is deleted; restore it or set tracking.experiment to another")
+    for key in experiment_tags().keys() - experiment.tags.keys():
+        client.set_experiment_tag(experiment.experiment_id, key, experiment_tags()[key])
     return str(experiment.experiment_id)
 
 
