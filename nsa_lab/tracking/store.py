@@ -28,6 +28,8 @@ FATAL_CODES = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 SQLITE = "sqlite:///"
 PER_BATCH = 100
+# A chart for each branch of each layer buries the rest; the record keeps them, and a picture of the run shows them.
+KEPT_HERE = "gate/layer"
 REASON_LENGTH = 120
 T = TypeVar("T")
 
@@ -89,7 +91,10 @@ def _send_all(client: Any, record: Record) -> None:
         record.update(sent_tags=tags)
     for lines, offset in record.unsent_metrics():
         metrics = [
-            Metric(safe_name(k), v, line["time"], line["step"]) for line in lines for k, v in line["metrics"].items()
+            Metric(safe_name(k), v, line["time"], line["step"])
+            for line in lines
+            for k, v in line["metrics"].items()
+            if not k.startswith(KEPT_HERE)
         ]
         _log(client, record, metrics=metrics)
         record.update(sent_metrics=offset)

@@ -50,6 +50,7 @@ def test_a_run_is_recorded_here_and_there(store, tmp_path):
     tracker = Tracker.open(config, tmp_path / "run", tags={"study": "s1"})
     for step in range(700):
         tracker.metrics({"train/loss": 1 / (step + 1), "val/accuracy": math.nan}, step)
+    tracker.metrics({"gate/window": 0.5, "gate/layer00/window": 0.5}, 700)
     (tmp_path / "curve.png").write_bytes(b"picture")
     tracker.artifact(tmp_path / "curve.png", "pictures")
     tracker.finish()
@@ -66,7 +67,9 @@ def test_a_run_is_recorded_here_and_there(store, tmp_path):
     assert {f.path for f in client.list_artifacts(tracker.run_id)} >= {"config.yaml", "pictures"}
     assert run.info.artifact_uri.startswith((store / "mlartifacts").as_uri())
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(700))
+    assert [line["step"] for line in lines] == list(range(701))
+    assert "gate/window" in run.data.metrics and "gate/layer00/window" not in run.data.metrics
+    assert lines[700]["metrics"]["gate/layer00/window"] == 0.5
     assert lines[1]["metrics"]["train/loss"] == 0.5 and math.isnan(lines[1]["metrics"]["val/accuracy"])
     assert json.loads((tmp_path / "run/params.json").read_text())["seed"] == "0"
     assert load_config(tmp_path / "run/config.yaml") == config

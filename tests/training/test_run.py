@@ -72,9 +72,11 @@ def test_run_reports_the_contracted_metrics(tiny):
     result = train(tiny({"training.steps": 5}))
     for name in ("val/loss", "val/accuracy", "val/accuracy/needle", "budget/paper_ratio", "budget/keys_per_query",
                  "train/loss", "throughput/tokens_per_second", "throughput/seconds_per_step", "model/parameters",
-                 "gate/layer00/window"):  # fmt: skip
+                 "gate/layer00/window", "gate/window"):  # fmt: skip
         assert isinstance(result.metrics[name], float), name
     series = read_series(result.directory / "metrics.jsonl")
+    params = json.loads((result.directory / "params.json").read_text())
+    assert int(params["model/parameters"]) == result.metrics["model/parameters"] and "model/parameters" not in series
     assert sorted(series["train/loss"]) == [1, 2, 3, 4, 5]
     assert sorted(series["val/loss"]) == [4, 5]  # every 4 steps, and at the end
     assert sorted(series["budget/keys_per_query"]) == [0, 4, 5]  # before training and at every validation
