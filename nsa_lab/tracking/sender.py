@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import read_json
 from nsa_lab.tracking import store
 from nsa_lab.tracking.record import Record, State, now_ms
 
 INTERVAL_S = 2.0
 LONGEST_WAIT_S = 30.0
 START_PATIENCE_S = 20.0
+SUMMARY = "summary.json"  # what a training writes once it is over
 
 logger = logging.getLogger("nsa_lab")
 
@@ -107,6 +109,38 @@ def annotate(directory: Path, tags: Mapping[str, Any], status: str | None = None
         record.unlock()
 
 
+def finish_left(directory: Path) -> None:
+    """Finish the record of a run that was killed when it was over; sent now or, its server away, by `push`."""
+    record = Record.take(Path(directory))
+    if record is None:
+        return
+    try:
+        if _settle(record) and record.state.uri:
+            send_within(record, 0)
+    except NsaLabError:
+        # Not lost: the record stays pending, and `push` reports it.
+        return
+    finally:
+        record.unlock()
+
+
+def _settle(record: Record) -> bool:
+    """Give a locked record its end, where its process is gone and left none: FINISHED with a summary, else KILLED.
+
+    Returns whether it had to. Its end is when something was last written.
+    """
+    summary = record.directory / SUMMARY
+    over = read_json(summary, "start over with training.resume=false").get("stopped") is False
+    if record.state.status != "RUNNING" and not (over and record.state.status == "KILLED"):
+        return False
+    if record.all_tags.get("state") in ("running", "killed"):
+        record.tags({"state": "finished" if over else "killed"})
+    written = [file.stat().st_mtime_ns for file in (record.metrics_file, summary) if file.exists()]
+    ended = max(written, default=0) // 1_000_000
+    record.update(status="FINISHED" if over else "KILLED", ended=max(ended, record.state.started))
+    return True
+
+
 def push(directory: Path, uri: str | None = None) -> list[Path]:
     """Send every unsent record at or below `directory`, to `uri` where given; returns the directories sent.
 
@@ -138,9 +172,7 @@ def _push_one(record: Record, uri: str | None) -> bool:
     if uri and uri != old.uri:
         record.state = State(uri, old.experiment, old.run_name, parent=None, started=old.started)
         record.update(status=old.status, ended=old.ended, artifacts=old.artifacts)
-    if old.status == "RUNNING":
-        record.tags({"state": "killed"})
-        record.update(status="KILLED", ended=now_ms())
+    _settle(record)
     if not record.pending:
         return False
     send_within(record, START_PATIENCE_S)

@@ -22,7 +22,7 @@ from nsa_lab.files import room_on_disk, write_json
 from nsa_lab.model import build_model
 from nsa_lab.model.checkpoint import tokens_per_second
 from nsa_lab.origin import code_digest, machine_facts
-from nsa_lab.tracking import Tracker
+from nsa_lab.tracking import Tracker, finish_left
 from nsa_lab.training.callbacks import Progress, Reporter
 from nsa_lab.training.checkpoint import CheckpointWriter, check_readable, find_checkpoint, kept_checkpoint
 from nsa_lab.training.data import VideoDataModule
@@ -78,6 +78,7 @@ def run(
         torch.set_num_threads(config.training.threads)
     home, resume = RunDirectory.prepare(config, directory), config.training.resume
     if resume and (summary := home.result()):
+        finish_left(home.path)
         return RunResult(home.path, summary["metrics"], summary["tracking_id"], stopped=False, recorded=True)
     with quiet_lightning(), room_on_disk(home.path, lambda: kept_checkpoint(home.checkpoints)):
         module, data = build(config)

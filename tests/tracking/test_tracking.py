@@ -132,6 +132,33 @@ def test_a_run_left_unfinished_goes_on(store, tmp_path):
     assert elsewhere.run_id != fresh.run_id, "a run does not move to another experiment"
 
 
+def killed(config, directory, **summary):
+    """A run whose process was killed after it had trained; with `summary` it had written that too."""
+    tracker = Tracker.open(config, directory)
+    tracker.metrics({"train/loss": 1.0}, 1)
+    tracker.sender.close(20)
+    tracker.unlock()
+    if summary:
+        (directory / "summary.json").write_text(json.dumps(summary))
+        os.utime(directory / "summary.json", (0, tracker.state.started // 1000 + 60))
+    return tracker.run_id
+
+
+def test_a_run_killed_before_its_record_ended_is_finished_by_the_next_call(store, tmp_path):
+    config = config_in(store)
+    ends = {"over": {"stopped": False}, "stopped": {"stopped": True}, "cut": {}, "both": {"stopped": False}}
+    runs = {name: killed(config, tmp_path / name, **summary) for name, summary in ends.items()}
+    tracking.annotate(tmp_path / "both", {"state": "killed"}, "KILLED")  # as older versions did
+    tracking.finish_left(tmp_path / "over")
+    found = client_of(config).get_run(runs["over"])
+    assert (found.info.status, found.data.tags["state"]) == ("FINISHED", "finished")
+    assert found.info.end_time == found.info.start_time // 1000 * 1000 + 60_000
+    assert tracking.push(tmp_path) == [tmp_path / name for name in ("both", "cut", "stopped")]
+    status = {name: client_of(config).get_run(run).info.status for name, run in runs.items()}
+    assert status == {"over": "FINISHED", "stopped": "KILLED", "cut": "KILLED", "both": "FINISHED"}
+    assert tracking.push(tmp_path) == []
+
+
 def test_a_changed_config_is_refused_and_the_directory_released(store, tmp_path):
     Tracker.open(config_in(store), tmp_path).finish("FAILED")
     for _ in range(2):

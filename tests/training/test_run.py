@@ -19,6 +19,7 @@ from nsa_lab.data import load_samples
 from nsa_lab.errors import NsaLabError
 from nsa_lab.origin import code_digest
 from nsa_lab.tracking import Tracker
+from nsa_lab.tracking.record import Record
 from nsa_lab.training import module as training_module
 from nsa_lab.training import run
 from nsa_lab.training.directory import read_series
@@ -132,7 +133,10 @@ def test_finished_run_gives_its_recorded_result(tiny):
     config = tiny()
     first = train(config)
     before = (first.directory / "metrics.jsonl").read_text()
+    record = Record.load(first.directory)
+    record.update(status="RUNNING", ended=None)  # as a kill leaves it that comes after the summary
     again = train(config)
+    assert Record.load(first.directory).state.status == "FINISHED"
     assert again.recorded and not first.recorded
     assert again.metrics == first.metrics
     assert (first.directory / "metrics.jsonl").read_text() == before
