@@ -16,6 +16,7 @@ from nsa_lab.cli.analyze import analyze_app
 from nsa_lab.cli.compare import compare, report
 from nsa_lab.cli.sweep import sweep_app
 from nsa_lab.errors import NsaLabError
+from nsa_lab.redact import hide
 
 if TYPE_CHECKING:
     from nsa_lab.config import ExperimentConfig
@@ -265,12 +266,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _end(error: Exception) -> int:
     """Say what nobody foresaw in one line, and return the exit code: 2 where a file or the machine refused, else 1."""
-    reason = " ".join(str(error).split())[:200]
+    reason = " ".join(hide(str(error)).split())[:200]
     if isinstance(error, OSError) and error.strerror:
         print(f"error: {error.filename or 'the system'}: {error.strerror}", file=sys.stderr)
         return 2
     with tempfile.NamedTemporaryFile("w", prefix="nsa-lab-", suffix=".txt", delete=False) as file:
-        traceback.print_exception(error, file=file)
+        file.write(hide("".join(traceback.format_exception(error))))
     said = f"a fault of nsa-lab itself ({type(error).__name__}: {reason}); please report it with {file.name}"
     print(f"error: {said}", file=sys.stderr)
     return 1

@@ -15,6 +15,7 @@ from nsa_lab.config.rules import broken_rules
 from nsa_lab.config.schema import ExperimentConfig
 from nsa_lab.config.tree import apply, check_layer_overrides, merged, read_settings, unflatten
 from nsa_lab.errors import ConfigError, NsaLabError, Problem
+from nsa_lab.redact import hide, keep
 
 Overrides = Sequence[str] | Mapping[str, Any]
 
@@ -49,12 +50,17 @@ def _validated(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
     problems = broken_rules(config)
     if problems:
         raise ConfigError(problems)
+    if config.tracking.uri:
+        config.tracking.uri = keep(config.tracking.uri)
     return config
 
 
 def to_yaml(config: ExperimentConfig) -> str:
-    """The settings that are read, as YAML; `load_config` on it gives a config of the same hash."""
-    return yaml.safe_dump(unflatten(read_settings(config)), sort_keys=False)
+    """The settings that are read, as YAML; `load_config` on it gives a config of the same hash.
+
+    No password is among them.
+    """
+    return hide(yaml.safe_dump(unflatten(read_settings(config)), sort_keys=False, width=float("inf")))
 
 
 def _file_layers(path: str | Path | None, seen: tuple[Path, ...] = ()) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from nsa_lab.config import load_config
 from nsa_lab.errors import NsaLabError
+from nsa_lab.redact import hide
 from nsa_lab.runner.job import End, Job, Progress
 from nsa_lab.runner.python_file import kind_of
 
@@ -58,7 +59,7 @@ def _do(job: Job, connection: Connection) -> End:
         where = {"directory": Path(job.directory), "parent": job.parent, "tags": job.tags}
         result = run(config, **where, on_progress=_teller(job, connection), progress_bar=False)
     except Exception as error:
-        traceback.print_exc()
+        print(hide(traceback.format_exc()), file=sys.stderr)
         mendable = isinstance(error, NsaLabError)
         return End(time.monotonic() - started, fault=str(error).splitlines()[0] if mendable else kind_of(error))
     finally:

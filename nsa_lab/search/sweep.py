@@ -11,6 +11,7 @@ from rich.console import Console
 
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import locked, room_on_disk, unfit_for_a_folder
+from nsa_lab.redact import hide
 from nsa_lab.runner.job import TRAIN
 from nsa_lab.runner.pool import Pool, sigterm_as_interrupt
 from nsa_lab.runner.recovery import identity
@@ -111,7 +112,7 @@ def sweep(
     if interrupted:
         again = ["nsa-lab", "sweep", str(file), *overrides, "--study", name, "--trials", str(min(count, source.left))]
         again += ["--workers", str(workers), *(["--storage", storage] if storage else [])]
-        words = f"interrupted; trials in flight come first in: {shlex.join(again)}"
+        words = f"interrupted; trials in flight come first in: {hide(shlex.join(again))}"
         console.print(words, highlight=False, markup=False, soft_wrap=True)
     elif outcome.best is None:
         raise NsaLabError(f"study {name}: no trial completed; {_commonest_reason(outcome)}")

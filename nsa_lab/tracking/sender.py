@@ -9,6 +9,7 @@ from typing import Any
 
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import read_json
+from nsa_lab.redact import keep
 from nsa_lab.tracking import store
 from nsa_lab.tracking.record import Record, State, now_ms
 
@@ -169,6 +170,7 @@ def push(directory: Path, uri: str | None = None) -> list[Path]:
 
 def _push_one(record: Record, uri: str | None) -> bool:
     old = record.state
+    uri = uri and keep(uri)
     if uri and uri != old.uri:
         record.state = State(uri, old.experiment, old.run_name, parent=None, started=old.started)
         record.update(status=old.status, ended=old.ended, artifacts=old.artifacts)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from nsa_lab.config import ExperimentConfig
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import locked
+from nsa_lab.redact import SOURCE, hide, keep, reveal
 from nsa_lab.tracking.accepted import PARAM_LENGTH, TAG_LENGTH, safe_name, safe_value
 from nsa_lab.tracking.page import experiment_tags
 from nsa_lab.tracking.record import Record
@@ -21,6 +22,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 FATAL_CODES = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED",
@@ -41,8 +43,10 @@ class Unreachable(Exception):
 
 
 def tracking_uri(config: ExperimentConfig) -> str:
-    """The MLflow tracking URI of `config`: its own, or the SQLite file in the output folder."""
-    return config.tracking.uri or f"{SQLITE}{Path(config.output.dir).resolve() / 'mlflow.db'}"
+    """The MLflow tracking URI of `config`, without its password: its own, or the SQLite file in the output folder."""
+    if config.tracking.uri:
+        return keep(config.tracking.uri)
+    return f"{SQLITE}{Path(config.output.dir).resolve() / 'mlflow.db'}"
 
 
 def prepare_store(config: ExperimentConfig) -> str | None:
@@ -176,6 +180,12 @@ def _get_or_create(client: Any, name: str, location: str | None) -> str:
 
 @functools.cache
 def _client(uri: str) -> Any:
+    hidden, uri = uri, reveal(uri) or ""
+    if not uri:
+        raise NsaLabError(
+            f"{hidden} lacks its password, which is kept out of files; give the whole URI in {SOURCE}, "
+            f"as in {SOURCE}=SCHEME://USER:PASSWORD@HOST nsa-lab ..."
+        )
     if uri.partition(":")[0].partition("+")[0] not in SCHEMES:
         raise NsaLabError(f"tracking.uri {uri} is no tracking store; use one of {', '.join(SCHEMES)} (sqlite:///FILE)")
     for name, value in ENVIRONMENT.items():
@@ -214,6 +224,6 @@ def _guarded(uri: str, action: Callable[[], T]) -> T:
 
 def _reason(error: Exception) -> str:
     """Why, in few words, for a line of ours: what the system said, else the first sentence."""
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    line = next(iter(hide(str(error)).strip().splitlines()), type(error).__name__)
     system = re.search(r"\[Errno -?\d+\] [\w ]+", line)
     return textwrap.shorten(system.group() if system else line.partition(". ")[0], REASON_LENGTH, placeholder=" ...")

@@ -13,6 +13,7 @@ from typing import Any
 
 from nsa_lab.config import ExperimentConfig
 from nsa_lab.errors import NsaLabError
+from nsa_lab.redact import reveal
 from nsa_lab.tracking.page import runs_link
 from nsa_lab.tracking.store import ENVIRONMENT, prepare_store, tracking_uri
 
@@ -34,10 +35,12 @@ def serve_ui(config: ExperimentConfig, port: int = 5000, host: str = "127.0.0.1"
         raise NsaLabError(f"port {port} is taken; choose another, for example --port {port % 65535 + 1}")
     link = runs_link(host, port, str(prepare_store(config)))
     print(f"MLflow starts on the store {uri}", flush=True)
-    store = ["--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
+    store = ["--host", host, "--port", str(port), "--workers", "1"]
     command = [sys.executable, "-m", "mlflow", "ui", *store, "--uvicorn-opts", "--log-level warning"]
     try:
-        with _own_group(command, env=os.environ | ENVIRONMENT | QUIET) as server:
+        with _own_group(
+            command, env=os.environ | ENVIRONMENT | QUIET | {"MLFLOW_BACKEND_STORE_URI": reveal(uri) or uri}
+        ) as server:
             while server.poll() is None and not _answers(host, port):
                 time.sleep(0.2)
             if server.poll() is None:
