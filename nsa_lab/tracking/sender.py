@@ -78,7 +78,7 @@ def send_within(record: Record, patience_s: float) -> None:
         try:
             return store.send(record)
         except store.Unreachable as error:
-            if time.monotonic() >= deadline:
+            if isinstance(error, store.Denied) or time.monotonic() >= deadline:
                 raise unsent(record, str(error)) from error
             time.sleep(1)
 
@@ -148,7 +148,8 @@ def push(directory: Path, uri: str | None = None) -> list[Path]:
     Records that a live process still writes are left alone. Raises NsaLabError when nothing is recorded
     there, when no record has a URI, or when the server does not answer.
     """
-    found = sorted(file.parent for file in Path(directory).rglob("tracking.json"))
+    # Parents lie above their children or beside them, and come first.
+    found = sorted((file.parent for file in Path(directory).rglob("tracking.json")), key=_has_parent)
     if not found:
         raise NsaLabError(f"{directory} holds no record of a run; give a run directory, or one above it")
     sent, without_uri = [], 0
@@ -159,7 +160,7 @@ def push(directory: Path, uri: str | None = None) -> list[Path]:
         try:
             if not (uri or record.state.uri):
                 without_uri += 1
-            elif _push_one(record, uri):
+            elif _push_one(record, uri, found):
                 sent.append(place)
         finally:
             record.unlock()
@@ -168,12 +169,26 @@ def push(directory: Path, uri: str | None = None) -> list[Path]:
     return sent
 
 
-def _push_one(record: Record, uri: str | None) -> bool:
+def _has_parent(directory: Path) -> tuple[bool, Path]:
+    record = Record.load(directory)
+    return record is not None and record.state.parent is not None, directory
+
+
+def _moved(run_id: str | None, found: list[Path]) -> str | None:
+    """The present id of the run that once was `run_id`, among the records in `found`."""
+    for record in filter(None, map(Record.load, found) if run_id else ()):
+        if run_id in (*record.state.earlier, record.state.run_id):
+            return record.state.run_id
+    return None
+
+
+def _push_one(record: Record, uri: str | None, found: list[Path]) -> bool:
     old = record.state
     uri = uri and keep(uri)
     if uri and uri != old.uri:
-        record.state = State(uri, old.experiment, old.run_name, parent=None, started=old.started)
-        record.update(status=old.status, ended=old.ended, artifacts=old.artifacts)
+        parent, earlier = _moved(old.parent, found), [*old.earlier, *([old.run_id] if old.run_id else [])]
+        record.state = State(uri, old.experiment, old.run_name, parent, old.artifact_root, started=old.started)
+        record.update(status=old.status, ended=old.ended, artifacts=old.artifacts, earlier=earlier)
     _settle(record)
     if not record.pending:
         return False

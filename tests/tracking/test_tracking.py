@@ -251,6 +251,54 @@ def test_a_server_that_stays_away_ends_with_one_error(store, tmp_path, monkeypat
     assert child.data.tags["mlflow.parentRunId"] == trackers[0].run_id
 
 
+def test_a_sweep_that_moves_to_another_store_keeps_its_links(store, tmp_path):
+    config, other = config_in(store), tracking.tracking_uri(config_in(tmp_path / "other"))
+    parent = Tracker.open(config, tmp_path / "study" / "z-parent")
+    Tracker.open(config, tmp_path / "study" / "child", parent=parent.run_id).finish()
+    parent.finish()
+    assert len(tracking.push(tmp_path / "study", other)) == 2
+    moved = tracking.last_run_id(tmp_path / "study" / "z-parent")
+    child = client_of(config_in(tmp_path / "other")).get_run(tracking.last_run_id(tmp_path / "study" / "child"))
+    assert child.data.tags["mlflow.parentRunId"] == moved != parent.run_id
+
+
+def test_a_refused_password_ends_the_start_at_once_and_a_run_goes_on(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("nsa_lab.tracking.sender.INTERVAL_S", 0.05)
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import UNAUTHENTICATED
+
+    config, tried = config_in(store), []
+
+    def deny(*_):
+        tried.append(1)
+        raise MlflowException("who are you", error_code=UNAUTHENTICATED)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store_file, "_send_all", deny)
+        with pytest.raises(NsaLabError, match="who are you"):
+            Tracker.open(config, tmp_path / "refused")
+        broken.setattr(store_file, "_get_or_create", deny)
+        with pytest.raises(NsaLabError, match="refuses the user or the password"):
+            tracking.prepare_store(config)
+    assert len(tried) == 2
+    tracker = Tracker.open(config, tmp_path / "run")
+    with monkeypatch.context() as broken:
+        broken.setattr(store_file, "_send_all", deny)
+        tracker.metrics({"train/loss": 1.0}, 1)
+        until(lambda: len(tried) > 3)
+    tracker.finish()
+    assert client_of(config).get_run(tracker.run_id).data.metrics == {"train/loss": 1.0}
+
+
+def test_a_database_gets_the_output_folder_for_artifacts(tmp_path, monkeypatch):
+    created = []
+    monkeypatch.setattr(store_file, "_client", lambda uri: uri)
+    monkeypatch.setattr(store_file, "_get_or_create", lambda client, name, place: created.append(place) or "1")
+    for uri in ("postgresql://there/db", "http://there"):
+        tracking.prepare_store(config_in(tmp_path, **{"tracking.uri": uri}))
+    assert created == [(tmp_path / "mlartifacts").as_uri(), None]
+
+
 def test_a_lost_answer_does_not_double_the_run(store, tmp_path, monkeypatch):
     config = config_in(store, **{"tracking.experiment": "lost-answer"})
     client = store_file._client(tracking.tracking_uri(config))
@@ -274,6 +322,7 @@ def test_a_lost_answer_does_not_double_the_run(store, tmp_path, monkeypatch):
     [
         ("http://127.0.0.1:9", r"does not answer \(\[Errno 111\] Connection refused\)"),
         ("ftp://somewhere", "is no tracking store; use one of sqlite"),
+        ("postgresql+psycopg9://me:secret@there/db", r"me:\*\*\*@there/db needs a database driver"),
         ("file:./mlruns", "is no tracking store; use one of sqlite"),
         ("sqlite:////proc/nowhere/mlflow.db", "refused.*No such file"),
         ("sqlite:///{folder}/damaged.db", "refused.*not a database"),
