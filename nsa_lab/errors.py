@@ -5,9 +5,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from nsa_lab.redact import hide
+
 
 class NsaLabError(Exception):
-    """Something the user can mend. The message names the thing and the remedy, in one line."""
+    """Something the user can mend. The message names the thing and the remedy, in one line, and no password."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(hide(message))
 
 
 @dataclass(frozen=True)

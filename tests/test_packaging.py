@@ -37,6 +37,7 @@ LIBRARIES = {
 }
 # The house, from the ground up: a part imports what stands below its floor, and nothing beside it.
 FLOORS = (
+    ("redact",),
     ("errors",),
     ("files", "layout", "origin", "plugin"),
     ("partition", "tasks"),

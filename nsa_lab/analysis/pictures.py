@@ -10,7 +10,7 @@ from nsa_lab.analysis.partition import draw_partition, is_adaptive, typical_laye
 from nsa_lab.training import Trained
 from nsa_lab.training.directory import Series, read_series
 
-GATE = re.compile(r"gate/layer(\d+)/(\w+)")
+GATE, MEAN_GATE = re.compile(r"gate/layer(\d+)/(\w+)"), re.compile(r"gate/\w+")
 
 
 def draw_run(trained: Trained) -> list[Path]:
@@ -51,7 +51,7 @@ def _curves(series: Series) -> Figure:
     panels = {
         "loss": [name for name in series if name.endswith("/loss")],
         "accuracy": [name for name in series if "/accuracy" in name],
-        "gate (mean over heads and tokens)": [name for name in series if GATE.fullmatch(name)],
+        "gate (mean over layers, heads and tokens)": [name for name in series if MEAN_GATE.fullmatch(name)],
     }
     for axes, (title, names) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for name in sorted(names):

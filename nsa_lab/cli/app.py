@@ -17,6 +17,7 @@ from nsa_lab.cli.compare import compare, report
 from nsa_lab.cli.runs import runs_app
 from nsa_lab.cli.sweep import sweep_app
 from nsa_lab.errors import NsaLabError
+from nsa_lab.redact import hide
 
 if TYPE_CHECKING:
     from nsa_lab.config import ExperimentConfig
@@ -153,8 +154,9 @@ def tasks() -> None:
 @app.command()
 def ui(
     experiment: Experiment = None,
-    port: Annotated[int, typer.Option(help="Port of the page.", min=1, max=65535)] = 5000,
+    port: Annotated[int, typer.Option(help="Port of the page, 1 to 65535.")] = 5000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    browse: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Open MLflow's page on the runs of this folder (or of a config's tracking.uri), until Ctrl-C.
 
@@ -164,7 +166,7 @@ def ui(
     """
     from nsa_lab.tracking import serve_ui
 
-    raise typer.Exit(serve_ui(_load(experiment or []), port, host))
+    raise typer.Exit(serve_ui(_load(experiment or []), port, host, browse))
 
 
 @app.command()
@@ -273,8 +275,8 @@ def _end(error: Exception) -> int:
         print("error: not enough memory; make the model, the batch or the clips smaller", file=sys.stderr)
         return 2
     with tempfile.NamedTemporaryFile("w", prefix="nsa-lab-", suffix=".txt", delete=False) as file:
-        traceback.print_exception(error, file=file)
-    reason = " ".join(str(error).split())[:200]
+        file.write(hide("".join(traceback.format_exception(error))))
+    reason = " ".join(hide(str(error)).split())[:200]
     said = f"a fault of nsa-lab itself ({type(error).__name__}: {reason}); please report it with {file.name}"
     print(f"error: {said}", file=sys.stderr)
     return 1

@@ -17,6 +17,7 @@ from nsa_lab.config.schema import ExperimentConfig, ModelConfig
 from nsa_lab.config.sizes import decoder_layers, model_size
 from nsa_lab.config.tree import apply, check_layer_overrides, merged, read_settings, schema_of, to_dict, unflatten
 from nsa_lab.errors import ConfigError, NsaLabError, Problem, short
+from nsa_lab.redact import hide, keep
 
 RUN_CONFIG = "config.yaml"
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -102,12 +103,17 @@ def _validated(layers: Sequence[Tree]) -> ExperimentConfig:
     problems = broken_rules(config, decoder_layers(shape_source(config.model)))
     if problems:
         raise ConfigError(problems)
+    if config.tracking.uri:
+        config.tracking.uri = keep(config.tracking.uri)
     return config
 
 
 def to_yaml(config: ExperimentConfig) -> str:
-    """The settings that are read, as YAML; `load_config` on it gives a config of the same hash."""
-    return yaml.safe_dump(unflatten(read_settings(config)), sort_keys=False)
+    """The settings that are read, as YAML; `load_config` on it gives a config of the same hash.
+
+    No password is among them.
+    """
+    return hide(yaml.safe_dump(unflatten(read_settings(config)), sort_keys=False, width=float("inf")))
 
 
 def _file_layers(path: str | Path | None, seen: tuple[Path, ...] = ()) -> Iterator[dict[str, Any]]:

@@ -22,12 +22,17 @@ MODEL_INPUTS = (
 
 
 def gate_metrics(trace: Trace) -> dict[str, float]:
-    """`gate/layer00/compression` and so on: the mean gate over tokens and heads; the trace must want `gate_means`."""
-    return {
-        f"gate/layer{layer:02d}/{name}": mean
-        for layer, means in trace.of("gate_means").items()
-        for name, mean in means.items()
-    }
+    """The mean gate over tokens and heads; the trace must want `gate_means`.
+
+    `gate/layer00/compression` and so on by layer, and `gate/compression`, the mean of the layers that have the branch.
+    """
+    metrics: dict[str, float] = {}
+    branches: dict[str, list[float]] = {}
+    for layer, means in trace.of("gate_means").items():
+        for name, mean in means.items():
+            metrics[f"gate/layer{layer:02d}/{name}"] = mean
+            branches.setdefault(name, []).append(mean)
+    return metrics | {f"gate/{name}": sum(means) / len(means) for name, means in branches.items()}
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from typing import Any
 from nsa_lab.config import load_config
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import is_full
+from nsa_lab.redact import hide
 from nsa_lab.runner.job import End, Job, Progress
 from nsa_lab.runner.python_file import kind_of
 
@@ -59,7 +60,7 @@ def _do(job: Job, connection: Connection) -> End:
         where = {"directory": Path(job.directory), "parent": job.parent, "tags": job.tags}
         result = run(config, **where, on_progress=_teller(job, connection), progress_bar=False)
     except Exception as error:
-        traceback.print_exc()
+        print(hide(traceback.format_exc()), file=sys.stderr)
         mendable = isinstance(error, NsaLabError)
         fault = str(error).splitlines()[0] if mendable else kind_of(error)
         return End(time.monotonic() - started, fault=fault, full=is_full(error))

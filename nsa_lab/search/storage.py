@@ -8,7 +8,6 @@ import difflib
 import functools
 import inspect
 import logging
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -82,14 +81,12 @@ def open_storage(url: str) -> Any:
         return optuna.storages.get_storage(_database(url, PatientStorage, engine_kwargs=ping))
     except sqlalchemy.exc.ArgumentError as error:
         raise NsaLabError(
-            f"storage {shown_url(url)!r} is no URL; write sqlite:///FILE, journal:///FILE or postgresql://USER@HOST/NAME"
+            f"storage {url!r} is no URL; write sqlite:///FILE, journal:///FILE or postgresql://USER@HOST/NAME"
         ) from error
     except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
-        raise NsaLabError(
-            f"storage {shown_url(url)} needs a database driver that is not installed ({error})"
-        ) from error
+        raise NsaLabError(f"storage {url} needs a database driver that is not installed ({error})") from error
     except (sqlalchemy.exc.SQLAlchemyError, OSError, ValueError, KeyError, RuntimeError) as error:
-        raise NsaLabError(f"storage {shown_url(url)} cannot be opened ({_reason(error)}); correct --storage") from error
+        raise NsaLabError(f"storage {url} cannot be opened ({_reason(error)}); correct --storage") from error
 
 
 def load_study(storage: Any, name: str) -> optuna.Study:
@@ -114,13 +111,8 @@ def storage_faults(url: str) -> Iterator[None]:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise NsaLabError(
-            f"storage {shown_url(url)}: {_reason(error)}; what was trained is kept, and the same command goes on"
+            f"storage {url}: {_reason(error)}; what was trained is kept, and the same command goes on"
         ) from error
-
-
-def shown_url(url: str) -> str:
-    """A URL without its password."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", url)
 
 
 def _database(url: str, kind: Any = optuna.storages.RDBStorage, **options: Any) -> Any:

@@ -8,6 +8,7 @@ import optuna
 
 from nsa_lab.config import as_added, is_incidental
 from nsa_lab.errors import ConfigError, NsaLabError
+from nsa_lab.redact import hide
 from nsa_lab.search.rows import objectives_of
 from nsa_lab.search.spec import (
     Sweep,
@@ -41,7 +42,7 @@ def open_study(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(list(sweep.objectives))
-        study.set_user_attr("base", dict(base))
+        study.set_user_attr("base", {k: hide(v) if isinstance(v, str) else v for k, v in base.items()})
         study.set_user_attr("sweep_file", str(sweep.path))
         study.set_user_attr("seeds", seeds)
     asked = {"params": sorted(space), "constants": constants, "references": sweep.references}

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import locked, room_on_disk, unfit_for_a_folder
+from nsa_lab.redact import hide
 from nsa_lab.runner.job import TRAIN
 from nsa_lab.runner.pool import Pool, sigterm_as_interrupt
 from nsa_lab.runner.recovery import identity
@@ -21,7 +22,7 @@ from nsa_lab.search.report import drop_checkpoints, print_report, write_report
 from nsa_lab.search.rows import REFERENCE, Outcome, read_outcome
 from nsa_lab.search.samplers import build_pruner, build_sampler
 from nsa_lab.search.spec import base_values, design, load_sweep
-from nsa_lab.search.storage import default_storage, load_study, open_storage, shown_url, storage_faults
+from nsa_lab.search.storage import default_storage, load_study, open_storage, storage_faults
 from nsa_lab.search.study import open_study
 from nsa_lab.search.trial import Trials
 
@@ -123,11 +124,11 @@ def sweep(
     if interrupted:
         again = ["nsa-lab", "sweep", str(file), *overrides, "--study", name, "--trials", str(min(count, source.trials))]
         again += ["--workers", str(workers)]
-        if storage and shown_url(storage) == storage:  # else it came, or has to come, from the environment
+        if storage and hide(storage) == storage:  # else it came, or has to come, from the environment
             again += ["--storage", storage]
         again += ["--seeds", str(seeds)] * (seeds > 1) + ["--keep-checkpoints", "all"] * (keep_checkpoints == "all")
         secret = " (and the storage in NSA_LAB_STORAGE)" if storage and "--storage" not in again else ""
-        words = f"interrupted; trials in flight come first in{secret}: {shlex.join(again)}"
+        words = f"interrupted; trials in flight come first in{secret}: {hide(shlex.join(again))}"
         console.print(words, highlight=False, markup=False, soft_wrap=True)
     elif not outcome.count("complete"):
         raise NsaLabError(f"study {name}: no trial completed; {_commonest_reason(outcome)}")

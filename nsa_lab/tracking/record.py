@@ -27,13 +27,16 @@ REMEDY = "remove it to start a new record"
 
 @dataclass
 class State:
-    """What `tracking.json` holds; `sent_metrics` is a byte offset, `artifacts` are (path, folder)."""
+    """What `tracking.json` holds; `sent_metrics` is a byte offset, `artifacts` are (path, folder), `earlier` its run
+    ids in stores that it was sent to before."""
 
     uri: str | None
     experiment: str
     run_name: str
     parent: str | None
+    artifact_root: str | None = None
     run_id: str | None = None
+    earlier: list[str] = field(default_factory=list)
     record_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: int = field(default_factory=lambda: now_ms())
     ended: int | None = None

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import read_json
+from nsa_lab.redact import keep
 from nsa_lab.tracking import store
 from nsa_lab.tracking.record import Record, State, now_ms
 
 INTERVAL_S = 2.0
 LONGEST_WAIT_S = 30.0
 START_PATIENCE_S = 20.0
+SUMMARY = "summary.json"  # what a training writes once it is over
 
 logger = logging.getLogger("nsa_lab")
 
@@ -75,7 +78,7 @@ def send_within(record: Record, patience_s: float) -> None:
         try:
             return store.send(record)
         except store.Unreachable as error:
-            if time.monotonic() >= deadline:
+            if isinstance(error, store.Denied) or time.monotonic() >= deadline:
                 raise unsent(record, str(error)) from error
             time.sleep(1)
 
@@ -107,13 +110,46 @@ def annotate(directory: Path, tags: Mapping[str, Any], status: str | None = None
         record.unlock()
 
 
+def finish_left(directory: Path) -> None:
+    """Finish the record of a run that was killed when it was over; sent now or, its server away, by `push`."""
+    record = Record.take(Path(directory))
+    if record is None:
+        return
+    try:
+        if _settle(record) and record.state.uri:
+            send_within(record, 0)
+    except NsaLabError:
+        # Not lost: the record stays pending, and `push` reports it.
+        return
+    finally:
+        record.unlock()
+
+
+def _settle(record: Record) -> bool:
+    """Give a locked record its end, where its process is gone and left none: FINISHED with a summary, else KILLED.
+
+    Returns whether it had to. Its end is when something was last written.
+    """
+    summary = record.directory / SUMMARY
+    over = read_json(summary, "start over with training.resume=false").get("stopped") is False
+    if record.state.status != "RUNNING" and not (over and record.state.status == "KILLED"):
+        return False
+    if record.all_tags.get("state") in ("running", "killed"):
+        record.tags({"state": "finished" if over else "killed"})
+    written = [file.stat().st_mtime_ns for file in (record.metrics_file, summary) if file.exists()]
+    ended = max(written, default=0) // 1_000_000
+    record.update(status="FINISHED" if over else "KILLED", ended=max(ended, record.state.started))
+    return True
+
+
 def push(directory: Path, uri: str | None = None) -> list[Path]:
     """Send every unsent record at or below `directory`, to `uri` where given; returns the directories sent.
 
     Records that a live process still writes are left alone. Raises NsaLabError when nothing is recorded
     there, when no record has a URI, or when the server does not answer.
     """
-    found = sorted(file.parent for file in Path(directory).rglob("tracking.json"))
+    # Parents lie above their children or beside them, and come first.
+    found = sorted((file.parent for file in Path(directory).rglob("tracking.json")), key=_has_parent)
     if not found:
         raise NsaLabError(f"{directory} holds no record of a run; give a run directory, or one above it")
     sent, without_uri = [], 0
@@ -124,7 +160,7 @@ def push(directory: Path, uri: str | None = None) -> list[Path]:
         try:
             if not (uri or record.state.uri):
                 without_uri += 1
-            elif _push_one(record, uri):
+            elif _push_one(record, uri, found):
                 sent.append(place)
         finally:
             record.unlock()
@@ -133,14 +169,27 @@ def push(directory: Path, uri: str | None = None) -> list[Path]:
     return sent
 
 
-def _push_one(record: Record, uri: str | None) -> bool:
+def _has_parent(directory: Path) -> tuple[bool, Path]:
+    record = Record.load(directory)
+    return record is not None and record.state.parent is not None, directory
+
+
+def _moved(run_id: str | None, found: list[Path]) -> str | None:
+    """The present id of the run that once was `run_id`, among the records in `found`."""
+    for record in filter(None, map(Record.load, found) if run_id else ()):
+        if run_id in (*record.state.earlier, record.state.run_id):
+            return record.state.run_id
+    return None
+
+
+def _push_one(record: Record, uri: str | None, found: list[Path]) -> bool:
     old = record.state
+    uri = uri and keep(uri)
     if uri and uri != old.uri:
-        record.state = State(uri, old.experiment, old.run_name, parent=None, started=old.started)
-        record.update(status=old.status, ended=old.ended, artifacts=old.artifacts)
-    if old.status == "RUNNING":
-        record.tags({"state": "killed"})
-        record.update(status="KILLED", ended=now_ms())
+        parent, earlier = _moved(old.parent, found), [*old.earlier, *([old.run_id] if old.run_id else [])]
+        record.state = State(uri, old.experiment, old.run_name, parent, old.artifact_root, started=old.started)
+        record.update(status=old.status, ended=old.ended, artifacts=old.artifacts, earlier=earlier)
+    _settle(record)
     if not record.pending:
         return False
     send_within(record, START_PATIENCE_S)

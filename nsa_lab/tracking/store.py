@@ -12,22 +12,27 @@ from typing import Any, TypeVar
 from nsa_lab.config import ExperimentConfig
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import locked
+from nsa_lab.redact import SOURCE, hide, keep, reveal
 from nsa_lab.tracking.accepted import PARAM_LENGTH, TAG_LENGTH, safe_name, safe_value
+from nsa_lab.tracking.page import experiment_tags
 from nsa_lab.tracking.record import Record
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-# Without it MLflow's page opens on traces of chat models, and runs are a click and a guess away.
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-FATAL_CODES = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED",
-               "CUSTOMER_UNAUTHORIZED", "BAD_REQUEST")  # fmt: skip
+FATAL_CODES = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")
+DENIED_CODES = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
+DENIED_BY_DATABASE = re.compile(r"authentication failed|access denied|login failed|no password supplied", re.I)
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
-SQLITE = "sqlite:///"
+SQLITE, SERVERS, ARTIFACTS = "sqlite:///", ("http", "databricks"), "mlartifacts"
 PER_BATCH = 100
+# A chart for each branch of each layer buries the rest; the record keeps them, and a picture of the run shows them.
+KEPT_HERE = "gate/layer"
 REASON_LENGTH = 120
 T = TypeVar("T")
 
@@ -38,21 +43,38 @@ class Unreachable(Exception):
     """The server does not answer now; a later try may succeed."""
 
 
+class Denied(Unreachable):
+    """The server refuses the user or the password; while a run goes on, a later try may succeed."""
+
+
 def tracking_uri(config: ExperimentConfig) -> str:
-    """The MLflow tracking URI of `config`: its own, or the SQLite file in the output folder."""
-    return config.tracking.uri or f"{SQLITE}{Path(config.output.dir).resolve() / 'mlflow.db'}"
+    """The MLflow tracking URI of `config`, without its password: its own, or the SQLite file in the output folder."""
+    if config.tracking.uri:
+        return keep(config.tracking.uri)
+    return f"{SQLITE}{Path(config.output.dir).resolve() / 'mlflow.db'}"
 
 
-def prepare_store(config: ExperimentConfig) -> None:
+def artifact_root(config: ExperimentConfig) -> str:
+    """Where artifacts go whose store is a database: the output folder of its first run."""
+    return (Path(config.output.dir).resolve() / ARTIFACTS).as_uri()
+
+
+def prepare_store(config: ExperimentConfig) -> str | None:
     """Create the tracking database and the experiment where missing; safe from many processes at once.
 
+    Returns the experiment's id, or None without tracking.
     Raises NsaLabError when the server does not answer, the URI is wrong or the database is damaged.
     """
     if not config.tracking.enabled:
-        return
+        return None
     uri = tracking_uri(config)
     try:
-        _experiment_id(uri, config.tracking.experiment)
+        return _experiment_id(uri, config.tracking.experiment, artifact_root(config))
+    except Denied as error:
+        raise NsaLabError(
+            f"tracking server {uri} refuses the user or the password ({error}); correct tracking.uri, "
+            "or set tracking.enabled=false"
+        ) from error
     except Unreachable as error:
         raise NsaLabError(
             f"tracking server {uri} does not answer ({error}); start it, correct tracking.uri, "
@@ -88,7 +110,10 @@ def _send_all(client: Any, record: Record) -> None:
         record.update(sent_tags=tags)
     for lines, offset in record.unsent_metrics():
         metrics = [
-            Metric(safe_name(k), v, line["time"], line["step"]) for line in lines for k, v in line["metrics"].items()
+            Metric(safe_name(k), v, line["time"], line["step"])
+            for line in lines
+            for k, v in line["metrics"].items()
+            if not k.startswith(KEPT_HERE)
         ]
         _log(client, record, metrics=metrics)
         record.update(sent_metrics=offset)
@@ -125,7 +150,8 @@ def _log(client: Any, record: Record, **items: list[Any]) -> None:
 def _create_run(client: Any, record: Record) -> str:
     """Create the run in MLflow, or find it when an earlier answer was lost."""
     state = record.state
-    experiment = _experiment_id(str(state.uri), state.experiment)
+    root = state.artifact_root or (record.directory.resolve().parent / ARTIFACTS).as_uri()
+    experiment = _experiment_id(str(state.uri), state.experiment, root)
     found = client.search_runs([experiment], filter_string=f"tags.record = '{state.record_id}'", max_results=1)
     if found:
         run_id = str(found[0].info.run_id)
@@ -145,8 +171,11 @@ def _send_artifact(client: Any, run_id: str, path: Path, folder: str | None) -> 
         logger.warning("artifact %s is gone and was not sent", path)
 
 
-def _experiment_id(uri: str, name: str) -> str:
-    location = (_sqlite_file(uri).parent / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
+def _experiment_id(uri: str, name: str, root: str) -> str:
+    """The id of experiment `name`, created where missing; artifacts of a database go below `root`."""
+    location = None if uri.startswith(SERVERS) else root
+    if uri.startswith(SQLITE):
+        location = (_sqlite_file(uri).parent / ARTIFACTS).as_uri()
     return _guarded(uri, lambda: _get_or_create(_client(uri), name, location))
 
 
@@ -156,18 +185,26 @@ def _get_or_create(client: Any, name: str, location: str | None) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
+            return str(client.create_experiment(name, artifact_location=location, tags=experiment_tags()))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             experiment = client.get_experiment_by_name(name)
     if experiment.lifecycle_stage == "deleted":
         raise NsaLabError(f"MLflow experiment {name!r} is deleted; restore it or set tracking.experiment to another")
+    for key in experiment_tags().keys() - experiment.tags.keys():
+        client.set_experiment_tag(experiment.experiment_id, key, experiment_tags()[key])
     return str(experiment.experiment_id)
 
 
 @functools.cache
 def _client(uri: str) -> Any:
+    hidden, uri = uri, reveal(uri) or ""
+    if not uri:
+        raise NsaLabError(
+            f"{hidden} lacks its password, which is kept out of files; give the whole URI in {SOURCE}, "
+            f"as in {SOURCE}=SCHEME://USER:PASSWORD@HOST nsa-lab ..."
+        )
     if uri.partition(":")[0].partition("+")[0] not in SCHEMES:
         raise NsaLabError(f"tracking.uri {uri} is no tracking store; use one of {', '.join(SCHEMES)} (sqlite:///FILE)")
     for name, value in ENVIRONMENT.items():
@@ -177,12 +214,28 @@ def _client(uri: str) -> Any:
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if not uri.startswith(SQLITE):
+        if not uri.startswith(SERVERS):
+            _try_database(uri)
         return MlflowClient(tracking_uri=uri)
     file = _sqlite_file(uri)
     file.parent.mkdir(parents=True, exist_ok=True)
     # The first client creates the tables; several at once would all try to.
     with locked(file.with_name(f"{file.name}.lock")):
         return MlflowClient(tracking_uri=uri)
+
+
+def _try_database(uri: str) -> None:
+    """Connect once, since MLflow tries for minutes whatever the fault. Raises NsaLabError without the driver."""
+    import sqlalchemy
+
+    try:
+        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+        with engine.connect():
+            pass
+    except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
+        raise NsaLabError(
+            f"tracking.uri {uri} needs a database driver that is not installed ({_reason(error)}); install it with pip"
+        ) from error
 
 
 def _sqlite_file(uri: str) -> Path:
@@ -198,6 +251,8 @@ def _guarded(uri: str, action: Callable[[], T]) -> T:
     try:
         return action()
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+        if getattr(error, "error_code", None) in DENIED_CODES or DENIED_BY_DATABASE.search(str(error)):
+            raise Denied(_reason(error)) from error
         fatal = getattr(error, "error_code", None) in FATAL_CODES
         if fatal or (uri.startswith("sqlite") and "locked" not in str(error)):
             raise NsaLabError(f"tracking store {uri} refused: {_reason(error)}; see tracking.uri") from error
@@ -206,6 +261,6 @@ def _guarded(uri: str, action: Callable[[], T]) -> T:
 
 def _reason(error: Exception) -> str:
     """Why, in few words, for a line of ours: what the system said, else the first sentence."""
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    line = next(iter(hide(str(error)).strip().splitlines()), type(error).__name__)
     system = re.search(r"\[Errno -?\d+\] [\w -]+", line)
     return textwrap.shorten(system.group() if system else line.partition(". ")[0], REASON_LENGTH, placeholder=" ...")

@@ -9,6 +9,7 @@ from nsa_lab import files, origin
 from nsa_lab.config import ExperimentConfig, config_hash, read_settings, to_yaml
 from nsa_lab.config.rules import enabled_tasks
 from nsa_lab.plugin import settings, switched_on
+from nsa_lab.redact import hide
 from nsa_lab.tracking.record import Record
 
 LIBRARIES = ("torch", "transformers", "lightning", "optuna", "mlflow")
@@ -65,5 +66,5 @@ def describe_run(record: Record, config: ExperimentConfig) -> None:
         files.write_text(config_file, to_yaml(config))
     record.artifact(config_file)
     if dirty := origin.source_state().dirty:
-        files.write_text(diff_file, dirty)
+        files.write_text(diff_file, hide(dirty))
         record.artifact(diff_file)

@@ -10,7 +10,7 @@ from nsa_lab.config import ExperimentConfig
 from nsa_lab.errors import NsaLabError
 from nsa_lab.tracking.record import Record, State, now_ms
 from nsa_lab.tracking.sender import START_PATIENCE_S, Sender, send_within, unsent
-from nsa_lab.tracking.store import tracking_uri
+from nsa_lab.tracking.store import artifact_root, tracking_uri
 from nsa_lab.tracking.tags import describe_run, origin_tags
 
 FINISH_PATIENCE_S = 60.0
@@ -51,7 +51,7 @@ class Tracker(Record):
         tags = dict(tags or {})
         uri = tracking_uri(config) if config.tracking.enabled else None
         name = str(tags.get("mlflow.runName", config.name))
-        fresh = State(uri, config.tracking.experiment, name, parent)
+        fresh = State(uri, config.tracking.experiment, name, parent, artifact_root(config))
         tracker = cls.begin(Path(directory), fresh, run_id=run_id, again=again)
         try:
             tracker.tags({"state": "running", **origin_tags(), **tags})

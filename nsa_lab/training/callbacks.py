@@ -79,10 +79,11 @@ class Reporter(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: VideoModule) -> None:  # type: ignore[override]
         parameters = sum(parameter.numel() for parameter in module.model.parameters())
-        values = {"model/parameters": float(parameters), **_budget(trainer, module)}
-        self.metrics |= values
+        trainer.loggers[0].log_hyperparams({"model/parameters": parameters})
+        budget = _budget(trainer, module)
+        self.metrics |= {"model/parameters": float(parameters), **budget}
         if trainer.global_step == 0:
-            self._log(trainer, values)
+            self._log(trainer, budget)
         self.clock.start()
 
     def on_train_batch_end(  # type: ignore[override]

@@ -8,6 +8,7 @@ from typing import Any
 from nsa_lab.config import ExperimentConfig, as_added, config_hash, identity, load_saved_config, to_yaml
 from nsa_lab.errors import NsaLabError, short
 from nsa_lab.files import read_json, write_text, writing
+from nsa_lab.tracking import SUMMARY
 from nsa_lab.tracking.record import Record, set_aside
 
 Series = dict[str, dict[int, float]]
@@ -19,7 +20,7 @@ class RunDirectory:
 
     def __init__(self, path: Path):
         self.path = path
-        self.config, self.origin, self.summary = path / "config.yaml", path / "origin.json", path / "summary.json"
+        self.config, self.origin, self.summary = path / "config.yaml", path / "origin.json", path / SUMMARY
         self.checkpoints, self.metrics, self.pictures = path / "checkpoints", path / "metrics.jsonl", path / "pictures"
 
     @classmethod

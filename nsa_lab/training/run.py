@@ -22,7 +22,7 @@ from nsa_lab.model import VideoNSAForConditionalGeneration, build_model
 from nsa_lab.model.checkpoint import tokens_per_second
 from nsa_lab.model.trained import check_readable, find_checkpoint, kept_checkpoint
 from nsa_lab.origin import code_digest, machine_facts
-from nsa_lab.tracking import Tracker
+from nsa_lab.tracking import Tracker, finish_left
 from nsa_lab.training.callbacks import Progress, Reporter
 from nsa_lab.training.checkpoint import CheckpointWriter
 from nsa_lab.training.data import VideoDataModule
@@ -110,6 +110,7 @@ def _recorded(home: RunDirectory) -> RunResult | None:
     summary = home.result()
     if summary is None:
         return None
+    finish_left(home.path)
     return RunResult(home.path, summary["metrics"], summary["tracking_id"], stopped=False, recorded=True)
 
 

@@ -306,7 +306,9 @@ def test_gate_means_and_budget(tokenizer):
     with torch.no_grad():
         model(**batch, use_cache=False, trace=trace)
     means = gate_metrics(trace)
-    assert set(means) == {f"gate/layer{i:02d}/{b}" for i in (0, 1) for b in ("compression", "selection", "window")}
+    branches = ("compression", "selection", "window")
+    assert set(means) == {f"gate/{place}{b}" for place in ("layer00/", "layer01/", "") for b in branches}
+    assert means["gate/window"] == pytest.approx((means["gate/layer00/window"] + means["gate/layer01/window"]) / 2)
     assert all(0 < mean < 1 for mean in means.values())
     # 8 tokens, blocks of 4, own block only: 1+2+3+4 twice; window of 2: 1, then 2; compressed: 0 0 0 1 1 1 1 2.
     assert budget["budget/keys_per_query"] == pytest.approx((20 + 15) / 8)

@@ -6,7 +6,7 @@ import sqlalchemy
 
 from nsa_lab.errors import NsaLabError
 from nsa_lab.search import storage
-from nsa_lab.search.storage import PatientStorage, shown_url, storage_faults
+from nsa_lab.search.storage import PatientStorage, storage_faults
 
 
 @pytest.fixture
@@ -60,8 +60,3 @@ def test_a_server_that_stays_away_ends_in_one_line_without_the_password(away, mo
     reason = r"^storage postgresql://me:\*\*\*@host:5432/db: server closed.*goes on$"
     with pytest.raises(NsaLabError, match=reason), storage_faults(url):
         study.ask()
-
-
-@pytest.mark.parametrize("url", ["sqlite:////a/b.db", "postgresql://me@host/db", "journal:///a:b@c/d.log"])
-def test_urls_without_a_password_are_shown_as_they_are(url):
-    assert shown_url(url) == url

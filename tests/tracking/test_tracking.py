@@ -3,6 +3,8 @@
 import json
 import math
 import multiprocessing
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,13 +14,15 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 
-from nsa_lab import tracking
+from nsa_lab import origin, redact, tracking
 from nsa_lab.config import load_config
 from nsa_lab.errors import NsaLabError
 from nsa_lab.tracking import Tracker
 from nsa_lab.tracking import store as store_file
 from nsa_lab.tracking import tracker as tracker_file
+from nsa_lab.tracking.page import runs_link
 from nsa_lab.tracking.store import Unreachable
+from nsa_lab.tracking.ui import _own_group
 
 
 def config_in(folder, **overrides):
@@ -46,6 +50,7 @@ def test_a_run_is_recorded_here_and_there(store, tmp_path):
     tracker = Tracker.open(config, tmp_path / "run", tags={"study": "s1"})
     for step in range(700):
         tracker.metrics({"train/loss": 1 / (step + 1), "val/accuracy": math.nan}, step)
+    tracker.metrics({"gate/window": 0.5, "gate/layer00/window": 0.5}, 700)
     (tmp_path / "curve.png").write_bytes(b"picture")
     tracker.artifact(tmp_path / "curve.png", "pictures")
     tracker.finish()
@@ -62,7 +67,9 @@ def test_a_run_is_recorded_here_and_there(store, tmp_path):
     assert {f.path for f in client.list_artifacts(tracker.run_id)} >= {"config.yaml", "pictures"}
     assert run.info.artifact_uri.startswith((store / "mlartifacts").as_uri())
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(700))
+    assert [line["step"] for line in lines] == list(range(701))
+    assert "gate/window" in run.data.metrics and "gate/layer00/window" not in run.data.metrics
+    assert lines[700]["metrics"]["gate/layer00/window"] == 0.5
     assert lines[1]["metrics"]["train/loss"] == 0.5 and math.isnan(lines[1]["metrics"]["val/accuracy"])
     assert json.loads((tmp_path / "run/params.json").read_text())["seed"] == "0"
     assert load_config(tmp_path / "run/config.yaml") == config
@@ -80,8 +87,6 @@ def test_what_cannot_change_a_result_is_no_param_and_may_change(store, tmp_path)
 
 
 def test_uncommitted_changes_are_kept(store, tmp_path, monkeypatch):
-    from nsa_lab import origin
-
     source = origin.Source("abc", "diff --git a b\n")
     monkeypatch.setattr(origin, "source_state", lambda: source)
     tracker = Tracker.open(config_in(store), tmp_path)
@@ -123,6 +128,33 @@ def test_a_run_left_unfinished_goes_on(store, tmp_path):
     elsewhere = Tracker.open(config_in(store, **{"tracking.experiment": "other"}), tmp_path, again=True)
     elsewhere.finish()
     assert elsewhere.run_id != fresh.run_id, "a run does not move to another experiment"
+
+
+def killed(config, directory, **summary):
+    """A run whose process was killed after it had trained; with `summary` it had written that too."""
+    tracker = Tracker.open(config, directory)
+    tracker.metrics({"train/loss": 1.0}, 1)
+    tracker.sender.close(20)
+    tracker.unlock()
+    if summary:
+        (directory / "summary.json").write_text(json.dumps(summary))
+        os.utime(directory / "summary.json", (0, tracker.state.started // 1000 + 60))
+    return tracker.run_id
+
+
+def test_a_run_killed_before_its_record_ended_is_finished_by_the_next_call(store, tmp_path):
+    config = config_in(store)
+    ends = {"over": {"stopped": False}, "stopped": {"stopped": True}, "cut": {}, "both": {"stopped": False}}
+    runs = {name: killed(config, tmp_path / name, **summary) for name, summary in ends.items()}
+    tracking.annotate(tmp_path / "both", {"state": "killed"}, "KILLED")  # as older versions did
+    tracking.finish_left(tmp_path / "over")
+    found = client_of(config).get_run(runs["over"])
+    assert (found.info.status, found.data.tags["state"]) == ("FINISHED", "finished")
+    assert found.info.end_time == found.info.start_time // 1000 * 1000 + 60_000
+    assert tracking.push(tmp_path) == [tmp_path / name for name in ("both", "cut", "stopped")]
+    status = {name: client_of(config).get_run(run).info.status for name, run in runs.items()}
+    assert status == {"over": "FINISHED", "stopped": "KILLED", "cut": "KILLED", "both": "FINISHED"}
+    assert tracking.push(tmp_path) == []
 
 
 def test_a_changed_config_is_refused_and_the_directory_released(store, tmp_path):
@@ -219,6 +251,54 @@ def test_a_server_that_stays_away_ends_with_one_error(store, tmp_path, monkeypat
     assert child.data.tags["mlflow.parentRunId"] == trackers[0].run_id
 
 
+def test_a_sweep_that_moves_to_another_store_keeps_its_links(store, tmp_path):
+    config, other = config_in(store), tracking.tracking_uri(config_in(tmp_path / "other"))
+    parent = Tracker.open(config, tmp_path / "study" / "z-parent")
+    Tracker.open(config, tmp_path / "study" / "child", parent=parent.run_id).finish()
+    parent.finish()
+    assert len(tracking.push(tmp_path / "study", other)) == 2
+    moved = tracking.last_run_id(tmp_path / "study" / "z-parent")
+    child = client_of(config_in(tmp_path / "other")).get_run(tracking.last_run_id(tmp_path / "study" / "child"))
+    assert child.data.tags["mlflow.parentRunId"] == moved != parent.run_id
+
+
+def test_a_refused_password_ends_the_start_at_once_and_a_run_goes_on(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("nsa_lab.tracking.sender.INTERVAL_S", 0.05)
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import UNAUTHENTICATED
+
+    config, tried = config_in(store), []
+
+    def deny(*_):
+        tried.append(1)
+        raise MlflowException("who are you", error_code=UNAUTHENTICATED)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store_file, "_send_all", deny)
+        with pytest.raises(NsaLabError, match="who are you"):
+            Tracker.open(config, tmp_path / "refused")
+        broken.setattr(store_file, "_get_or_create", deny)
+        with pytest.raises(NsaLabError, match="refuses the user or the password"):
+            tracking.prepare_store(config)
+    assert len(tried) == 2
+    tracker = Tracker.open(config, tmp_path / "run")
+    with monkeypatch.context() as broken:
+        broken.setattr(store_file, "_send_all", deny)
+        tracker.metrics({"train/loss": 1.0}, 1)
+        until(lambda: len(tried) > 3)
+    tracker.finish()
+    assert client_of(config).get_run(tracker.run_id).data.metrics == {"train/loss": 1.0}
+
+
+def test_a_database_gets_the_output_folder_for_artifacts(tmp_path, monkeypatch):
+    created = []
+    monkeypatch.setattr(store_file, "_client", lambda uri: uri)
+    monkeypatch.setattr(store_file, "_get_or_create", lambda client, name, place: created.append(place) or "1")
+    for uri in ("postgresql://there/db", "http://there"):
+        tracking.prepare_store(config_in(tmp_path, **{"tracking.uri": uri}))
+    assert created == [(tmp_path / "mlartifacts").as_uri(), None]
+
+
 def test_a_lost_answer_does_not_double_the_run(store, tmp_path, monkeypatch):
     config = config_in(store, **{"tracking.experiment": "lost-answer"})
     client = store_file._client(tracking.tracking_uri(config))
@@ -242,6 +322,7 @@ def test_a_lost_answer_does_not_double_the_run(store, tmp_path, monkeypatch):
     [
         ("http://127.0.0.1:9", r"does not answer \(\[Errno 111\] Connection refused\)"),
         ("ftp://somewhere", "is no tracking store; use one of sqlite"),
+        ("postgresql+psycopg9://me:secret@there/db", r"me:\*\*\*@there/db needs a database driver"),
         ("file:./mlruns", "is no tracking store; use one of sqlite"),
         ("sqlite:////proc/nowhere/mlflow.db", "refused.*No such file"),
         ("sqlite:///{folder}/damaged.db", "refused.*not a database"),
@@ -272,6 +353,54 @@ def test_what_the_system_said_is_whole(store):
 
     with pytest.raises(Unreachable, match=r"^\[Errno 30\] Read-only file system$"):
         store_file._guarded("http://somewhere", fail)
+
+
+@pytest.mark.parametrize(
+    ("uri", "hidden"),
+    [
+        ("postgresql://me:se/c@ret@there:5432/db", "postgresql://me:***@there:5432/db"),
+        ("https://me:secret@there", "https://me:***@there"),
+        (
+            "mysql+pymysql://there/db?user=me&password=secret&ssl=1",
+            "mysql+pymysql://there/db?user=me&password=***&ssl=1",
+        ),
+        ("http://there:5000/a@b", "http://there:5000/a@b"),
+        ("postgresql://me@there/db", "postgresql://me@there/db"),
+        ("sqlite:////tmp/mlflow.db", "sqlite:////tmp/mlflow.db"),
+    ],
+)
+def test_passwords_are_hidden(monkeypatch, uri, hidden):
+    monkeypatch.setattr(redact, "_known", {})
+    monkeypatch.setenv(redact.SOURCE, "")
+    assert redact.keep(uri) == hidden == redact.hide(hidden) and redact.reveal(hidden) == uri
+    redact._known.clear()
+    assert redact.reveal(hidden) == uri, "a process that it starts has it too"
+    monkeypatch.setenv(redact.SOURCE, "http://elsewhere")
+    assert redact.reveal(hidden) == (uri if hidden == uri else None)
+    assert str(NsaLabError(f"{uri} is away")) == f"{hidden} is away"
+
+
+SECRET = "http://me:hunter2@127.0.0.1:9"
+
+
+def test_a_password_reaches_no_file_and_no_error(tmp_path, monkeypatch):
+    """The server is away, so that the run stays in its files; then the password is given by the environment."""
+    monkeypatch.setattr(redact, "_known", {})
+    monkeypatch.setenv(redact.SOURCE, "")
+    monkeypatch.setattr(tracker_file, "TRIAL_FINISH_PATIENCE_S", 0.0)
+    monkeypatch.setattr("nsa_lab.tracking.sender.START_PATIENCE_S", 0.0)
+    monkeypatch.setattr(origin, "source_state", lambda: origin.Source("abc", f"+  uri: {SECRET}\n"))
+    config = config_in(tmp_path, **{"tracking.uri": SECRET})
+    Tracker.open(config, tmp_path / "run", parent="p").finish()
+    assert "http://me:***@127.0.0.1:9" in (tmp_path / "run/tracking.json").read_text()
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and b"hunter2" in file.read_bytes()]
+    for given, message in (("", "give the whole URI in MLFLOW_TRACKING_URI"), (SECRET, "Connection refused")):
+        store_file._client.cache_clear()
+        redact._known.clear()
+        monkeypatch.setenv(redact.SOURCE, given)
+        with pytest.raises(NsaLabError, match=message) as caught:
+            tracking.push(tmp_path)
+        assert "hunter2" not in str(caught.value)
 
 
 def test_runs_are_kept_in_sqlite_unless_said_otherwise(tmp_path):
@@ -316,6 +445,40 @@ def test_page_refuses_what_it_cannot_serve(tmp_path):
         taken.listen()
         with pytest.raises(NsaLabError, match="is taken"):
             tracking.serve_ui(config_in(tmp_path), taken.getsockname()[1])
+    for port in (0, 70000):
+        with pytest.raises(NsaLabError, match=rf"--port {port} is no port; choose one from 1 to 65535"):
+            tracking.serve_ui(config_in(tmp_path), port)
+
+
+def test_the_page_shows_the_columns_that_tell_runs_apart(store):
+    config = config_in(store, **{"tracking.experiment": "columns"})
+    number = tracking.prepare_store(config)
+    tags = client_of(config).get_experiment(number).tags
+    link = runs_link("127.0.0.1", 5000, number)
+    assert f"/#/experiments/{number}/runs?workflowType=machine_learning&" in link
+    view = json.loads(tags[f"mlflow.sharedViewState.{link.partition('viewStateShareKey=')[2]}"])
+    shown = ["metrics.`val/accuracy/needle`", "metrics.`budget/keys_per_query`", "tags.`branches`", "tags.`study`"]
+    assert {*shown, "params.`attention.partition.block_size`", "tags.`seed`"} <= set(view["selectedColumns"])
+    assert "a parent run for each sweep" in tags["mlflow.note.content"]
+    client_of(config).set_experiment_tag(number, "mlflow.note.content", "ours")
+    client_of(config).delete_experiment_tag(number, "mlflow.experimentKind")
+    assert tracking.prepare_store(config) == number
+    tags = client_of(config).get_experiment(number).tags
+    assert (tags["mlflow.note.content"], tags["mlflow.experimentKind"]) == ("ours", "custom_model_development")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_page_leaves_no_process_behind(tmp_path, monkeypatch, number):
+    monkeypatch.setattr("nsa_lab.tracking.ui.PATIENCE_S", 0.2)
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(99)"
+    )
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {stubborn!r}]).wait()"
+    with pytest.raises(KeyboardInterrupt), _own_group([sys.executable, "-c", code], stdout=subprocess.PIPE) as server:
+        assert server.stdout.readline() == b"up\n"
+        os.kill(os.getpid(), number)
+        time.sleep(9)
+    assert server.stdout.read() == b"", "who holds the other end is gone"
 
 
 def test_importing_tracking_does_not_import_mlflow():

@@ -20,6 +20,7 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.origin import code_digest
 from nsa_lab.tasks.clips import ensure_clips
 from nsa_lab.tracking import Tracker
+from nsa_lab.tracking.record import Record
 from nsa_lab.training import module as training_module
 from nsa_lab.training import run
 from nsa_lab.training.directory import RunDirectory, read_series
@@ -91,9 +92,11 @@ def test_run_reports_the_contracted_metrics(tiny):
     result = train(tiny({"training.steps": 5}))
     for name in ("val/loss", "val/accuracy", "val/accuracy/needle", "budget/paper_ratio", "budget/keys_per_query",
                  "train/loss", "throughput/tokens_per_second", "throughput/seconds_per_step", "model/parameters",
-                 "gate/layer00/window"):  # fmt: skip
+                 "gate/layer00/window", "gate/window"):  # fmt: skip
         assert isinstance(result.metrics[name], float), name
     series = read_series(result.directory / "metrics.jsonl")
+    params = json.loads((result.directory / "params.json").read_text())
+    assert int(params["model/parameters"]) == result.metrics["model/parameters"] and "model/parameters" not in series
     assert sorted(series["train/loss"]) == [1, 2, 3, 4, 5]
     assert sorted(series["val/loss"]) == [4, 5]  # every 4 steps, and at the end
     assert sorted(series["budget/keys_per_query"]) == [0, 4, 5]  # before training and at every validation
@@ -149,7 +152,10 @@ def test_finished_run_gives_its_recorded_result(tiny):
     config = tiny()
     first = train(config)
     before = (first.directory / "metrics.jsonl").read_text()
+    record = Record.load(first.directory)
+    record.update(status="RUNNING", ended=None)  # as a kill leaves it that comes after the summary
     again = train(config)
+    assert Record.load(first.directory).state.status == "FINISHED"
     assert again.recorded and not first.recorded
     assert again.metrics == first.metrics
     assert (first.directory / "metrics.jsonl").read_text() == before
