@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -80,16 +81,55 @@ def copy(tmp_path_factory):
     return root
 
 
-def python(copy, *arguments, code=0):
+def start(copy, *arguments, **streams):
     path = os.pathsep.join(str(copy / folder) for folder in (".", "kernels", "tests/support"))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True)
-    assert done.returncode == code, done.stdout[-4000:] + done.stderr[-4000:]
-    return done
+    return subprocess.Popen([sys.executable, *arguments], cwd=copy, env=environment, text=True, **streams)
 
 
-def nsa_lab(copy, *arguments, code=0):
-    return python(copy, "-m", "nsa_lab.cli", *arguments, code=code)
+def python(copy, *arguments):
+    process = start(copy, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = process.communicate()
+    assert process.returncode == 0, out[-4000:] + err[-4000:]
+    return out
+
+
+LAB = """
+import contextlib, io, json, sys
+from nsa_lab import cli
+def do(arguments):
+    if arguments[0] != "-c":
+        return cli.main(arguments)
+    sys.argv = arguments[1:]
+    exec(arguments[1], {})
+for line in sys.stdin:
+    said, code = (io.StringIO(), io.StringIO()), 0
+    with contextlib.redirect_stdout(said[0]), contextlib.redirect_stderr(said[1]):
+        try:
+            do(json.loads(line))
+        except SystemExit as end:
+            code = end.code or 0
+    print(json.dumps([code, *(text.getvalue() for text in said)]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def nsa_lab(copy, tmp_path_factory):
+    """Runs commands, or code with `-c`, one after another in one process of the copy, which imports everything once."""
+    faults = tmp_path_factory.mktemp("lab") / "faults"
+    with start(copy, "-c", LAB, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=faults.open("w")) as process:
+
+        def call(*arguments, code=0):
+            process.stdin.write(json.dumps(arguments) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+            assert answer, faults.read_text()
+            found, out, err = json.loads(answer)
+            assert found == code, out[-4000:] + err[-4000:]
+            return SimpleNamespace(stdout=out, stderr=err)
+
+        yield call
+        process.stdin.close()
 
 
 def last_metrics(folder):
@@ -97,9 +137,9 @@ def last_metrics(folder):
 
 
 @pytest.fixture(scope="module")
-def trained(copy):
+def trained(copy, nsa_lab):
     """A run of everything new at once, the new task alone."""
-    nsa_lab(copy, "train", "new.yaml", *SMALL, *NEW, "--quiet", "--dir", "runs/new")
+    nsa_lab("train", "new.yaml", *SMALL, *NEW, "--quiet", "--dir", "runs/new")
     return copy / "runs/new"
 
 
@@ -118,20 +158,20 @@ def test_a_run_of_new_plug_ins_says_so_everywhere(trained):
     assert params["attention.branches.sink.tokens"] == 4 or params["attention.branches.sink.tokens"] == "4"
 
 
-def test_the_new_branch_alone_and_the_rule_of_its_own(copy):
+def test_the_new_branch_alone_and_the_rule_of_its_own(nsa_lab):
     alone = [f"attention.branches.{name}.enabled=false" for name in ("compression", "selection", "window")]
-    shown = nsa_lab(copy, "show", *SMALL, *alone, "attention.branches.sink={enabled: true, tokens: 3}")
+    shown = nsa_lab("show", *SMALL, *alone, "attention.branches.sink={enabled: true, tokens: 3}")
     branches = yaml.safe_load(shown.stdout)["attention"]["branches"]
     assert branches["sink"] == {"enabled": True, "tokens": 3}
     assert "3 tokens a query" in shown.stderr
-    refused = nsa_lab(copy, "show", *SMALL, "attention.branches.sink={enabled: true, tokens: 0}", code=2)
+    refused = nsa_lab("show", *SMALL, "attention.branches.sink={enabled: true, tokens: 0}", code=2)
     assert "attention.branches.sink.tokens: 0 tokens are no sink" in refused.stderr
 
 
 @pytest.mark.parametrize("override", ["attention.method=block_mask", "attention.reducer={kind: thin, thin_every: 2}"])
-def test_a_method_and_a_reducer_train(copy, override):
+def test_a_method_and_a_reducer_train(copy, nsa_lab, override):
     directory = copy / "runs" / override.partition("=")[0]
-    nsa_lab(copy, "train", "new.yaml", *SMALL, override, "--quiet", "--dir", str(directory))
+    nsa_lab("train", "new.yaml", *SMALL, override, "--quiet", "--dir", str(directory))
     metrics = last_metrics(directory)
     assert metrics["train/loss"] > 0
     if "block_mask" in override:
@@ -146,7 +186,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from nsa_lab.config import load_config
 from nsa_lab.model import build_model, load_model
 from nsa_testing import tiny_config, tiny_tokenizer
-logging.basicConfig(level=logging.WARNING)
+logging.basicConfig(level=logging.WARNING, force=True)
 tokenizer = tiny_tokenizer(sys.argv[1])
 model = build_model(tiny_config(), tokenizer)
 stored = model.config.to_dict() | {"model_type": "qwen2_5_vl"}
@@ -155,6 +195,7 @@ qwen = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(stored))
 qwen.save_pretrained(sys.argv[1] + "/qwen")
 real, torch.empty_like = torch.empty_like, lambda x, **o: torch.full_like(x, float("nan"), **o)
 loaded = load_model(sys.argv[1] + "/qwen", tiny_config(*sys.argv[2:]).attention)
+torch.empty_like = real
 for name, weight in loaded.named_parameters():
     assert weight.isfinite().all(), name
     if name.endswith("compressor.factor"):
@@ -162,8 +203,8 @@ for name, weight in loaded.named_parameters():
 """
 
 
-def test_loaded_over_qwens_weights_plug_ins_start_as_they_say(copy, tmp_path):
-    done = python(copy, "-c", LOAD, str(tmp_path), *NEW)
+def test_loaded_over_qwens_weights_plug_ins_start_as_they_say(nsa_lab, tmp_path):
+    done = nsa_lab("-c", LOAD, str(tmp_path), *NEW)
     assert "weights of plug-ins" in done.stderr and "start fresh" in done.stderr
 
 
@@ -180,7 +221,7 @@ def test_no_shipped_experiment_has_another_hash(copy):
             "print(json.dumps({f: config_hash(load_config(f)) for f in sys.argv[1:]}))"
         )
         golden = json.loads((ROOT / "tests/golden/hashes.json").read_text())
-        assert json.loads(python(copy, "-c", code, *golden).stdout) == golden
+        assert json.loads(python(copy, "-c", code, *golden)) == golden
     finally:
         window.write_text(text)
 
@@ -189,5 +230,5 @@ def test_the_contracts_hold_for_what_is_new(copy):
     """The contract tests run over the registries, so they know what is new by its line alone."""
     tests = [f"tests/{folder}/test_contract.py" for folder in ("attention", "partition", "tasks")]
     names = " or ".join(recipe.name for recipe in RECIPES)
-    done = python(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", names, *tests)
-    assert re.search(r"\[100%\]", done.stdout), done.stdout
+    said = python(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", names, *tests)
+    assert re.search(r"\[100%\]", said), said

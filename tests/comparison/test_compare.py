@@ -140,6 +140,7 @@ def test_after_the_time_is_up_nothing_is_started(study, capfd):
     assert "5 of 6 trainings were not started" in capfd.readouterr().out
 
 
+@pytest.mark.slow  # tests/test_packaging.py hides the two from the imports and from one run
 def test_it_needs_neither_optuna_nor_mlflow(study, tmp_path):
     """Stand-ins that fail hide the two libraries from the command and from its workers."""
     for library in ("optuna", "mlflow"):

@@ -140,7 +140,7 @@ def test_selection(permuted, sparse, heads, dtype):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("few_queries", [False, True])
+@pytest.mark.parametrize("few_queries", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_selection_of_full_blocks_a_query_has_not_reached(few_queries):
     """Blocks as long as a tile need no mask of their own; queries that share a choice may stand before them."""
     bounds = torch.tensor([0, 64, 128])

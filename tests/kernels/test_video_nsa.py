@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,8 @@ pytestmark = [
 KERNELS = Path(__file__).parents[2] / "kernels"
 SUBSETS = [subset for n in (1, 2, 3) for subset in combinations(BRANCHES, n)]
 OPTIONS = {"block_count": 3, "initial_blocks": 1, "local_blocks": 1, "window": 5}
+SMALL = {"samples": (1, 0, 13), "lengths": ((1,), (), (5, 1, 4, 3))}
+"""Of odd_blocks: few queries, for what does not hang on their number."""
 
 
 def leaves_of(*tensors):
@@ -52,8 +54,14 @@ def check(blocks, inputs, pooled, do, tolerance, **options):
         assert relative_error(grad, want, 1e-6) <= 3 * tolerance, f"gradient {number}"
 
 
-@pytest.mark.parametrize("pooled", [False, True], ids=["mean", "given"])
-@pytest.mark.parametrize("branches", SUBSETS, ids="+".join)
+def subsets():
+    """Every subset, with blocks pooled by the op and given to it; in the quick suite one of the two in turn."""
+    for number, (branches, pooled) in enumerate(product(SUBSETS, (False, True))):
+        marks = () if number % 4 in (0, 3) else pytest.mark.slow
+        yield pytest.param(branches, pooled, marks=marks, id=f"{'+'.join(branches)}-{'given' if pooled else 'mean'}")
+
+
+@pytest.mark.parametrize(("branches", "pooled"), subsets())
 def test_every_subset_of_branches(branches, pooled):
     blocks = odd_blocks(permuted=pooled, sparse=not pooled)
     *inputs, do = random_heads(blocks, (7, 1, 16), torch.float32, len(branches))
@@ -62,8 +70,16 @@ def test_every_subset_of_branches(branches, pooled):
     check(blocks, inputs, given, do, 2e-6, branches=branches, block_bias=bias, **OPTIONS)
 
 
-@pytest.mark.parametrize("heads", [(2, 2, 24), (16, 1, 64), (14, 2, 16)])
-@pytest.mark.parametrize("permuted", [False, True])
+@pytest.mark.parametrize(
+    ("permuted", "heads"),
+    [
+        (False, (2, 2, 24)),
+        (True, (16, 1, 64)),
+        (True, (14, 2, 16)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((True, (2, 2, 24)), (False, (16, 1, 64)))),
+        pytest.param(False, (14, 2, 16), marks=pytest.mark.slow),
+    ],
+)
 def test_head_layouts_and_token_budgets(heads, permuted):
     blocks = odd_blocks(permuted=permuted, samples=(1, 0, 30), lengths=((1,), (), (9, 4, 1, 6, 10)))
     *inputs, do = random_heads(blocks, heads, torch.float32)
@@ -106,7 +122,7 @@ def test_the_chosen_blocks_are_told_and_can_be_given():
 
 
 def test_two_runs_are_bit_equal():
-    blocks = odd_blocks(permuted=True)
+    blocks = odd_blocks(permuted=True, **SMALL)
     *inputs, do = random_heads(blocks, (4, 2, 16), torch.float32)
     results = []
     for _ in range(2):
@@ -126,7 +142,7 @@ def test_strided_inputs_and_gradients():
 
 @pytest.mark.parametrize("backend", [pytest.param("eager", marks=pytest.mark.slow), "aot_eager"])
 def test_inside_torch_compile(backend):
-    blocks = odd_blocks(sparse=True)
+    blocks = odd_blocks(sparse=True, **SMALL)
     q, k, v, gates, do = random_heads(blocks, (4, 2, 16), torch.float32)
     weight = torch.randn(16, 16)
 
@@ -144,7 +160,7 @@ def test_inside_torch_compile(backend):
 
 def test_inside_torch_compile_while_sizes_change():
     compiled = torch.compile(video_nsa, backend="eager", fullgraph=True)
-    for length, size in ((23, 8), (31, 7), (40, 5)):
+    for length, size in ((7, 3), (9, 2), (12, 4)):
         blocks = uniform_blocks(torch.tensor([0, length]), size)
         inputs = random_heads(blocks, (4, 2, 16), torch.float32)[:4]
         assert torch.equal(compiled(*inputs, blocks, **OPTIONS), video_nsa(*inputs, blocks, **OPTIONS))
@@ -152,7 +168,7 @@ def test_inside_torch_compile_while_sizes_change():
 
 def test_the_op_keeps_its_contract_with_pytorch():
     """Schema, fake tensors and autograd registration, as torch.library itself checks them."""
-    blocks = odd_blocks(sparse=True)
+    blocks = odd_blocks(sparse=True, **SMALL)
     q, k, v, gates, _ = random_heads(blocks, (4, 2, 16), torch.float32)
     for pooled_k in (None, torch.randn(blocks.num_blocks, 2, 16, requires_grad=True)):
         args = (*leaves_of(q, k, v, gates), pooled_k, pooled_k, None, None, None, blocks.flat(), blocks.sizes)
@@ -163,7 +179,7 @@ def test_the_op_keeps_its_contract_with_pytorch():
 
 
 def test_under_activation_checkpointing():
-    blocks = odd_blocks(sparse=True)
+    blocks = odd_blocks(sparse=True, **SMALL)
     *inputs, do = random_heads(blocks, (4, 2, 16), torch.float32)
     results = []
     for recompute in (False, True):

@@ -409,6 +409,7 @@ def test_runs_are_kept_in_sqlite_unless_said_otherwise(tmp_path):
     assert tracking.tracking_uri(config_in(tmp_path, **{"tracking.uri": "http://there"})) == "http://there"
 
 
+@pytest.mark.usefixtures("workers")
 @pytest.mark.parametrize("count", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_processes_open_a_fresh_store_at_once(tmp_path, count):
     with multiprocessing.get_context("spawn").Pool(count) as pool:

@@ -19,7 +19,7 @@ def logged(directory):
     return found
 
 
-@pytest.mark.parametrize("kind", ["uniform", "scene", "router"])
+@pytest.mark.parametrize("kind", ["uniform", pytest.param("scene", marks=pytest.mark.slow), "router"])
 def test_every_log_step_describes_the_blocks(tiny, kind):
     config = tiny({"attention.partition.kind": kind, "attention.partition.router.loss_weight": 0.25})
     result = run(config, progress_bar=False)

@@ -1,5 +1,6 @@
 """A run that was broken off and taken up again draws the same curve as one that was left alone."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -34,6 +35,19 @@ def break_at(step, validated=False):
     return on_progress
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+EVERYTHING = {
+    "attention.partition.kind": "router",
+    "training.accumulate": 2,
+    "training.checkpoint_every": 2,
+    "training.val_every": 1,
+}
+"""What most of the slow cases have one by one."""
+
+
 @pytest.fixture(scope="module")
 def whole_runs():
     """By their overrides, the directories of runs that nothing interrupts: tests of a design share one."""
@@ -54,17 +68,18 @@ def uninterrupted(tiny, tmp_path_factory, whole_runs):
 @pytest.mark.parametrize(
     ("overrides", "stop"),
     [
-        ({"attention.partition.kind": "router"}, break_at(5)),
+        slow({"attention.partition.kind": "router"}, break_at(5)),
         ({}, break_at(4)),  # one step after a checkpoint, before the validation of that step
-        ({}, break_at(4, validated=True)),
-        ({}, break_at(2)),  # before the first checkpoint
+        slow({}, break_at(4, validated=True)),
+        slow({}, break_at(2)),  # before the first checkpoint
         ({}, break_at(8)),  # after the last step, before its validation
-        ({"training.checkpoint_every": 4}, break_at(5)),  # the checkpoint fell on a validation
-        ({"training.checkpoint_every": 4}, break_at(4, validated=True)),  # validated, not yet saved
-        ({"training.checkpoint_every": 2, "training.val_every": 1}, break_at(7)),
-        ({"training.accumulate": 2}, break_at(7)),
-        ({"data.workers": 1}, break_at(5)),
-        ({"training.val_every": 100}, break_at(5)),
+        slow({"training.checkpoint_every": 4}, break_at(5)),  # the checkpoint fell on a validation
+        slow({"training.checkpoint_every": 4}, break_at(4, validated=True)),  # validated, not yet saved
+        slow({"training.checkpoint_every": 2, "training.val_every": 1}, break_at(7)),
+        slow({"training.accumulate": 2}, break_at(7)),
+        slow({"data.workers": 1}, break_at(5)),
+        slow({"training.val_every": 100}, break_at(5)),
+        (EVERYTHING, break_at(7, validated=True)),
     ],
 )
 def test_broken_off_and_resumed_equals_uninterrupted(tiny, tmp_path, uninterrupted, overrides, stop):
@@ -81,21 +96,41 @@ def test_broken_off_and_resumed_equals_uninterrupted(tiny, tmp_path, uninterrupt
         assert torch.equal(value, found[name]), name
 
 
+KILLED = {"training.steps": 40, "training.checkpoint_every": 5, "training.val_every": 10}
+
+
+def kill_once_saved(process, killed, is_alive):
+    """Kill a run that has written two checkpoints into `killed`."""
+    deadline = time.monotonic() + 120
+    while not (killed / "checkpoints" / "previous.ckpt").exists():
+        assert is_alive(), "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+
+
 def test_killed_and_resumed_equals_uninterrupted(tiny, tmp_path, uninterrupted):
-    overrides = {"training.steps": 40, "training.checkpoint_every": 5, "training.val_every": 10}
-    whole = uninterrupted(overrides)
-    config = tmp_path / "config.yaml"
-    config.write_text(to_yaml(tiny(overrides)))
-    killed = tmp_path / "killed"
+    whole, killed, config = uninterrupted(KILLED), tmp_path / "killed", tiny(KILLED)
+    options = {"directory": killed, "progress_bar": False}
+    process = multiprocessing.get_context("fork").Process(target=run, args=(config,), kwargs=options)
+    process.start()
+    kill_once_saved(process, killed, process.is_alive)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and not (killed / "summary.json").exists()
+
+    run(config, **options)
+
+    assert curves(killed) == curves(whole)
+
+
+@pytest.mark.slow
+def test_a_killed_command_given_again_equals_uninterrupted(tiny, tmp_path, uninterrupted):
+    whole, killed, config = uninterrupted(KILLED), tmp_path / "killed", tmp_path / "config.yaml"
+    config.write_text(to_yaml(tiny(KILLED)))
     command = [sys.executable, "-m", "nsa_lab.cli", "train", str(config), "--quiet", "--dir", str(killed)]
     command += ["training.threads=1"]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 120
-    while not (killed / "checkpoints" / "previous.ckpt").exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    kill_once_saved(process, killed, lambda: process.poll() is None)
     assert process.wait() == -signal.SIGKILL
     assert not (killed / "summary.json").exists()
 

@@ -221,7 +221,10 @@ class Bomb:
         return Path.touch, (self.mark,)
 
 
-@pytest.mark.parametrize("what", ["bomb", "no optimizer_states", "no state_dict", "a list"])
+@pytest.mark.parametrize(
+    "what",
+    ["bomb", "no state_dict", *(pytest.param(w, marks=pytest.mark.slow) for w in ("no optimizer_states", "a list"))],
+)
 def test_a_strangers_checkpoint_is_neither_run_nor_trained_on(what, tiny, tmp_path, one_line):
     config, mark = tiny({"training.steps": 2}), tmp_path / "ran"
     last = train(config, directory=tmp_path / "run").directory / "checkpoints" / "last.ckpt"
@@ -358,7 +361,7 @@ def test_interrupt_reaches_the_caller_and_marks_the_record(tiny, tmp_path):
     assert json.loads((tmp_path / "run" / "tracking.json").read_text())["status"] == "KILLED"
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", pytest.param("bf16-true", marks=pytest.mark.slow)])
 def test_half_precision_trains_on_cpu(tiny, precision):
     assert train(tiny({"training.precision": precision, "training.steps": 3})).metrics["val/loss"] < 10
 
