@@ -74,7 +74,7 @@ def print_tables(comparison: Comparison, rows: Sequence[Row], console: Console |
         for grid in section.grids:
             console.print(grid.named(section.title).drawn())
         for said in section.conclusions:
-            console.print(said, highlight=False, markup=False)
+            console.print(f"{section.title}: {said}", highlight=False, markup=False)
 
 
 def _tests(comparison: Comparison, rows: Sequence[Row]) -> list[list[Any]]:

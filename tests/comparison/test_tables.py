@@ -106,7 +106,8 @@ def test_the_terminal_shows_whole_names_and_every_reference(comparison, joint, t
     print_tables(load_comparison(comparison.path), joint, console)
     text = console.export_text()
     assert "a_much_longer_name_of_a_design_at_100%" in text and "base: val/loss: difference from" in text
-    assert "better than `plain`: good." in text and "worse than `good`: plain" in text
+    assert "base: val/accuracy, adjusted p < 0.05 (t-test): better than `plain`: good." in text
+    assert "worse than `good`: plain" in text
 
 
 def test_latex_is_escaped(comparison, joint):
