@@ -25,7 +25,7 @@ from nsa_lab.search.seeds import halves, merged
 from nsa_lab.search.spec import Sweep, constraint_values, design, suggested
 from nsa_lab.search.view import shown, words
 
-BARREN = 200
+BARREN = 100
 """Designs in a row that need or allow no training, after which the space is taken to be searched out."""
 
 

@@ -42,7 +42,7 @@ def test_a_pruned_trial_is_finished_in_mlflow_and_tagged(tiny, tmp_path, monkeyp
         directory=tmp_path / "trials",
         parent=None,
         view=View(Console(quiet=True), "trials", ["val/accuracy"], 1),
-        left=1,
+        trials=1,
     )
 
     job = trials.take(identity())
