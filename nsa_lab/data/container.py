@@ -12,6 +12,8 @@ REMEDY = "re-encode the file, or leave it out (data.on_bad_sample=skip)"
 # FFmpeg's names of the containers that hold their own frames. Scripts and playlists (concat, hls, dash, image2, ...)
 # open what they name and are not among them.
 FORMATS = ("mov", "matroska", "avi", "mpegts", "mpeg", "gif", "flv", "asf", "ogg", "mxf", "nut", "ivf", "rm", "dv")
+TITLES = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
+"""That a title in an old encoding spoils nothing; PyAV 19 sees to it by itself, and knows no such argument."""
 OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 
 
@@ -33,7 +35,7 @@ def _opened(path: Path) -> "av.container.InputContainer":
         raise BadSampleError(f"video {path} cannot be read: not a regular file; point the row to a video file")
     try:
         # Without "file:" FFmpeg takes what stands before a colon for a protocol.
-        return av.open(f"file:{path}", options=OPTIONS, metadata_errors="replace")
+        return av.open(f"file:{path}", options=OPTIONS, **TITLES)
     except av.ArgumentError as error:
         raise BadSampleError(
             f"video {path} cannot be read: no container of frames ({', '.join(FORMATS)}), or a damaged one; {REMEDY}"
