@@ -89,7 +89,7 @@ class View:
             return
         self.said = time.monotonic()
         steps = [f"{w.job.name} {w.progress.step}/{w.progress.steps}" for w in crew if w.job and w.progress]
-        self.say(f"{self._title()}; {', '.join(steps) or 'starting'}")
+        self.say(f"so far {self._title()}; {', '.join(steps) or 'starting'}")
 
     def _values(self, metrics: Mapping[str, float]) -> list[str]:
         return [number(metrics.get(name)) for name in self.metrics]
