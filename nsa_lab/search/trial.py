@@ -29,6 +29,10 @@ BARREN = 100
 """Designs in a row that need or allow no training, after which the space is taken to be searched out."""
 
 
+STUBBORN = 5
+"""Such designs in a row after which the next is drawn at random: TPE goes on proposing what was best."""
+
+
 class Infeasible(Exception):
     """A design that breaks a rule or a constraint; it is not trained."""
 
@@ -87,7 +91,7 @@ class Trials:
             return self._reference(self.references.popleft())
         barren = 0
         while self.trials > 0 and barren < BARREN:
-            trial = self._ask()
+            trial = self._ask(self.sweep.sampler if barren < STUBBORN or self.sweep.sampler == "brute" else "random")
             directory = self.directory / trial_name(original_number(trial))
             trial.set_user_attr("directory", str(directory))
             trial.set_user_attr("worker", dict(worker))
@@ -173,14 +177,14 @@ class Trials:
                 if trial := self.flying[job.name].trial:
                     beat(self.storage, trial)
 
-    def _ask(self) -> optuna.Trial:
+    def _ask(self, sampler: str) -> optuna.Trial:
         """A trial whose draws follow from seed and number alone: its sampler, so its study, are its own."""
         asked = next_trial(self.study, self.owner)
         beat(self.storage, asked)
         study = optuna.load_study(
             study_name=self.study.study_name,
             storage=self.storage,
-            sampler=build_sampler(self.sweep.sampler, (self.seed * 1_000_003 + asked.number) % 2**32),
+            sampler=build_sampler(sampler, (self.seed * 1_000_003 + asked.number) % 2**32),
             pruner=build_pruner(self.sweep.pruner if self.prunes else None),
         )
         study.stop = self._stop
