@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,29 +94,28 @@ def unsent(record: Record, reason: str) -> NsaLabError:
 
 def annotate(directory: Path, tags: Mapping[str, Any], status: str | None = None) -> None:
     """Set tags and status of a run whose process has ended; sent now or, its server away, by `push`."""
-    record = Record.take(Path(directory))
-    if record is None:
-        return
-    try:
+
+    def change(record: Record) -> bool:
         record.tags(tags)
         if status is not None:
             record.update(status=status, ended=now_ms())
-        if record.state.uri:
-            send_within(record, 0)
-    except NsaLabError:
-        # Not lost: the record stays pending, and `push` reports it.
-        return
-    finally:
-        record.unlock()
+        return True
+
+    _amend(directory, change)
 
 
 def finish_left(directory: Path) -> None:
     """Finish the record of a run that was killed when it was over; sent now or, its server away, by `push`."""
+    _amend(directory, _settle)
+
+
+def _amend(directory: Path, change: Callable[[Record], bool]) -> None:
+    """Do `change` to the record in `directory` unless a live process has it, and send it where that returns True."""
     record = Record.take(Path(directory))
     if record is None:
         return
     try:
-        if _settle(record) and record.state.uri:
+        if change(record) and record.state.uri:
             send_within(record, 0)
     except NsaLabError:
         # Not lost: the record stays pending, and `push` reports it.
