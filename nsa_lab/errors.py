@@ -40,6 +40,11 @@ def nearest(value: Any, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}? " if near else ""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first, else its kind."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def short(value: Any) -> str:
     """`value` as Python writes it, cut where it is long."""
     text = repr(value)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nsa_lab.errors import NsaLabError
+from nsa_lab.errors import NsaLabError, first_line
 from nsa_lab.files import whole
 from nsa_lab.tasks.words import WORDS
 
@@ -77,7 +77,7 @@ def _from_pretrained(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name)
     except Exception as error:  # a damaged file shows in many ways
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise NsaLabError(
             f"tokenizer {name} cannot be loaded: {reason}; set data.tokenizer to a folder, a hub id or 'offline'"
         ) from error

@@ -12,7 +12,7 @@ from nsa_lab.config.rules import beyond_the_last_layer
 from nsa_lab.config.schema import ModelConfig
 from nsa_lab.config.sizes import model_size
 from nsa_lab.data.positions import CONTINUED
-from nsa_lab.errors import ConfigError, NsaLabError
+from nsa_lab.errors import ConfigError, NsaLabError, first_line
 from nsa_lab.model.config import TOKENS_PER_SECOND, VideoNSAConfig, config_from_size, set_design
 from nsa_lab.model.trained import last_weights
 from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration, plugged_in
@@ -80,7 +80,7 @@ def load_model(
         raise
     except Exception as error:  # transformers and safetensors say in many ways that a file is damaged
         raise NsaLabError(
-            f"model.path={path} cannot be loaded: {_first_line(error)}; check the folder's weights"
+            f"model.path={path} cannot be loaded: {_reason(error)}; check the folder's weights"
         ) from error
     mismatched = [str(key[0]) for key in info["mismatched_keys"]]
     _check_fit(model, path, info["missing_keys"], info["unexpected_keys"], mismatched)
@@ -146,7 +146,7 @@ def _stored(path: str | Path) -> dict[str, Any]:
         stored, _ = VideoNSAConfig.get_config_dict(str(path))
     except (OSError, ValueError) as error:
         raise NsaLabError(
-            f"model.path={path} cannot be read: {_first_line(error)}; give a local folder, or a hub id while online"
+            f"model.path={path} cannot be read: {_reason(error)}; give a local folder, or a hub id while online"
         ) from error
     except (TypeError, AttributeError) as error:
         raise NsaLabError(f"model.path={path}: its config.json is no object; get it again") from error
@@ -163,7 +163,7 @@ def _typed(path: str | Path, stored: dict[str, Any]) -> VideoNSAConfig:
     try:
         return VideoNSAConfig.from_dict(stored)
     except Exception as error:  # transformers checks each setting in its own way
-        raise NsaLabError(f"model.path={path}: its config.json is no model's: {_first_line(error)}") from error
+        raise NsaLabError(f"model.path={path}: its config.json is no model's: {_reason(error)}") from error
 
 
 def _read_config(path: str | Path, attention: AttentionConfig | None, positions: str | None) -> VideoNSAConfig:
@@ -190,5 +190,5 @@ def _read_config(path: str | Path, attention: AttentionConfig | None, positions:
     return config
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+def _reason(error: Exception) -> str:
+    return first_line(error)[:200]

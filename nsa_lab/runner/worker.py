@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nsa_lab.config import load_config
-from nsa_lab.errors import NsaLabError
+from nsa_lab.errors import NsaLabError, first_line
 from nsa_lab.files import is_full
 from nsa_lab.redact import hide
 from nsa_lab.runner.job import End, Job, Progress
@@ -62,7 +62,7 @@ def _do(job: Job, connection: Connection) -> End:
     except Exception as error:
         print(hide(traceback.format_exc()), file=sys.stderr)
         mendable = isinstance(error, NsaLabError)
-        fault = str(error).splitlines()[0] if mendable else kind_of(error)
+        fault = first_line(error) if mendable else kind_of(error)
         return End(time.monotonic() - started, fault=fault, full=is_full(error))
     finally:
         _free_memory()

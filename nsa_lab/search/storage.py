@@ -19,7 +19,7 @@ import optuna
 import sqlalchemy
 from optuna.storages.journal import JournalFileBackend
 
-from nsa_lab.errors import NsaLabError
+from nsa_lab.errors import NsaLabError, first_line
 from nsa_lab.files import locked
 from nsa_lab.search.recovery import GRACE_S, HEARTBEAT_S, queue_stale
 
@@ -154,5 +154,4 @@ def _serialise(engine: Any) -> None:
 def _reason(error: Exception) -> str:
     while getattr(error, "orig", None) is None and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return first_line(getattr(error, "orig", None) or error)

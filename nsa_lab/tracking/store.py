@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nsa_lab.config import ExperimentConfig
-from nsa_lab.errors import NsaLabError
+from nsa_lab.errors import NsaLabError, first_line
 from nsa_lab.files import locked
 from nsa_lab.redact import SOURCE, hide, keep, reveal
 from nsa_lab.tracking.accepted import PARAM_LENGTH, TAG_LENGTH, safe_name, safe_value
@@ -261,6 +261,6 @@ def _guarded(uri: str, action: Callable[[], T]) -> T:
 
 def _reason(error: Exception) -> str:
     """Why, in few words, for a line of ours: what the system said, else the first sentence."""
-    line = next(iter(hide(str(error)).strip().splitlines()), type(error).__name__)
+    line = hide(first_line(error))
     system = re.search(r"\[Errno -?\d+\] [\w -]+", line)
     return textwrap.shorten(system.group() if system else line.partition(". ")[0], REASON_LENGTH, placeholder=" ...")
