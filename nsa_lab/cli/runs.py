@@ -5,18 +5,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
+from nsa_lab.cli.group import DefaultGroup
 from nsa_lab.errors import NsaLabError, nearest
 
 
-class RunsGroup(TyperGroup):
-    """`runs [DIR]` stands for `runs list [DIR]`."""
+class RunsGroup(DefaultGroup):
+    default = "list"
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or (args[0] not in self.commands and args[0] != "--help"):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, args or [self.default])
 
 
 runs_app = typer.Typer(
@@ -109,13 +107,12 @@ def _print_table(columns: Sequence[str], values: Sequence[dict[str, Any]]) -> No
 
 
 def _print_lines(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from nsa_lab.runner.view import make_console
 
     table = Table(*heads, box=None)
     for line in lines:
         table.add_row(*map(Text, line))
-    console = Console()
-    # A pipe has no width of its own, and a name that is cut is of no use there.
-    Console(width=None if console.is_terminal else 300).print(table)
+    make_console(300).print(table)

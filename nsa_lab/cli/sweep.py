@@ -1,19 +1,15 @@
 """`nsa-lab sweep`: run a sweep file, show a study."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from typer.core import TyperGroup
+
+from nsa_lab.cli.group import DefaultGroup
 
 
-class SweepGroup(TyperGroup):
-    """`sweep FILE ...` stands for `sweep run FILE ...`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] != "--help":
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
+class SweepGroup(DefaultGroup):
+    default = "run"
 
 
 sweep_app = typer.Typer(

@@ -102,10 +102,10 @@ class View:
         return f"{done}/{self.total} {self.what} ({counts}), {duration(elapsed)}{left}"
 
 
-def make_console() -> Console:
-    """The terminal; wide enough for the tables where the output goes to a file."""
+def make_console(width: int = 160) -> Console:
+    """The terminal; of `width`, wide enough for the tables, where the output goes to a file or a pipe."""
     console = Console()
-    return console if console.is_terminal else Console(width=160)
+    return console if console.is_terminal else Console(width=width)
 
 
 def number(value: float | None) -> str:
