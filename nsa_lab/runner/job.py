@@ -1,11 +1,11 @@
 """What a worker process is given and what it answers, and where a pool gets its jobs from."""
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from nsa_lab.runner.recovery import MAX_RETRIES, last_checkpoint
+from nsa_lab.runner.recovery import MAX_RETRIES, Lives
 
 TRAIN = "nsa_lab.api:train"
 
@@ -73,8 +73,7 @@ class JobList:
 
     def __init__(self, jobs: Iterable[Job], tell: Callable[[Job, End], str | None]):
         self.waiting, self.ended = deque(jobs), tell
-        self.deaths: Counter[str] = Counter()
-        self.reached: dict[str, int] = {}
+        self.lives = Lives()
 
     @property
     def left(self) -> int:
@@ -87,10 +86,7 @@ class JobList:
         return False
 
     def died(self, job: Job, reason: str) -> str | None:
-        reached = last_checkpoint(job.directory)
-        self.deaths[job.directory] += reached == self.reached.get(job.directory, 0)
-        self.reached[job.directory] = reached
-        if self.deaths[job.directory] > MAX_RETRIES:
+        if self.lives.used_up(job.directory):
             return self.ended(job, End(0.0, fault=f"{reason}, after {MAX_RETRIES} retries"))
         self.waiting.appendleft(job)
         return None

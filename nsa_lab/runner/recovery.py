@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,21 @@ def last_checkpoint(directory: str | Path) -> int:
     A life that wrote one advanced its run, and does not count as a retry.
     """
     return max((file.stat().st_mtime_ns for file in Path(directory).glob("**/checkpoints/last.ckpt")), default=0)
+
+
+class Lives:
+    """How often the process of a run died, by the run's directory; a life that wrote a checkpoint does not count."""
+
+    def __init__(self) -> None:
+        self.lost: Counter[str] = Counter()
+        self.reached: dict[str, int] = {}
+
+    def used_up(self, directory: str) -> bool:
+        """Count a death; whether they are more than MAX_RETRIES."""
+        reached = last_checkpoint(directory)
+        self.lost[directory] += reached == self.reached.get(directory, 0)
+        self.reached[directory] = reached
+        return self.lost[directory] > MAX_RETRIES
 
 
 def _start_time(pid: int) -> str | None:

@@ -45,9 +45,9 @@ def open_study(
         study.set_user_attr("base", {k: hide(v) if isinstance(v, str) else v for k, v in base.items()})
         study.set_user_attr("sweep_file", str(sweep.path))
         study.set_user_attr("seeds", seeds)
-    asked = {"params": sorted(space), "constants": constants, "references": sweep.references}
-    asked |= study.user_attrs.get("asked", {})  # what an older study did not keep is as it is now
-    study.set_user_attr("asked", asked)
+    if "asked" not in study.user_attrs:  # it is new, or older than this check
+        asked = {"params": sorted(space), "constants": constants, "references": sweep.references}
+        study.set_user_attr("asked", asked)
     study.set_user_attr("sampler", sweep.sampler)
     _check_objectives(study, sweep)
     _check_base(study, base)

@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from nsa_lab import tracking
 from nsa_lab.config import ExperimentConfig, config_hash, to_dict
 from nsa_lab.errors import ConfigError, NsaLabError
 from nsa_lab.runner.job import TRAIN, End, Job, Progress
-from nsa_lab.runner.recovery import MAX_RETRIES, identity, last_checkpoint
+from nsa_lab.runner.recovery import MAX_RETRIES, Lives, identity
 from nsa_lab.runner.view import View
 from nsa_lab.search.recovery import HEARTBEAT_S, beat, next_trial, original_number, reason_of, retry
 from nsa_lab.search.rows import read_reference, read_row, trial_name
@@ -27,8 +27,6 @@ from nsa_lab.search.view import shown, words
 
 BARREN = 100
 """Designs in a row that need or allow no training, after which the space is taken to be searched out."""
-
-
 STUBBORN = 5
 """Such designs in a row after which the next is drawn at random: TPE goes on proposing what was best."""
 
@@ -71,8 +69,7 @@ class Trials:
     owner: Mapping[str, Any] = field(default_factory=identity)
     waiting: deque[Job] = field(default_factory=deque)
     flying: dict[str, Flight] = field(default_factory=dict)
-    deaths: Counter[str] = field(default_factory=Counter)
-    reached: dict[str, int] = field(default_factory=dict)
+    lives: Lives = field(default_factory=Lives)
     last_beat: float = field(default_factory=time.monotonic)
 
     @property
@@ -91,7 +88,7 @@ class Trials:
             return self._reference(self.references.popleft())
         barren = 0
         while self.trials > 0 and barren < BARREN:
-            trial = self._ask(self.sweep.sampler if barren < STUBBORN or self.sweep.sampler == "brute" else "random")
+            trial = self._ask(barren)
             directory = self.directory / trial_name(original_number(trial))
             trial.set_user_attr("directory", str(directory))
             trial.set_user_attr("worker", dict(worker))
@@ -148,10 +145,7 @@ class Trials:
         if flight.over:
             return None
         if flight.trial is None or self.seeds > 1:
-            reached = last_checkpoint(job.directory)
-            self.deaths[job.name] += reached == self.reached.get(job.name, 0)
-            self.reached[job.name] = reached
-            if self.deaths[job.name] > MAX_RETRIES:
+            if self.lives.used_up(job.directory):
                 return self._fail(flight, f"{reason}, after {MAX_RETRIES} retries")
             self.flying[job.name] = flight
             self.waiting.appendleft(job)
@@ -177,14 +171,15 @@ class Trials:
                 if trial := self.flying[job.name].trial:
                     beat(self.storage, trial)
 
-    def _ask(self, sampler: str) -> optuna.Trial:
-        """A trial whose draws follow from seed and number alone: its sampler, so its study, are its own."""
+    def _ask(self, barren: int) -> optuna.Trial:
+        """A trial whose draws follow from seed and number: its sampler, so its study, are its own."""
+        name = self.sweep.sampler if barren < STUBBORN or self.sweep.sampler == "brute" else "random"
         asked = next_trial(self.study, self.owner)
         beat(self.storage, asked)
         study = optuna.load_study(
             study_name=self.study.study_name,
             storage=self.storage,
-            sampler=build_sampler(sampler, (self.seed * 1_000_003 + asked.number) % 2**32),
+            sampler=build_sampler(name, (self.seed * 1_000_003 + asked.number) % 2**32),
             pruner=build_pruner(self.sweep.pruner if self.prunes else None),
         )
         study.stop = self._stop
