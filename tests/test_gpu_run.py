@@ -20,7 +20,7 @@ RUN = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import gpu
-code, progress = gpu.run(["-n", "3", "-p", "no:cacheprovider", "--tb=short", "--no-summary", "-v"], 6, 2)
+code, progress = gpu.run(["-n", "1", "-p", "no:cacheprovider", "--tb=short", "--no-summary", "-v"], 6, 2)
 print(gpu.summary("pytest", progress, ["here"]))
 sys.exit(code)
 """
