@@ -75,7 +75,10 @@ def sweep_in_a_process(file: str, trials: int, workers: int, overrides: tuple[st
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with SIGINT ignored
     with open(output, "w") as said, redirect_stdout(said):
-        result = sweep(file, trials=trials, workers=workers, overrides=overrides, runner="fake_runner:run")
+        where = os.environ.get("NSA_LAB_STORAGE")
+        result = sweep(
+            file, trials=trials, workers=workers, storage=where, overrides=overrides, runner="fake_runner:run"
+        )
     sys.exit(130 if result.interrupted else 0)
 
 

@@ -3,11 +3,9 @@
 import errno
 import io
 import json
-import multiprocessing
 import os
 import random
 import signal
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -22,31 +20,9 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.search import show, sweep
 from nsa_lab.search.rows import read_outcome
 from nsa_lab.search.storage import load_study, open_storage
+from nsa_sweeps import SPACE, assert_retried_once, launch, log, output_of, states, wait_for_lines
 
 RUNNER = "fake_runner:run"
-SPACE = """
-BASE = "base.yaml"
-OBJECTIVES = {"val/accuracy": "maximize", "budget/keys_per_query": "minimize"}
-SAMPLER = "random"
-REFERENCES = {}
-
-def suggest(trial):
-    block = trial.suggest_categorical("block", [8, 16, 32])
-    window = trial.suggest_int("window", 8, 100000)
-    return {"attention.partition.block_size": block, "attention.branches.window.size": window}
-"""
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch, workers):
-    """A folder with a base experiment and a sweep file, as the current one; the stand-in runner importable."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
-    monkeypatch.setattr("nsa_lab.search.study.PROBES", 4)  # each is a config loaded; one shows these spaces whole
-    (tmp_path / "base.yaml").write_text("name: base\ntasks: {needle: {enabled: true}}\ntracking: {enabled: false}\n")
-    (tmp_path / "space.py").write_text(SPACE)
-    return tmp_path
 
 
 def run(file="space.py", **options):
@@ -57,10 +33,6 @@ def run(file="space.py", **options):
 
 def trials_of(name="space", url="sqlite:///runs/studies.db"):
     return optuna.load_study(study_name=name, storage=url).get_trials()
-
-
-def states(trials):
-    return Counter(trial.state.name for trial in trials)
 
 
 def test_pareto_set_and_files(folder):
@@ -360,10 +332,6 @@ def test_random_kills_lose_and_double_nothing(folder, monkeypatch):
     assert {int(line.split()[1][-4:]) for line in log(folder, "start")} == {row.number for row in rows}
 
 
-def log(folder, word):
-    return [line for line in (folder / "log").read_text().splitlines() if line.startswith(word)]
-
-
 def check_tracked(folder, trials):
     """One MLflow run for each trial, under one parent that holds the results."""
     from mlflow import MlflowClient
@@ -383,42 +351,3 @@ def check_tracked(folder, trials):
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.data.tags["state"] == ("finished" if trial.state.name == "COMPLETE" else "infeasible")
         assert trial.user_attrs["tracking_id"] == child.info.run_id
-
-
-def launch(folder, trials, workers, *overrides):
-    """A sweep in a process of its own, which starts as its workers do (the fixture `workers`)."""
-    import fake_runner
-
-    output = tempfile.mkstemp(dir=folder)[1]
-    target, arguments = fake_runner.sweep_in_a_process, ("space.py", trials, workers, overrides, output)
-    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments, name=output)
-    process.start()
-    return process
-
-
-def output_of(process):
-    """What a sweep wrote until it ended."""
-    process.join(120)
-    return Path(process.name).read_text()
-
-
-def wait_for_lines(folder, count, timeout=120):
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        lines = (folder / "log").read_text().splitlines() if (folder / "log").exists() else []
-        starts = [line for line in lines if line.startswith("start")]
-        if len(starts) >= count:
-            return starts[-2:]
-        time.sleep(0.05)
-    raise AssertionError("the sweep did not start its trials")
-
-
-def assert_retried_once(trials):
-    """Each failed trial has one retry with its parameters and directory, and that one is complete."""
-    for trial in (t for t in trials if t.state.name == "FAIL"):
-        retries = [t for t in trials if t.user_attrs.get("retry_from") == trial.number]
-        assert [t.state.name for t in retries] == ["COMPLETE"]
-        assert retries[0].params == trial.params
-        assert retries[0].user_attrs["directory"] == trial.user_attrs["directory"]
-    designs = [json.dumps(t.params) for t in trials if t.state.name == "COMPLETE"]
-    assert len(set(designs)) == len(designs), "a design was trained twice"
