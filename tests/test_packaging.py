@@ -223,6 +223,15 @@ def test_every_file_named_in_a_text_exists():
     assert not [(name, str(place)) for name, place in real if not (ROOT / name).is_file()]
 
 
+@pytest.mark.parametrize("text", [*ROOT.glob("*.md"), ROOT / "kernels/README.md"], ids=lambda file: file.name)
+def test_links_and_pictures_of_a_text_lead_somewhere(text):
+    named = re.findall(r"""\]\(([^)\s]+)\)|<img src="([^"]+)\"""", text.read_text())
+    places = [text.parent / place for place in map("".join, named) if "://" not in place]
+    assert [str(place) for place in places if not place.is_file()] == []
+    assert [str(place) for place in places if place.suffix in (".png", ".svg") and place.stat().st_size > 150_000] == []
+    assert len(places) >= 3 or text != ROOT / "README.md", "README shows pictures and links to the findings"
+
+
 def test_public_functions_over_tensors_say_what_they_take():
     silent = []
     for path in MODULES:

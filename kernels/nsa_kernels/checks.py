@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
+from nsa_kernels.runtime import why_not
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LEAST_HEAD_DIM = 16
@@ -22,7 +23,13 @@ def check(ok: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def check_device(x: Tensor) -> None:
+    reason = why_not(x.device)
+    check(reason is None, f"these tensors are on {x.device}: {reason}")
+
+
 def check_queries(q: Tensor, blocks: Blocks) -> None:
+    check_device(q)
     check(q.ndim == 3, f"q must be [Tq, H, D], not {list(q.shape)}")
     check(q.dtype in DTYPES, f"q is {q.dtype}; the kernels take float32, float16 and bfloat16")
     check(q.shape[1] >= 1, "q has no heads")

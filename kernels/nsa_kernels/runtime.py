@@ -31,7 +31,7 @@ def why_not(device: torch.device) -> str | None:
     if device.type == "cuda" or (device.type == "cpu" and INTERPRET):
         return None
     if device.type == "cpu":
-        return "Triton kernels need a CUDA device (TRITON_INTERPRET=1 runs them on the CPU for tests)"
+        return "Triton kernels need a CUDA device; TRITON_INTERPRET=1, set before the first import, runs them on a CPU"
     return f"Triton kernels need a CUDA device, not {device.type}"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nsa_kernels.checks import check, check_gates
+from nsa_kernels.checks import check, check_device, check_gates
 from nsa_kernels.combine.backward import combine_backward
 from nsa_kernels.combine.forward import MOST_BRANCHES, combine_forward
 
@@ -18,6 +18,7 @@ def combine_branches(outputs: Sequence[Tensor], gates: Tensor) -> Tensor:
     """
     check(1 <= len(outputs) <= MOST_BRANCHES, f"{len(outputs)} outputs; give 1 to {MOST_BRANCHES}")
     first = outputs[0]
+    check_device(first)
     for x in outputs:
         fits = x.shape == first.shape and x.dtype == first.dtype and x.device == first.device
         check(fits and x.ndim == 3, f"outputs must be [Tq, H, D] and alike, not {[list(x.shape) for x in outputs]}")

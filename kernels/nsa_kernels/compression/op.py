@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
-from nsa_kernels.checks import DTYPES, check, check_bias, check_pooled, check_queries, check_scale
+from nsa_kernels.checks import DTYPES, check, check_bias, check_device, check_pooled, check_queries, check_scale
 from nsa_kernels.combine.products import products
 from nsa_kernels.compression.backward import compression_backward
 from nsa_kernels.compression.forward import compression_forward
@@ -18,6 +18,7 @@ def pool_blocks(x: Tensor, blocks: Blocks) -> Tensor:
 
     Raises ValueError for an x that does not fit.
     """
+    check_device(x)
     fits = x.ndim == 3 and x.shape[0] == blocks.num_keys
     check(fits, f"x must be [{blocks.num_keys}, G, D], not {list(x.shape)}")
     check(x.dtype in DTYPES, f"x is {x.dtype}; the kernels take float32, float16 and bfloat16")
