@@ -102,6 +102,7 @@ def test_pareto_set_and_files(folder):
     assert states(trials_of()) == {"COMPLETE": 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["spawn"], indirect=True)  # a fork would share the open store
 def test_infeasible_designs_are_constraints_and_all_trials_are_tracked(folder, monkeypatch):
     monkeypatch.setenv("FAKE_TRACK", "1")
@@ -125,6 +126,7 @@ def test_infeasible_designs_are_constraints_and_all_trials_are_tracked(folder, m
     check_tracked(folder, fresh)
 
 
+@pytest.mark.slow
 def test_one_objective_prunes_and_brute_force_ends(folder):
     (folder / "prune.py").write_text(
         'BASE = "base.yaml"\nOBJECTIVES = {"val/accuracy": "maximize"}\nPRUNER = "median"\nSAMPLER = "brute"\n'
@@ -177,6 +179,7 @@ def test_dense_attention_stands_beside_the_trials(folder):
         run("dense.py", trials=1)
 
 
+@pytest.mark.slow
 def test_objectives_are_means_over_seeds(folder):
     result, text = run(trials=2, workers=2, seeds=3)
     names = [f"trial-{number:04d}/seed-{seed}" for number in (0, 1) for seed in (0, 1, 2)]
@@ -193,6 +196,7 @@ def test_objectives_are_means_over_seeds(folder):
         run(trials=1)
 
 
+@pytest.mark.slow
 def test_checkpoints_stay_on_the_front_alone(folder, monkeypatch):
     monkeypatch.setenv("FAKE_CHECKPOINT", "1")
     result, _ = run(trials=5)
@@ -222,6 +226,7 @@ def test_another_question_is_not_mixed_into_a_study(folder):
             run(trials=1)
 
 
+@pytest.mark.slow
 def test_two_objectives_are_never_pruned_and_that_is_said(folder):
     # Optuna refuses to report or prune a trial with several objectives.
     (folder / "two.py").write_text(SPACE + 'PRUNER = "median"\n')
@@ -310,6 +315,7 @@ def test_interrupt_queues_trials_in_flight_again(folder, monkeypatch):
     assert_retried_once(trials_of())
 
 
+@pytest.mark.slow
 def test_two_sweeps_share_one_study(folder, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "0.5")
     processes = [launch(folder, 4, 1), launch(folder, 4, 1)]
