@@ -179,6 +179,38 @@ def test_dense_attention_stands_beside_the_trials(folder):
         run("dense.py", trials=1)
 
 
+def test_every_design_starts_from_the_run_of_start(folder):
+    (folder / "from.py").write_text(SPACE + 'START = {"training.steps": 9}\n')
+    result, text = run("from.py", trials=1, seeds=2)
+    order = [line.split()[1] for line in log(folder, "start")]
+    assert order == ["seed-0", "seed-1"] * 2, "first the two runs of START, then a design from each"
+    assert "starting runs" not in text.splitlines()[-1] and text.count("what every design starts from") == 2
+    asked = {
+        str(f.parent.relative_to(result.directory)): json.loads(f.read_text())
+        for f in result.directory.rglob("asked.json")
+    }
+    steps = load_config("base.yaml").training.steps
+    for seed in ("seed-0", "seed-1"):
+        assert asked[f"start/{seed}"] == [None, 9]
+        assert asked[f"trial-0000/{seed}"] == [f"runs/studies/from/start/{seed}", steps]
+    run("from.py", trials=1, seeds=2)
+    assert len(log(folder, "start")) == 6, "it is trained once"
+    (folder / "from.py").write_text(SPACE + 'START = {"training.steps": 8}\n')
+    with pytest.raises(NsaLabError, match=r"start: training.steps=9 then, 8 now"):
+        run("from.py", trials=1, seeds=2)
+
+
+def test_without_a_start_no_design_is_trained(folder, monkeypatch):
+    (folder / "from.py").write_text(SPACE + 'START = {"training.steps": 9}\n')
+    monkeypatch.setenv("FAKE_FAULT", "no clips")
+    with pytest.raises(NsaLabError, match=r"runs/studies/from/start, which every design starts from, failed: no clips"):
+        run("from.py", trials=2)
+    assert not trials_of("from")
+    (folder / "from.py").write_text(SPACE + 'START = {"attention.method": "dens"}\n')
+    with pytest.raises(NsaLabError, match=r"dens"):
+        run("from.py", trials=2, study="other")
+
+
 @pytest.mark.slow
 def test_objectives_are_means_over_seeds(folder):
     result, text = run(trials=2, workers=2, seeds=3)
