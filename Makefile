@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)  ## sweep small designs on real video files and show the Pareto front
-	@$(BIN)/nsa-lab sweep sweeps/smoke.py --trials 8 --workers 2
+	@$(BIN)/nsa-lab sweep sweeps/demo.py --trials 8 --workers 2
 	@echo "Open the MLflow page of these runs with:  $(BIN)/nsa-lab ui"
 
 check: lint types ## style and types

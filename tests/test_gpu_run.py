@@ -52,6 +52,7 @@ def test_the_record_says_what_ran_where_and_what_did_not_pass(gpu):
     ]
 
 
+@pytest.mark.slow
 def test_a_failure_is_told_at_once_and_a_stuck_test_by_name(tmp_path):
     (tmp_path / "test_it.py").write_text(TESTS)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}

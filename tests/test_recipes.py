@@ -226,6 +226,7 @@ def test_no_shipped_experiment_has_another_hash(copy):
         window.write_text(text)
 
 
+@pytest.mark.slow
 def test_the_contracts_hold_for_what_is_new(copy):
     """The contract tests run over the registries, so they know what is new by its line alone."""
     tests = [f"tests/{folder}/test_contract.py" for folder in ("attention", "partition", "tasks")]

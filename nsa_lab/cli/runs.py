@@ -23,7 +23,7 @@ runs_app = typer.Typer(
 
     `nsa-lab runs`
 
-    `nsa-lab runs runs/studies/smoke --sort val/loss`
+    `nsa-lab runs runs/studies/demo --sort val/loss`
 
     `nsa-lab runs --csv > runs.csv`
 
@@ -46,7 +46,7 @@ def list_(
 
     `nsa-lab runs`
 
-    `nsa-lab runs runs/studies/smoke --sort val/loss`
+    `nsa-lab runs runs/studies/demo --sort val/loss`
 
     `nsa-lab runs --csv > runs.csv`
     """

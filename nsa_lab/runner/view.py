@@ -48,6 +48,7 @@ class View:
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> "View":
+        self.started = self.said = time.monotonic()
         if self.live:
             self.live.start()
         return self

@@ -25,6 +25,7 @@ class Sweep:
     """What a sweep file defines. `base` is the experiment's YAML, `objectives` maps metrics to directions.
 
     `references` are designs by name, as overrides of the base, that are trained once beside the trials of a study.
+    `start`, overrides too, is a run that is trained first, and from whose weights every design starts.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Sweep:
     pruner: str | None
     trials: int
     references: dict[str, dict[str, Any]] = field(default_factory=dict)
+    start: dict[str, Any] | None = None
 
 
 def load_sweep(path: str | Path) -> Sweep:
@@ -55,6 +57,7 @@ def load_sweep(path: str | Path) -> Sweep:
         pruner=_typed(file, module, "PRUNER", (str, type(None)), None),
         trials=_typed(file, module, "TRIALS", int, DEFAULT_TRIALS),
         references=_references(file, module),
+        start=_start(file, module),
     )
 
 
@@ -130,6 +133,11 @@ def _references(file: Path, module: ModuleType) -> dict[str, dict[str, Any]]:
             raise NsaLabError(f'{file}: REFERENCES is no dict like {{"dense": {{"attention.method": "dense"}}}}')
         plain[name] = _plain(file, f"reference {name}", values)
     return plain
+
+
+def _start(file: Path, module: ModuleType) -> dict[str, Any] | None:
+    values = getattr(module, "START", None)
+    return None if values is None else _plain(file, "START", _typed(file, module, "START", dict, None))
 
 
 def _typed(file: Path, module: ModuleType, name: str, kind: Any, default: Any) -> Any:

@@ -22,6 +22,7 @@ from nsa_lab.search.report import drop_checkpoints, print_report, write_report
 from nsa_lab.search.rows import REFERENCE, Outcome, read_outcome
 from nsa_lab.search.samplers import build_pruner, build_sampler
 from nsa_lab.search.spec import base_values, design, load_sweep
+from nsa_lab.search.start import Start
 from nsa_lab.search.storage import default_storage, load_study, open_storage, storage_faults
 from nsa_lab.search.study import open_study
 from nsa_lab.search.trial import Trials
@@ -72,6 +73,9 @@ def sweep(
     build_pruner(plan.pruner)
     base = base_values(plan, overrides)
     config = design(base, {}, name)
+    start = Start.of(plan, base, name, seeds)
+    if start:
+        base["model.path"] = start.path
     url = storage or default_storage(config.output.dir)
     directory = _directory(config.output.dir, name)
     directory.mkdir(parents=True, exist_ok=True)
@@ -105,11 +109,14 @@ def sweep(
             view=view,
             trials=count + unfinished,
             references=deque(missing),
+            starts=start.folders if start else {},
             seeds=seeds,
             run=runner,
         )
         interrupted = False
         try:
+            if start and source.left:
+                start.train(opened, runner, workers, directory / "logs", console, list(plan.objectives))
             Pool(source, runner, workers, directory / "logs", view).work()
         except KeyboardInterrupt:
             interrupted = True

@@ -50,6 +50,7 @@ class Trials:
     """A pool's source: hands out the `references`, then `trials` more trials of `study`, each with `seeds` seeds.
 
     A trial that needs no training, because its design was trained before or is infeasible, is none of these.
+    A design of seed s starts from the run in the folder `starts[s]`, where there are any.
     `base` is the base experiment as dotted keys, `owner` the process that all of this runs in. In the study a trial
     is COMPLETE with its objectives, PRUNED when it was stopped early or infeasible, or FAIL with its `reason`.
     """
@@ -66,6 +67,7 @@ class Trials:
     run: str = TRAIN
     seeds: int = 1
     references: deque[str] = field(default_factory=deque)
+    starts: Mapping[int, str] = field(default_factory=dict)
     owner: Mapping[str, Any] = field(default_factory=identity)
     waiting: deque[Job] = field(default_factory=deque)
     flying: dict[str, Flight] = field(default_factory=dict)
@@ -251,6 +253,8 @@ class Trials:
                 place, name = directory / f"seed-{seed}", f"{flight.name}-seed-{seed}"
                 about["mlflow.runName"] = f"{tags['mlflow.runName']} seed {seed}"
             tree = {**to_dict(config), "seed": seed}
+            if self.starts:
+                tree["model"] = {**tree["model"], "path": self.starts[seed]}
             jobs.append(Job(name, tree, str(place), self.run, about, self.parent, asks=self.prunes))
             self.flying[name] = flight
         self.waiting.extend(jobs[1:])

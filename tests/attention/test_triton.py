@@ -151,7 +151,9 @@ def build(backend, *overrides):
     return layer
 
 
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "branch by branch"])
+@pytest.mark.parametrize(
+    "fused", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["fused", "branch by branch"]
+)
 @pytest.mark.parametrize("overrides", DESIGNS.values(), ids=DESIGNS)
 def test_the_whole_layer_equals_the_reference(overrides, fused, monkeypatch):
     tokens = sparse_context(token_layout(SHAPES), "video")
@@ -254,7 +256,7 @@ def test_fla_takes_its_design_and_only_by_name():
         choose_backend("fla", torch.device("cpu"))
 
 
-@pytest.mark.parametrize(("heads", "window"), [((7, 1, 16), 5), ((4, 2, 16), 0)])
+@pytest.mark.parametrize(("heads", "window"), [((7, 1, 16), 5), pytest.param((4, 2, 16), 0, marks=pytest.mark.slow)])
 def test_fla_is_called_with_padded_groups(heads, window, monkeypatch):
     """A stand-in with parallel_nsa's signature and rules; the true one runs in tests/kernels/test_gpu.py."""
 

@@ -133,6 +133,7 @@ def test_a_fault_of_one_training_spares_the_others(study, tmp_path, capfd):
     assert key[1] == "uniform"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workers")
 def test_after_the_time_is_up_nothing_is_started(study, capfd):
     out = compare(study, seeds=3, workers=1, minutes=0.0)

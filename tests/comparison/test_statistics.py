@@ -23,6 +23,7 @@ def test_fewer_than_three_seeds_have_a_mean_and_no_more():
     assert math.isnan(test.t_test) and math.isnan(test.sign_flip), "two equal differences prove nothing"
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_mean_as_often_as_they_say():
     rng = np.random.default_rng(0)
     found = [interval(rng.normal(1.0, 3.0, size=5).tolist()) for _ in range(4000)]
@@ -69,6 +70,7 @@ def test_of_many_pairs_a_sample_of_the_patterns_is_counted_the_same_at_every_cal
     assert sign_flip_test([0.1] * 14) == smallest_sign_flip(14) > sign_flip_test([0.1] * 16) == smallest_sign_flip(16)
 
 
+@pytest.mark.slow
 def test_p_values_are_uniform_when_nothing_differs():
     rng = np.random.default_rng(0)
     found = [paired_test(rng.normal(size=6).tolist(), rng.normal(size=6).tolist()) for _ in range(2000)]

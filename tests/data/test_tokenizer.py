@@ -51,6 +51,7 @@ print(_offline_folder(Path(sys.argv[1])))
 """
 
 
+@pytest.mark.slow
 def test_parallel_first_use_and_same_result_in_every_process(tmp_path):
     shared = tmp_path / "shared"
     processes = [

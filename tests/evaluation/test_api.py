@@ -205,6 +205,7 @@ def test_settings_that_no_layer_can_have_are_named():
         SparseAttention(4, 2, 16)(*heads(48), grid=(5, 2, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_readme_s_python_runs_as_written(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -20,7 +20,7 @@ TOLERANCE = {"train/loss": 2e-3, "val/loss": 2e-3, "gradient_norm": 2e-2}
 """Relative or absolute. Gradient norms of needle differed by up to 0.5% between an AVX2 and an AVX512 machine."""
 FEW_CLIPS = 320
 EXPERIMENTS = ("experiments/smoke.yaml", "experiments/tasks/needle.yaml", "experiments/partition/recall.yaml")
-FEW = dict.fromkeys(EXPERIMENTS, ()) | {"experiments/tasks/needle.yaml": pytest.mark.slow}  # smoke.yaml has its task
+FEW = dict.fromkeys(EXPERIMENTS, pytest.mark.slow) | {"experiments/smoke.yaml": ()}
 CASES = [
     *(pytest.param(file, None, id=Path(file).stem, marks=pytest.mark.slow) for file in EXPERIMENTS),
     *(pytest.param(file, FEW_CLIPS, id=f"{Path(file).stem}-few-clips", marks=mark) for file, mark in FEW.items()),

@@ -126,6 +126,7 @@ def bench(*arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_whole_run_in_the_interpreter(tmp_path):
     done = bench("--only", "topk,pool,fla", "--output", str(tmp_path), "--commit", "deadbeef")
     assert done.returncode == 0, done.stdout + done.stderr

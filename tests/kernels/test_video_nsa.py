@@ -121,6 +121,7 @@ def test_the_chosen_blocks_are_told_and_can_be_given():
     assert video_nsa_with_blocks(*inputs[:3], inputs[3][..., :1], blocks, branches=("window",))[1] is None
 
 
+@pytest.mark.slow
 def test_two_runs_are_bit_equal():
     blocks = odd_blocks(permuted=True, **SMALL)
     *inputs, do = random_heads(blocks, (4, 2, 16), torch.float32)
@@ -158,6 +159,7 @@ def test_inside_torch_compile(backend):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.slow
 def test_inside_torch_compile_while_sizes_change():
     compiled = torch.compile(video_nsa, backend="eager", fullgraph=True)
     for length, size in ((7, 3), (9, 2), (12, 4)):
@@ -273,6 +275,7 @@ def test_a_block_whose_bias_is_minus_infinity_is_not_compressed():
     check(blocks, [q, k, v, gates], [], do, 2e-6, branches=("compression",), block_bias=bias)
 
 
+@pytest.mark.slow
 def test_given_blocks_need_no_block_count():
     blocks = odd_blocks()
     q, k, v, gates, _ = random_heads(blocks, (4, 2, 16), torch.float32)

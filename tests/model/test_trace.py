@@ -113,6 +113,7 @@ def test_activation_checkpointing_records_and_learns_the_same(tokenizer, partiti
         assert torch.equal(again.of("choice")[layer], choice)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_it_records_and_learns_the_same(tokenizer):
     trace, gradients = run(make(tokenizer), *EVERYTHING)

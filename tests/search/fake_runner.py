@@ -6,6 +6,7 @@ takes), FAKE_LOG (a file that gets one line per start and end), FAKE_FAULT (an e
 """
 
 import errno
+import json
 import os
 import signal
 import sys
@@ -43,6 +44,7 @@ def run(config: Any, *, directory: Path | None = None, parent: str | None = None
     directory.mkdir(parents=True, exist_ok=True)
     design = (config.attention.partition.block_size, config.attention.branches.window.size)
     _log(f"start {directory.name} {design}")
+    (directory / "asked.json").write_text(json.dumps([config.model.path, config.training.steps]))
     tracker = Tracker.open(config, directory, parent=parent, tags=tags) if os.environ.get("FAKE_TRACK") else None
     _fail(os.environ.get("FAKE_FAULT", ""))
     accuracy = 1.0 - 1.0 / (1.0 + design[1] / design[0]) + 0.01 * config.seed

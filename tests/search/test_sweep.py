@@ -74,6 +74,7 @@ def test_pareto_set_and_files(folder):
     assert states(trials_of()) == {"COMPLETE": 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["spawn"], indirect=True)  # a fork would share the open store
 def test_infeasible_designs_are_constraints_and_all_trials_are_tracked(folder, monkeypatch):
     monkeypatch.setenv("FAKE_TRACK", "1")
@@ -97,6 +98,7 @@ def test_infeasible_designs_are_constraints_and_all_trials_are_tracked(folder, m
     check_tracked(folder, fresh)
 
 
+@pytest.mark.slow
 def test_one_objective_prunes_and_brute_force_ends(folder):
     (folder / "prune.py").write_text(
         'BASE = "base.yaml"\nOBJECTIVES = {"val/accuracy": "maximize"}\nPRUNER = "median"\nSAMPLER = "brute"\n'
@@ -149,6 +151,39 @@ def test_dense_attention_stands_beside_the_trials(folder):
         run("dense.py", trials=1)
 
 
+def test_every_design_starts_from_the_run_of_start(folder):
+    (folder / "from.py").write_text(SPACE + 'START = {"training.steps": 9}\n')
+    result, text = run("from.py", trials=1, seeds=2)
+    order = [line.split()[1] for line in log(folder, "start")]
+    assert order == ["seed-0", "seed-1"] * 2, "first the two runs of START, then a design from each"
+    assert "starting runs" not in text.splitlines()[-1] and text.count("what every design starts from") == 2
+    asked = {
+        str(f.parent.relative_to(result.directory)): json.loads(f.read_text())
+        for f in result.directory.rglob("asked.json")
+    }
+    steps = load_config("base.yaml").training.steps
+    for seed in ("seed-0", "seed-1"):
+        assert asked[f"start/{seed}"] == [None, 9]
+        assert asked[f"trial-0000/{seed}"] == [f"runs/studies/from/start/{seed}", steps]
+    run("from.py", trials=1, seeds=2)
+    assert len(log(folder, "start")) == 6, "it is trained once"
+    (folder / "from.py").write_text(SPACE + 'START = {"training.steps": 8}\n')
+    with pytest.raises(NsaLabError, match=r"start: training.steps=9 then, 8 now"):
+        run("from.py", trials=1, seeds=2)
+
+
+def test_without_a_start_no_design_is_trained(folder, monkeypatch):
+    (folder / "from.py").write_text(SPACE + 'START = {"training.steps": 9}\n')
+    monkeypatch.setenv("FAKE_FAULT", "no clips")
+    with pytest.raises(NsaLabError, match=r"runs/studies/from/start, which every design starts from, failed: no clips"):
+        run("from.py", trials=2)
+    assert not trials_of("from")
+    (folder / "from.py").write_text(SPACE + 'START = {"attention.method": "dens"}\n')
+    with pytest.raises(NsaLabError, match=r"dens"):
+        run("from.py", trials=2, study="other")
+
+
+@pytest.mark.slow
 def test_objectives_are_means_over_seeds(folder):
     result, text = run(trials=2, workers=2, seeds=3)
     names = [f"trial-{number:04d}/seed-{seed}" for number in (0, 1) for seed in (0, 1, 2)]
@@ -165,6 +200,7 @@ def test_objectives_are_means_over_seeds(folder):
         run(trials=1)
 
 
+@pytest.mark.slow
 def test_checkpoints_stay_on_the_front_alone(folder, monkeypatch):
     monkeypatch.setenv("FAKE_CHECKPOINT", "1")
     result, _ = run(trials=5)
@@ -194,6 +230,7 @@ def test_another_question_is_not_mixed_into_a_study(folder):
             run(trials=1)
 
 
+@pytest.mark.slow
 def test_two_objectives_are_never_pruned_and_that_is_said(folder):
     # Optuna refuses to report or prune a trial with several objectives.
     (folder / "two.py").write_text(SPACE + 'PRUNER = "median"\n')
@@ -282,6 +319,7 @@ def test_interrupt_queues_trials_in_flight_again(folder, monkeypatch):
     assert_retried_once(trials_of())
 
 
+@pytest.mark.slow
 def test_two_sweeps_share_one_study(folder, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "0.5")
     processes = [launch(folder, 4, 1), launch(folder, 4, 1)]

@@ -135,6 +135,7 @@ def wait_for_clips(folder, count, process):
     return found
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(tmp_path):
     process = start(tmp_path, 200)
     wait_for_clips(tmp_path, 5, process)
@@ -153,6 +154,7 @@ def test_killed_and_resumed(tmp_path):
         assert len(read_clip(sample.video, 2.0, 768).frames) == 32
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(tmp_path):
     first = start(tmp_path, 150)
     wait_for_clips(tmp_path, 1, first)
