@@ -1,5 +1,6 @@
 """Files that appear whole, locks between processes, and damaged JSON."""
 
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -96,6 +97,19 @@ with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """
+
+
+def test_a_lock_that_was_freed_is_not_kept_by_a_fork(tmp_path):
+    lock = FileLock(tmp_path / "lock")
+    assert lock.take()
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+    child.start()
+    try:
+        lock.free()
+        assert FileLock(tmp_path / "lock").take()
+    finally:
+        child.kill()
+        child.join()
 
 
 @pytest.mark.parametrize("seconds", ["60", "0.5"])
