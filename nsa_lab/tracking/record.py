@@ -65,7 +65,10 @@ class Record:
     @classmethod
     def load(cls, directory: Path) -> Self | None:
         """The record in `directory`, or None where there is none."""
-        content = read_json(directory / "tracking.json", REMEDY, ("uri", "experiment", "run_name", "parent"))
+        file = directory / "tracking.json"
+        content = read_json(file, REMEDY, ("uri", "experiment", "run_name", "parent"))
+        if strangers := sorted(content.keys() - {field.name for field in dataclasses.fields(State)}):
+            raise NsaLabError(f"{file} has {', '.join(strangers)}, of which this version knows nothing; {REMEDY}")
         return cls(directory, State(**content)) if content else None
 
     @classmethod

@@ -164,6 +164,14 @@ def test_a_changed_config_is_refused_and_the_directory_released(store, tmp_path)
             Tracker.open(config_in(store, **{"training.steps": 9}), tmp_path)
 
 
+def test_a_record_of_another_version_is_named(store, tmp_path):
+    Tracker.open(config_in(store, **{"tracking.enabled": False}), tmp_path).finish()
+    content = json.loads((tmp_path / "tracking.json").read_text())
+    (tmp_path / "tracking.json").write_text(json.dumps(content | {"colour": "red"}))
+    with pytest.raises(NsaLabError, match=r"tracking.json has colour, of which this version knows nothing; remove it"):
+        Tracker.open(config_in(store), tmp_path)
+
+
 @pytest.mark.parametrize("name", ["tracking.json", "params.json", "tags.json"])
 def test_a_damaged_record_is_named(store, tmp_path, name):
     Tracker.open(config_in(store, **{"tracking.enabled": False}), tmp_path).finish()
