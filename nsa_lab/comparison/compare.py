@@ -11,7 +11,7 @@ from nsa_lab.comparison.spec import Comparison, Training, chosen, load_compariso
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import FileLock, room_on_disk, writing
 from nsa_lab.runner.job import TRAIN, JobList
-from nsa_lab.runner.parent_run import parent_run
+from nsa_lab.runner.parent_run import parent_run, without_passwords
 from nsa_lab.runner.pool import Pool, sigterm_as_interrupt
 from nsa_lab.runner.view import View, make_console
 
@@ -52,7 +52,7 @@ def compare(
         ledger = Ledger(out / ROWS, rows, {str(training.directory): training for training in missing}, view)
         tags = {"kind": "comparison", "comparison": file.stem, "mlflow.runName": f"comparison-{file.stem}"}
         with parent_run(wanted[0].config, out, tags, children=home, again=True) as parent:
-            parent.artifact(file)
+            parent.artifact(without_passwords(file, home))
             jobs = JobList([job_of(t, file.stem, parent.run_id, runner) for t in missing], ledger.enter)
             Pool(jobs, runner, workers, home / "logs", view, minutes).work()
             for path in _show(comparison, wanted, rows, out):

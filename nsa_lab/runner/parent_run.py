@@ -7,6 +7,8 @@ from typing import Any
 
 from nsa_lab import tracking
 from nsa_lab.config import ExperimentConfig
+from nsa_lab.files import write_text
+from nsa_lab.redact import hide
 
 
 @contextmanager
@@ -22,3 +24,11 @@ def parent_run(
         yield tracker
     if config.tracking.enabled and any(children.rglob("tracking.json")):
         tracking.push(children)
+
+
+def without_passwords(file: Path, directory: Path) -> Path:
+    """A copy of the Python file that was asked to run, in `directory`, with *** for the passwords of its URIs."""
+    copy = directory / "asked" / file.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    write_text(copy, hide(file.read_text()))
+    return copy

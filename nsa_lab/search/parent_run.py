@@ -10,7 +10,7 @@ from rich.console import Console
 from nsa_lab import tracking
 from nsa_lab.config import ExperimentConfig, to_yaml
 from nsa_lab.files import write_text
-from nsa_lab.runner.parent_run import parent_run
+from nsa_lab.runner.parent_run import parent_run, without_passwords
 from nsa_lab.runner.recovery import identity, is_alive, is_here
 from nsa_lab.search.rows import Outcome
 from nsa_lab.search.spec import Sweep
@@ -44,7 +44,7 @@ def study_run(
         study.set_user_attr("tracking_store", place)
         base = directory / "base.yaml"
         write_text(base, to_yaml(config))
-        for file in (sweep.path, base):
+        for file in (without_passwords(sweep.path, directory), base):
             tracker.artifact(file)
         yield tracker
 

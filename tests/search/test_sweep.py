@@ -219,6 +219,15 @@ def test_a_full_disk_queues_its_trial_again(folder, monkeypatch):
     assert [(row.number, row.state) for row in result.outcome.rows] == [(0, "killed"), (0, "complete")]
 
 
+def test_a_password_in_the_sweep_file_is_not_recorded(folder):
+    (folder / "secret.py").write_text(SPACE + 'AT = "postgresql://me:hunter2@there/db"\n')
+    run("secret.py", trials=1)
+    copies = [f.read_text() for f in (folder / "runs").rglob("secret.py")]
+    assert len(copies) == 1 and "me:***@there" in copies[0]
+    recorded = json.loads((folder / "runs/studies/secret/tracking.json").read_text())["artifacts"]
+    assert ["asked/secret.py", ""] in recorded
+
+
 def test_another_question_is_not_mixed_into_a_study(folder):
     run(trials=1)
     for change, reason in (
