@@ -34,7 +34,7 @@ lint: $(READY)  ## style
 types: $(READY) ## types
 	@$(BIN)/mypy
 
-test: check     ## lint, types and the quick tests; about nine minutes on two cores
+test: check     ## lint, types and the quick tests; about eight minutes on two cores
 	@$(PYTEST)
 
 test-all: check ## lint, types and all tests, slow ones and whole products of parameters

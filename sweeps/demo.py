@@ -5,7 +5,7 @@ sees only that end (`attention.text_window`), so the answer must travel through 
 dense model learns the task first; every design starts from its weights, as VideoNSA starts from Qwen2.5-VL.
 
 Command:  nsa-lab sweep sweeps/demo.py --trials 8 --workers 2
-Cost:     200 steps of the dense model, then 40 of dense again and of 8 designs: about four minutes on two CPU cores.
+Cost:     200 steps of the dense model, then 40 of dense again and of 8 designs: five to six minutes on two CPU cores.
 Expected: dense near 100%; the window alone at chance (12.5%); the others in between, better with more keys.
           One seed: a few points between two designs say nothing.
 """
