@@ -139,9 +139,10 @@ class FileLock:
                 time.sleep(0.05)
 
     def free(self) -> None:
-        if self._file is not None and not self._file.closed:
+        if self._file is not None:
             fcntl.flock(self._file, fcntl.LOCK_UN)  # a process forked meanwhile has the file open, too
             self._file.close()
+            self._file = None
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def compare(
         ledger = Ledger(out / ROWS, rows, {str(training.directory): training for training in missing}, view)
         tags = {"kind": "comparison", "comparison": file.stem, "mlflow.runName": f"comparison-{file.stem}"}
         with parent_run(wanted[0].config, out, tags, children=home, again=True) as parent:
-            parent.artifact(without_passwords(file, home))
+            parent.artifact(without_passwords(file, out))
             jobs = JobList([job_of(t, file.stem, parent.run_id, runner) for t in missing], ledger.enter)
             Pool(jobs, runner, workers, home / "logs", view, minutes).work()
             for path in _show(comparison, wanted, rows, out):

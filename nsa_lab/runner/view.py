@@ -44,7 +44,6 @@ class View:
         self.console, self.what, self.metrics, self.total = console, what, metrics, total
         self.counts: Counter[str] = Counter()
         self.recent: deque[Shown] = deque(maxlen=RECENT)
-        self.started = self.said = time.monotonic()
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> "View":

@@ -1,10 +1,32 @@
-"""A design trained with several seeds: what it measured, as one result."""
+"""A design trained with several seeds: its jobs, and what they measured as one result."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-from nsa_lab.runner.job import End
+from nsa_lab.config import ExperimentConfig, to_dict
+from nsa_lab.runner.job import End, Job
+
+
+def jobs_of(
+    config: ExperimentConfig, name: str, directory: Path, tags: Mapping[str, str], seeds: int, **options: Any
+) -> dict[int, Job]:
+    """The jobs of a design by seed, with the `options` of Job: in `directory`, or with several in folders of it."""
+    tree = to_dict(config)
+    if seeds == 1:
+        return {config.seed: Job(name, tree, str(directory), tags=tags, **options)}
+    return {
+        seed: Job(
+            f"{name}-seed-{seed}",
+            {**tree, "seed": seed},
+            str(directory / f"seed-{seed}"),
+            tags={**tags, "mlflow.runName": f"{tags['mlflow.runName']} seed {seed}"},
+            **options,
+        )
+        for seed in range(config.seed, config.seed + seeds)
+    }
 
 
 def merged(ends: Sequence[End]) -> End:

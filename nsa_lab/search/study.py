@@ -31,6 +31,12 @@ def open_study(
     the study has other objectives, another base experiment or another search space.
     """
     space, constants = _probe_space(sweep, base, overrides)
+    asked = {
+        "params": sorted(space),
+        "constants": constants,
+        "references": sweep.references,
+        "start": sweep.start or {},
+    }
     study = optuna.create_study(
         storage=storage,
         study_name=name,
@@ -46,13 +52,11 @@ def open_study(
         study.set_user_attr("sweep_file", str(sweep.path))
         study.set_user_attr("seeds", seeds)
     if "asked" not in study.user_attrs:  # it is new, or older than this check
-        asked = {"params": sorted(space), "constants": constants, "references": sweep.references}
-        asked["start"] = sweep.start or {}
         study.set_user_attr("asked", asked)
     study.set_user_attr("sampler", sweep.sampler)
     _check_objectives(study, sweep)
     _check_base(study, base)
-    _check_asked(study, sorted(space), constants, sweep)
+    _check_asked(study, asked)
     _check_space(study, space)
     if study.user_attrs.get("seeds", 1) != seeds:
         raise NsaLabError(
@@ -114,15 +118,15 @@ def _check_base(study: optuna.Study, base: Mapping[str, Any]) -> None:
         )
 
 
-def _check_asked(study: optuna.Study, params: list[str], constants: Mapping[str, Any], sweep: Sweep) -> None:
+def _check_asked(study: optuna.Study, asked: Mapping[str, Any]) -> None:
     """Trials of another question cannot be mixed in: a parameter renamed, a constant of `suggest` changed."""
     old = study.user_attrs["asked"]
+    params = asked["params"]
     if old["params"] != params:
         gone, new = sorted(set(old["params"]) - {*params}), sorted({*params} - set(old["params"]))
         raise space_changed(f"parameters gone: {', '.join(gone) or 'none'}; new: {', '.join(new) or 'none'}")
-    fixed = {"constants": constants, "references": sweep.references, "start": sweep.start or {}}
-    for what, now in fixed.items():
-        then = old.get(what, {})
+    for what in ("constants", "references", "start"):
+        then, now = old.get(what, {}), asked[what]
         for key in sorted({*then, *now}):
             if then.get(key) != now.get(key):
                 raise space_changed(f"{what}: {key}={then.get(key)} then, {now.get(key)} now")

@@ -73,11 +73,12 @@ def sweep(
     build_pruner(plan.pruner)
     base = base_values(plan, overrides)
     config = design(base, {}, name)
-    start = Start.of(plan, base, name, seeds)
+    home = _home(config.output.dir, name)
+    start = Start.of(plan, base, name, home, seeds)
     if start:
         base["model.path"] = start.path
     url = storage or default_storage(config.output.dir)
-    directory = _directory(config.output.dir, name)
+    directory = home.resolve()
     directory.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     opened_storage = open_storage(url)
@@ -109,14 +110,15 @@ def sweep(
             view=view,
             trials=count + unfinished,
             references=deque(missing),
-            starts=start.folders if start else {},
+            start=start,
             seeds=seeds,
             run=runner,
         )
         interrupted = False
         try:
             if start and source.left:
-                start.train(opened, runner, workers, directory / "logs", console, list(plan.objectives))
+                with locked(directory / "start.lock"):  # another sweep on this study may train it
+                    start.train(opened, runner, workers, directory / "logs", console, list(plan.objectives))
             Pool(source, runner, workers, directory / "logs", view).work()
         except KeyboardInterrupt:
             interrupted = True
@@ -153,14 +155,14 @@ def show(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with storage_faults(url):
         outcome = read_outcome(load_study(open_storage(url), study))
-    directory = _directory(output, study)
+    directory = _home(output, study).resolve()
     write_report(outcome, directory)
     print_report(outcome, directory, console or make_console())
     return SweepResult(study, directory, outcome, interrupted=False)
 
 
-def _directory(output: str | Path, study: str) -> Path:
-    return Path(output).resolve() / "studies" / study
+def _home(output: str | Path, study: str) -> Path:
+    return Path(output) / "studies" / study
 
 
 def _check_counts(trials: int, workers: int, seeds: int) -> None:

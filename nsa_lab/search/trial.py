@@ -13,7 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from nsa_lab import tracking
-from nsa_lab.config import ExperimentConfig, config_hash, to_dict
+from nsa_lab.config import ExperimentConfig, config_hash
 from nsa_lab.errors import ConfigError, NsaLabError
 from nsa_lab.runner.job import TRAIN, End, Job, Progress
 from nsa_lab.runner.recovery import MAX_RETRIES, Lives, identity
@@ -21,8 +21,9 @@ from nsa_lab.runner.view import View
 from nsa_lab.search.recovery import HEARTBEAT_S, beat, next_trial, original_number, reason_of, retry
 from nsa_lab.search.rows import read_reference, read_row, trial_name
 from nsa_lab.search.samplers import build_pruner, build_sampler
-from nsa_lab.search.seeds import halves, merged
+from nsa_lab.search.seeds import halves, jobs_of, merged
 from nsa_lab.search.spec import Sweep, constraint_values, design, suggested
+from nsa_lab.search.start import Start
 from nsa_lab.search.view import shown, words
 
 BARREN = 100
@@ -50,7 +51,7 @@ class Trials:
     """A pool's source: hands out the `references`, then `trials` more trials of `study`, each with `seeds` seeds.
 
     A trial that needs no training, because its design was trained before or is infeasible, is none of these.
-    A design of seed s starts from the run in the folder `starts[s]`, where there are any.
+    Every design starts from the run of its seed that `start` names, where it is given.
     `base` is the base experiment as dotted keys, `owner` the process that all of this runs in. In the study a trial
     is COMPLETE with its objectives, PRUNED when it was stopped early or infeasible, or FAIL with its `reason`.
     """
@@ -67,7 +68,7 @@ class Trials:
     run: str = TRAIN
     seeds: int = 1
     references: deque[str] = field(default_factory=deque)
-    starts: Mapping[int, str] = field(default_factory=dict)
+    start: Start | None = None
     owner: Mapping[str, Any] = field(default_factory=identity)
     waiting: deque[Job] = field(default_factory=deque)
     flying: dict[str, Flight] = field(default_factory=dict)
@@ -246,19 +247,14 @@ class Trials:
 
     def _start(self, flight: Flight, config: ExperimentConfig, directory: Path, tags: Mapping[str, str]) -> Job:
         """The first job of a design; those of its other seeds wait."""
-        jobs = []
-        for seed in range(config.seed, config.seed + self.seeds):
-            place, about, name = directory, dict(tags), flight.name
-            if self.seeds > 1:
-                place, name = directory / f"seed-{seed}", f"{flight.name}-seed-{seed}"
-                about["mlflow.runName"] = f"{tags['mlflow.runName']} seed {seed}"
-            tree = {**to_dict(config), "seed": seed}
-            if self.starts:
-                tree["model"] = {**tree["model"], "path": self.starts[seed]}
-            jobs.append(Job(name, tree, str(place), self.run, about, self.parent, asks=self.prunes))
-            self.flying[name] = flight
-        self.waiting.extend(jobs[1:])
-        return jobs[0]
+        options = {"run": self.run, "parent": self.parent, "asks": self.prunes}
+        jobs = jobs_of(config, flight.name, directory, tags, self.seeds, **options)
+        if self.start:
+            jobs = {seed: self.start.lead(job, seed) for seed, job in jobs.items()}
+        self.flying |= {job.name: flight for job in jobs.values()}
+        first, *others = jobs.values()
+        self.waiting.extend(others)
+        return first
 
     def _tell(self, flight: Flight, job: Job, end: End) -> str | None:
         """Record what a design measured, over all its seeds."""

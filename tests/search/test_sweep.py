@@ -340,6 +340,16 @@ def test_two_sweeps_share_one_study(folder, monkeypatch):
     assert set(log.values()) == {1} and len(log) == 8, "a trial ran twice"
 
 
+@pytest.mark.slow
+def test_two_sweeps_train_their_common_start_once(folder, monkeypatch):
+    (folder / "space.py").write_text(SPACE + 'START = {"training.steps": 9}\n')
+    monkeypatch.setenv("FAKE_SECONDS", "0.5")
+    processes = [launch(folder, 2, 1), launch(folder, 2, 1)]
+    assert [output_of(process).count("what every design starts from") for process in processes] in ([0, 1], [1, 0])
+    assert [line.split()[1] for line in log(folder, "start")].count("start") == 1
+    assert states(trials_of()) == {"COMPLETE": 4}
+
+
 def kill(process, who):
     """Kill one worker of a sweep, the sweep, or the sweep and all of its workers."""
     workers = [
