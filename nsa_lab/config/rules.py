@@ -21,7 +21,6 @@ POSITIVE = (
     "data.min_pixels",
     "data.max_pixels",
     "data.max_tokens",
-    "training.steps",
     "training.batch_size",
     "training.accumulate",
     "training.learning_rate",
@@ -33,6 +32,7 @@ POSITIVE = (
 NOT_NEGATIVE = (
     "seed",
     "tasks.seed",
+    "training.steps",
     "training.warmup_steps",
     "training.weight_decay",
     "training.gradient_clip",

@@ -88,7 +88,7 @@ class DataConfig:
 
 @dataclass
 class TrainingConfig:
-    """The optimiser's schedule, in optimiser steps."""
+    """The optimiser's schedule, in optimiser steps; with `steps` 0 the model is validated as it starts, and no more."""
 
     steps: int = 300
     batch_size: int = 16

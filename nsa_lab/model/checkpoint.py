@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 
-from nsa_lab.config import AttentionConfig, ExperimentConfig, is_run, shape_source
+from nsa_lab.config import AttentionConfig, ExperimentConfig, is_run, load_saved_config, shape_source
+from nsa_lab.config.load import RUN_CONFIG
 from nsa_lab.config.rules import beyond_the_last_layer
 from nsa_lab.config.schema import ModelConfig
 from nsa_lab.config.sizes import model_size
 from nsa_lab.data.positions import CONTINUED
 from nsa_lab.errors import ConfigError, NsaLabError, first_line
 from nsa_lab.model.config import TOKENS_PER_SECOND, VideoNSAConfig, config_from_size, set_design
+from nsa_lab.model.gates import same_branches
 from nsa_lab.model.trained import last_weights
-from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration, plugged_in
+from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration, is_plugged_in, plugged_in
 
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 """Settings without which transformers builds a model of a size of its own."""
@@ -50,8 +52,12 @@ def bare_model(config: ExperimentConfig, tokenizer: Any) -> VideoNSAForCondition
 
 
 def take_weights(model: VideoNSAForConditionalGeneration, run: Path) -> None:
-    """Put the last weights of the folder `run` into `model`; raises as `load_model`."""
+    """Put the last weights of the folder `run` into `model`; raises as `load_model`.
+
+    Gates keep the columns of the branches that both have, whatever other branches there are.
+    """
     weights, own = last_weights(run), model.state_dict()
+    weights |= same_branches(model, weights, load_saved_config(run / RUN_CONFIG).attention)
     other = [name for name, weight in weights.items() if name in own and own[name].shape != weight.shape]
     found = model.load_state_dict({k: v for k, v in weights.items() if k not in other}, strict=False)
     missing = [key for key in found.missing_keys if key not in other]
@@ -94,12 +100,16 @@ def _check_fit(
     unexpected: Collection[str],
     mismatched: Collection[str],
 ) -> None:
-    """Raise NsaLabError where weights lack, other than those that plug-ins own, are too many or of another shape."""
+    """Raise NsaLabError where weights other than plug-ins' lack or are too many, or any has another shape.
+
+    Plug-ins' weights that lack start fresh, and those that this design has no use for are left; both are said.
+    """
     own = tuple(f"model.language_model.{name}." for name in plugged_in(model.model.language_model))
     fresh = sorted(key for key in missing if key.startswith(own))
+    left = sorted(key for key in unexpected if is_plugged_in(key))
     wrong = {
         "missing": sorted(key for key in missing if not key.startswith(own)),
-        "unexpected": sorted(unexpected),
+        "unexpected": sorted(set(unexpected) - set(left)),
         "of another shape": sorted(mismatched),
     }
     faults = [f"{len(keys)} {kind} (such as {keys[0]})" for kind, keys in wrong.items() if keys]
@@ -110,6 +120,8 @@ def _check_fit(
     if fresh:
         some = f"{len(fresh)} weights of plug-ins (such as {fresh[0]})"
         log.warning("%s: %s are not in the checkpoint and start fresh", path, some)
+    if left:
+        log.warning("%s: this design has no use for %d weights of plug-ins (such as %s)", path, len(left), left[0])
 
 
 def stored_design(path: str | Path) -> dict[str, Any]:

@@ -120,13 +120,17 @@ def _three_rows(position_ids: Tensor | None, x: Tensor, past: int) -> Tensor:
     return rows[..., -x.shape[1] :]
 
 
+def is_plugged_in(name: str) -> bool:
+    """Whether a module or weight of this name belongs to a method, a partitioner or the reducer."""
+    return any(root in name for root in (".self_attn.method.", "partitions.", "reducer."))
+
+
 def plugged_in(decoder: torch.nn.Module) -> dict[str, Any]:
     """The modules that Qwen2.5-VL does not have, by name: those of methods, partitioners and the reducer.
 
     Raises TypeError where one owns parameters and says nothing of their start values.
     """
-    roots = (".self_attn.method.", "partitions.", "reducer.")
-    found = {name: module for name, module in decoder.named_modules() if any(root in f"{name}." for root in roots)}
+    found = {name: module for name, module in decoder.named_modules() if is_plugged_in(f"{name}.")}
     for name, module in found.items():
         own = [parameter for parameter, _ in module.named_parameters(recurse=False)]
         if own and not hasattr(module, "reset_parameters"):

@@ -77,11 +77,14 @@ class Reporter(L.Callback):
         self.metrics = dict(state_dict["metrics"])
         self.validated_step = state_dict["validated_step"]
 
-    def on_train_start(self, trainer: L.Trainer, module: VideoModule) -> None:  # type: ignore[override]
+    def setup(self, trainer: L.Trainer, module: VideoModule, stage: str) -> None:  # type: ignore[override]
         parameters = sum(parameter.numel() for parameter in module.model.parameters())
         trainer.loggers[0].log_hyperparams({"model/parameters": parameters})
+        self.metrics["model/parameters"] = float(parameters)
+
+    def on_train_start(self, trainer: L.Trainer, module: VideoModule) -> None:  # type: ignore[override]
         budget = _budget(trainer, module)
-        self.metrics |= {"model/parameters": float(parameters), **budget}
+        self.metrics |= budget
         if trainer.global_step == 0:
             self._log(trainer, budget)
         self.clock.start()

@@ -215,7 +215,8 @@ def _fit(
     )
     try:
         with _interruptible(trainer):
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            if training.steps:
+                trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             if not reporter.stopped and reporter.validated_step != training.steps:
                 trainer.validate(module, datamodule=data, verbose=False)
     except Divergence as error:

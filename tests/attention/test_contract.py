@@ -110,6 +110,14 @@ def test_costs_are_counted_and_everything_learns(overrides):
         assert (parameter.grad != 0).any(), f"{name} learns nothing"
 
 
+@pytest.mark.parametrize("kind", GATES)
+def test_a_gate_says_which_of_its_parameters_have_a_column_for_each_branch(kind):
+    """Those whose shapes follow the number of branches: without them weights cannot go on under other branches."""
+    one, all_three = (layer_of(f"attention.gate.kind={kind}", *o).gate for o in (only("window"), ()))
+    differ = {n for n, p in one.named_parameters() if p.shape != all_three.get_parameter(n).shape}
+    assert differ == set(all_three.per_branch)
+
+
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_chooses_for_many_as_it_does_for_one(name, seed):

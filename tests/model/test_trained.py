@@ -52,15 +52,42 @@ def test_what_the_weights_fix_cannot_be_set_to_another_value(run):
 
 
 def test_a_design_may_be_another_where_the_weights_fit(run, tokenizer, caplog):
-    path, _ = run
+    path, model = run
     other = load_config(None, [NEEDLE, f"model.path={path}", "attention.branches.window.size=9"])
     assert build_model(other, tokenizer).attentions()[0].design.branches.window.size == 9
     with caplog.at_level(logging.WARNING):
         build_model(load_config(None, [NEEDLE, f"model.path={path}", "attention.compressor.kind=mlp"]), tokenizer)
     assert "start fresh" in caplog.text
+    caplog.clear()
     dense = load_config(None, [NEEDLE, f"model.path={path}", "attention.method=dense"])
-    with pytest.raises(NsaLabError, match=r"first-0123 does not fit the model: weights .* unexpected"):
-        build_model(dense, tokenizer)
+    with caplog.at_level(logging.WARNING):
+        found = build_model(dense, tokenizer).state_dict()
+    assert "this design has no use for 8 weights of plug-ins (such as model.language_model.layers.0." in caplog.text
+    assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in found.items())
+
+
+@pytest.mark.parametrize("kind", ["mlp", "constant"])
+def test_gates_keep_the_columns_of_the_branches_that_stay(clips, tokenizer, tmp_path, kind):
+    config = tiny_config(f"attention.gate.kind={kind}", "attention.branches.window.enabled=false")
+    model = build_model(config, tokenizer)
+    torch.nn.init.normal_(weight := dict(model.named_parameters())[column(kind)])
+    path = stored_run(tmp_path / "run", config, model)
+    heads = model.config.text_config.num_attention_heads
+    before = weight.detach().reshape(heads, 2, -1)
+
+    one = [NEEDLE, f"model.path={path}", "attention.branches.compression.enabled=false"]
+    found = build_model(load_config(None, one), tokenizer).state_dict()[column(kind)]
+    assert torch.equal(found.reshape(heads, 1, -1), before[:, 1:]), "selection alone"
+
+    other = [*one, "attention.branches.window.enabled=true"]
+    found = build_model(load_config(None, other), tokenizer).state_dict()[column(kind)].reshape(heads, 2, -1)
+    assert torch.equal(found[:, 0], before[:, 1]), "selection"
+    assert not found[:, 1].any(), "a window that was not trained starts as it does"
+
+
+def column(kind):
+    leaf = "down.weight" if kind == "mlp" else "logit"
+    return f"model.language_model.layers.0.self_attn.method.sparse.gate.{leaf}"
 
 
 def test_a_run_of_a_run_loads_when_the_first_is_gone(run, clips, tokenizer, tmp_path):

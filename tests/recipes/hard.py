@@ -6,6 +6,8 @@ from nsa_lab.attention.gates.base import Gate
 
 
 class HardGate(Gate):
+    per_branch = ("map.weight", "map.bias")
+
     def build(self, hidden_size: int, columns: int) -> None:
         self.map = nn.Linear(hidden_size, columns)
 

@@ -161,6 +161,18 @@ def test_finished_run_gives_its_recorded_result(tiny):
     assert (first.directory / "metrics.jsonl").read_text() == before
 
 
+def test_no_steps_only_validate_what_a_run_has_learned(tiny):
+    trained = train(tiny())
+    start = {"model.path": str(trained.directory), "training.steps": 0, "training.warmup_steps": 0}
+    result = train(tiny(start))
+    same = [name for name in trained.metrics if name.startswith(("val/", "gate/", "budget/", "model/"))]
+    assert {name: result.metrics[name] for name in same} == pytest.approx({n: trained.metrics[n] for n in same})
+    assert "train/loss" not in result.metrics and not any(result.directory.rglob("*.ckpt"))
+    assert train(tiny(start)).recorded
+    window = tiny(start | {"attention.branches.compression.enabled": False})
+    assert train(window).metrics["val/loss"] != result.metrics["val/loss"]
+
+
 @pytest.mark.parametrize("content", ["", '{"metrics": {', "{}", "[]"])
 def test_a_damaged_summary_is_named(tiny, tmp_path, one_line, content):
     (tmp_path / "run").mkdir()

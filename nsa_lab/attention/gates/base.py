@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -12,7 +12,12 @@ from nsa_lab.plugin import Plugin
 
 
 class Gate(Plugin, nn.Module):
-    """One gate per head and branch; columns run head by head, within a head in the order of the branches."""
+    """One gate per head and branch; columns run head by head, within a head in the order of the branches.
+
+    per_branch: names of the parameters that hold those columns, [H * R, ...] or [H, R].
+    """
+
+    per_branch: ClassVar[tuple[str, ...]] = ()
 
     @dataclass
     class Config:

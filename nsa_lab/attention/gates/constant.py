@@ -9,6 +9,8 @@ from nsa_lab.attention.gates.base import Gate
 class ConstantGate(Gate):
     """sigmoid of one learned number per head and branch. Starts at 0.5."""
 
+    per_branch = ("logit",)
+
     def build(self, hidden_size: int, columns: int) -> None:
         self.logit = nn.Parameter(torch.empty(self.shape))
         self.reset_parameters()

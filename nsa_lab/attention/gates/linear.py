@@ -8,6 +8,8 @@ from nsa_lab.attention.gates.base import Gate, GateLinear
 class LinearGate(Gate):
     """sigmoid(W x / temperature). Starts at 0.5."""
 
+    per_branch = ("down.weight", "down.bias")
+
     def build(self, hidden_size: int, columns: int) -> None:
         self.down = GateLinear(hidden_size, columns, std=0.0)
 

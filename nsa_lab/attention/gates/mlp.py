@@ -8,6 +8,8 @@ from nsa_lab.attention.gates.base import Gate, GateLinear
 class MLPGate(Gate):
     """sigmoid(W2 gelu(W1 x) / temperature) (VideoNSA, section 2: a two-layer MLP and a sigmoid). Starts at 0.5."""
 
+    per_branch = ("down.weight", "down.bias")
+
     def build(self, hidden_size: int, columns: int) -> None:
         self.up = GateLinear(hidden_size, hidden_size, std=0.02)
         self.down = GateLinear(hidden_size, columns, std=0.0)
