@@ -69,5 +69,7 @@ def tokenizer(clips):
 @pytest.fixture(params=["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def workers(request, monkeypatch):
     """How worker processes start: in earnest they are spawned, and import for five seconds what a fork has already."""
+    if request.param == "fork":
+        import nsa_lab.api  # noqa: F401 -- what every worker imports, and a forked one has then
     context = multiprocessing.get_context(request.param)
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)

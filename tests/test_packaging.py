@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from nsa_lab.comparison import read_comparison
+from nsa_lab.comparison.plan import trainings
 from nsa_lab.comparison.spec import load_comparison
 from nsa_lab.config import load_config
 from nsa_lab.config.sizes import model_size
@@ -20,7 +22,8 @@ from nsa_lab.search.spec import load_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "nsa_lab").rglob("*.py"))
-EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
+ABLATIONS = sorted((ROOT / "experiments/ablations").glob("*.yaml"))
+EXPERIMENTS = sorted({*(ROOT / "experiments").rglob("*.yaml")} - {*ABLATIONS})
 COMPARISONS = sorted((ROOT / "experiments").rglob("*.py"))
 SWEEPS = sorted((ROOT / "sweeps").glob("*.py"))
 SOURCES = [*MODULES, *sorted((ROOT / "kernels").rglob("*.py")), *COMPARISONS, *SWEEPS]
@@ -200,6 +203,17 @@ def test_every_experiment_opens_with_its_question(file):
     assert f"nsa-lab train {file.relative_to(ROOT)}" in head[1]
 
 
+@pytest.mark.parametrize("file", ABLATIONS, ids=lambda file: file.stem)
+def test_every_ablation_opens_with_its_question_and_all_its_variants_load(file):
+    head = file.read_text().splitlines()[:4]
+    for line, word in zip(head, ("Question", "Command", "Cost", "Expected"), strict=True):
+        assert re.match(rf"# {word}: +\S", line), line
+    assert f"nsa-lab ablate {file.relative_to(ROOT)}" in head[1]
+    for preset in ("", "quick"):
+        comparison = read_comparison(file, preset)
+        assert len(trainings(comparison, list(comparison.variants), [0], ())) > len(comparison.variants)
+
+
 @pytest.mark.parametrize("file", [*SWEEPS, *COMPARISONS], ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_every_sweep_and_comparison_opens_with_its_question(file):
     text = ast.get_docstring(ast.parse(file.read_text()))
@@ -212,7 +226,7 @@ def test_every_sweep_and_comparison_opens_with_its_question(file):
 
 
 def test_every_file_named_in_a_text_exists():
-    texts = [*SOURCES, *EXPERIMENTS, *ROOT.glob("*.md")]
+    texts = [*SOURCES, *EXPERIMENTS, *ABLATIONS, *ROOT.glob("*.md")]
     named = {
         (name, path.relative_to(ROOT))
         for path in texts

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nsa_lab import origin
+from nsa_lab.cli.ablate import ablate
 from nsa_lab.cli.analyze import analyze_app
 from nsa_lab.cli.compare import compare, report
 from nsa_lab.cli.runs import runs_app
@@ -59,6 +60,7 @@ app = typer.Typer(
 
 
 app.add_typer(sweep_app, name="sweep")
+app.command()(ablate)
 app.command()(compare)
 app.command()(report)
 app.add_typer(analyze_app, name="analyze")

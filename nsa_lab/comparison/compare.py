@@ -1,13 +1,16 @@
 """`nsa-lab compare`: train every design of a comparison with every seed, and say what the differences are worth."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from nsa_lab.comparison.ablation import read_comparison
 from nsa_lab.comparison.ledger import Ledger, job_of
+from nsa_lab.comparison.plan import stages, trainings
 from nsa_lab.comparison.report import print_tables, write_tables
 from nsa_lab.comparison.rows import Key, Row, key_of, read_rows
-from nsa_lab.comparison.spec import Comparison, Training, chosen, load_comparison, trainings
+from nsa_lab.comparison.spec import Comparison, Training, chosen
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import FileLock, room_on_disk, writing
 from nsa_lab.runner.job import TRAIN, JobList
@@ -19,7 +22,7 @@ ROWS = "runs.csv"
 
 
 def compare(
-    file: Path,
+    what: Path | Comparison,
     *,
     overrides: Sequence[str] = (),
     variants: Sequence[str] = (),
@@ -29,40 +32,52 @@ def compare(
     out: Path | None = None,
     runner: str = TRAIN,
 ) -> Path:
-    """Train what `out`/runs.csv does not hold yet, write tables beside it, and return `out`.
+    """Train what `out`/runs.csv does not hold yet of a comparison or its file, write tables beside it; returns `out`.
 
     `out` is by default {output.dir}/comparisons/NAME. After `minutes` no training is started any more;
     one whose worker dies is tried again. `runner` is "module:function" with the signature of nsa_lab.train.
     Raises NsaLabError where a training failed, after the tables of the others have been written, and where another
     comparison writes `out`.
     """
-    comparison = load_comparison(file)
+    comparison = what if isinstance(what, Comparison) else read_comparison(what)
     wanted = trainings(comparison, *chosen(comparison, variants, seeds), overrides)
     home = wanted[0].directory.parent
     out = out or home
     with _alone(out), sigterm_as_interrupt(), room_on_disk(out, lambda: "what was trained is kept"):
         rows = read_rows(out / ROWS)
-        missing = [training for training in wanted if key_of(training) not in rows]
-        logs = f"; what they print: {home / 'logs'}" if missing else ""
-        print(f"{len(wanted)} trainings, {len(wanted) - len(missing)} done before, {workers} workers{logs}", flush=True)
-        if not missing:
+        turns = stages([training for training in wanted if key_of(training) not in rows])
+        todo = [training for turn in turns for training in turn]
+        logs = f"; what they print: {home / 'logs'}" if todo else ""
+        done = sum(key_of(training) in rows for training in wanted)
+        print(f"{len(wanted)} trainings, {done} done before, {workers} workers{logs}", flush=True)
+        if not todo:
             _show(comparison, wanted, rows, out)
             return out
-        view = View(make_console(), "trainings", list(comparison.metrics), len(missing))
-        ledger = Ledger(out / ROWS, rows, {str(training.directory): training for training in missing}, view)
-        tags = {"kind": "comparison", "comparison": file.stem, "mlflow.runName": f"comparison-{file.stem}"}
+        view = View(make_console(), "trainings", list(comparison.metrics), len(todo))
+        ledger = Ledger(out / ROWS, rows, {str(training.directory): training for training in todo}, view)
+        name = f"comparison-{comparison.name}"
+        tags = {"kind": "comparison", "comparison": comparison.name, "mlflow.runName": name}
         with parent_run(wanted[0].config, out, tags, children=home, again=True) as parent:
-            parent.artifact(without_passwords(file, out))
-            jobs = JobList([job_of(t, file.stem, parent.run_id, runner) for t in missing], ledger.enter)
-            Pool(jobs, runner, workers, home / "logs", view, minutes).work()
+            parent.artifact(without_passwords(comparison.path, out))
+            until = None if minutes is None else time.monotonic() + 60 * minutes
+            for number, turn in enumerate(turns):
+                if number and until is not None and time.monotonic() > until:
+                    break
+                ready = [t for t in turn if t.source is None or key_of(t.source) in rows]
+                jobs = JobList([job_of(t, comparison.name, parent.run_id, runner) for t in ready], ledger.enter)
+                Pool(jobs, runner, workers, home / "logs", view, _minutes_until(until)).work()
             for path in _show(comparison, wanted, rows, out):
                 parent.artifact(path)
-    left = len(missing) - view.counts.total()
-    if left:
-        print(f"{left} of {len(wanted)} trainings were not started in {minutes:g} minutes; the same command does them")
     if ledger.faults:
         raise NsaLabError(f"{len(ledger.faults)} of {len(wanted)} trainings failed; the first: {ledger.faults[0]}")
+    left = len(todo) - view.counts.total()
+    if left:
+        print(f"{left} of {len(wanted)} trainings were not started in {minutes:g} minutes; the same command does them")
     return out
+
+
+def _minutes_until(moment: float | None) -> float | None:
+    return None if moment is None else (moment - time.monotonic()) / 60
 
 
 @contextmanager

@@ -17,7 +17,10 @@ def job_of(training: Training, comparison: str, parent: str | None, runner: str)
     name = f"{training.experiment} {training.variant} seed {training.seed}"
     tags = {"kind": "comparison", "comparison": comparison, "experiment": training.experiment}
     tags |= {"variant": training.variant, "seed": str(training.seed)}
-    return Job(name, to_dict(training.config), str(training.directory), runner, tags, parent)
+    config = to_dict(training.config)
+    if training.source is not None:
+        config["model"]["path"] = str(training.source.directory)
+    return Job(name, config, str(training.directory), runner, tags, parent)
 
 
 @dataclass

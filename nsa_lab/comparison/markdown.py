@@ -1,6 +1,5 @@
 """A comparison as Markdown, what RESULTS.md is made of, and its tables in LaTeX."""
 
-import ast
 from collections.abc import Sequence
 
 from nsa_lab.comparison.grid import Grid
@@ -28,11 +27,6 @@ def to_latex(comparison: Comparison, rows: Sequence[Row], title: str) -> str:
     for section in sections(comparison, rows):
         parts += [grid.named(section.title).latex() for grid in section.grids]
     return "\n\n".join(parts) + "\n"
-
-
-def question(comparison: Comparison) -> str:
-    """The first paragraph of the file's docstring."""
-    return (ast.get_docstring(ast.parse(comparison.path.read_text())) or "").split("\n\n")[0]
 
 
 def _how_to_read(comparison: Comparison, rows: Sequence[Row]) -> str:

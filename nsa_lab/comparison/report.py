@@ -7,10 +7,11 @@ from typing import Any
 
 from rich.console import Console
 
-from nsa_lab.comparison.markdown import question, to_latex, to_markdown
+from nsa_lab.comparison.ablation import read_comparison
+from nsa_lab.comparison.markdown import to_latex, to_markdown
 from nsa_lab.comparison.rows import Row, check_one_training_each, read_rows
 from nsa_lab.comparison.sections import sections
-from nsa_lab.comparison.spec import Comparison, load_comparison
+from nsa_lab.comparison.spec import Comparison
 from nsa_lab.comparison.tables import differences, experiments_of, mean, variants_of
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import write_csv, writing
@@ -27,14 +28,14 @@ def report(file: Path, rows_files: Sequence[Path], out: Path | None = None) -> P
     rows, where there is one. Raises NsaLabError where a file holds no rows, or two that stand for the same design and
     seed, or cannot be read or written.
     """
-    comparison, out = load_comparison(file), out or rows_files[0].parent / "RESULTS.md"
+    comparison, out = read_comparison(file), out or rows_files[0].parent / "RESULTS.md"
     found = {place: _rows(file, place) for place in rows_files}
     if out.suffix == ".tex":
         text = "\n".join(to_latex(comparison, rows, str(place)) for place, rows in found.items())
     else:
         parts = [to_markdown(comparison, rows, f"`{place}`", _findings(place)) for place, rows in found.items()]
         command = f"nsa-lab report {file} {' '.join(map(str, rows_files))} --out {out}"
-        text = "\n\n".join([HEAD.format(command=command), question(comparison), *parts])
+        text = "\n\n".join([HEAD.format(command=command), comparison.question, *parts])
     with writing(out, "name another file with --out"):
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text)
@@ -62,7 +63,7 @@ def write_tables(comparison: Comparison, rows: Sequence[Row], out: Path) -> list
     out.mkdir(parents=True, exist_ok=True)
     table, text, latex = (out / f"table.{ending}" for ending in ("csv", "md", "tex"))
     write_csv(table, _tests(comparison, rows))
-    text.write_text(f"{question(comparison)}\n\n{to_markdown(comparison, rows, comparison.name)}")
+    text.write_text(f"{comparison.question}\n\n{to_markdown(comparison, rows, comparison.name)}")
     latex.write_text(to_latex(comparison, rows, comparison.name))
     return [table, text, latex]
 

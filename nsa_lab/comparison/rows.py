@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from nsa_lab.comparison.spec import MEASURED, Training
+from nsa_lab.comparison.spec import MEASURED, START, TASK_ACCURACY, Training, is_measured
 from nsa_lab.config import config_hash
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import write_csv
@@ -25,6 +25,7 @@ def make_row(training: Training, metrics: Mapping[str, float], origin: Mapping[s
     """The row of a finished training; a metric that the run did not report stays empty."""
     row = dict(zip(KEY, key_of(training), strict=True)) | {"steps": str(training.config.training.steps)}
     row |= {name: repr(metrics[name]) if name in metrics else "" for name in MEASURED}
+    row |= {name: repr(value) for name, value in metrics.items() if name.startswith(TASK_ACCURACY)}
     return row | {name: origin[name] for name in ORIGIN}
 
 
@@ -50,7 +51,7 @@ def read_rows(file: Path) -> dict[Key, Row]:
 
 
 def _check_numbers(place: str, row: Row) -> None:
-    for name in ("seed", "steps", *(name for name in MEASURED if row.get(name))):
+    for name in ("seed", "steps", *(name for name, value in row.items() if value and is_measured(name))):
         kind = int if name in ("seed", "steps") else float
         try:
             kind(row[name])
@@ -70,7 +71,7 @@ def check_one_training_each(rows: Iterable[Row]) -> None:
                 f"two configs trained as {name}: {known} and {row['config_hash']}; "
                 "remove the rows of one, or compare them in different --out folders"
             )
-        if steps.setdefault(row["experiment"], row["steps"]) != row["steps"]:
+        if row["variant"] != START and steps.setdefault(row["experiment"], row["steps"]) != row["steps"]:
             raise NsaLabError(
                 f"{name} took {row['steps']} steps, others {steps[row['experiment']]}; keep the rows of one length"
             )
@@ -81,7 +82,7 @@ def write_rows(file: Path, rows: Iterable[Row]) -> None:
     ordered = sorted(rows, key=lambda row: (row["experiment"], row["variant"], int(row["seed"]), row["config_hash"]))
     file.parent.mkdir(parents=True, exist_ok=True)
     columns = [*KEY, "steps", *MEASURED, *ORIGIN]
-    columns += sorted({name for row in ordered for name in row} - set(columns))  # what someone added by hand stays
+    columns += sorted({name for row in ordered for name in row} - set(columns))  # tasks, and what was added by hand
     write_csv(file, [columns, *([row.get(name, "") for name in columns] for row in ordered)])
 
 

@@ -1,12 +1,12 @@
 """A comparison's tables and what they say, for all tasks together and for each of them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nsa_lab.comparison.grid import Grid
 from nsa_lab.comparison.rows import Row
-from nsa_lab.comparison.spec import Comparison
+from nsa_lab.comparison.spec import TASK_ACCURACY, Comparison
 from nsa_lab.comparison.statistics import Interval
 from nsa_lab.comparison.tables import (
     LEVEL,
@@ -19,6 +19,7 @@ from nsa_lab.comparison.tables import (
 )
 from nsa_lab.runner.view import number
 
+MARK = "✓"
 RATIO = "budget/ratio_to_dense"
 COSTS = {
     "budget/keys_per_query": "keys per query",
@@ -42,20 +43,29 @@ class Section:
 def sections(comparison: Comparison, rows: Sequence[Row]) -> list[Section]:
     """All tasks, where there are several, then each."""
     experiments, variants = experiments_of(comparison, rows), variants_of(comparison, rows)
-    arrows = {m: f"{m} {'↑' if way == 'maximize' else '↓'}" for m, way in comparison.metrics.items()}
+    arrows = {m: f"{_short(m)} {'↑' if way == 'maximize' else '↓'}" for m, way in comparison.metrics.items()}
     found, joint = [], []
     for metric, arrow in arrows.items():
         each: list[Column] = [(name, metric, [name]) for name in experiments]
-        joint.append(_means(f"mean {arrow}", rows, variants, experiments, [*each, ("average", metric, experiments)]))
+        average: list[Column] = [] if _alike(comparison) else [("average", metric, experiments)]
+        joint.append(_means(f"mean {arrow}", rows, variants, experiments, [*each, *average]))
     if len(experiments) > 1:
         found.append(Section("all tasks", joint, []))
     for name in experiments:
         tests = [test for test in differences(comparison, rows) if test.experiment == name]
         columns: list[Column] = [(arrow, metric, [name]) for metric, arrow in arrows.items()]
         families = [[test for test in tests if test.metric == metric] for metric in arrows]
-        grids = [_means("means", rows, variants, [name], columns), *(_tests(comparison, f) for f in families if f)]
+        grids = [
+            _means("means", rows, variants, [name], columns, _marks(comparison)),
+            *(_tests(comparison, f) for f in families if f),
+        ]
         found.append(Section(name, grids, list(_conclusions(comparison, tests))))
     return found
+
+
+def _short(metric: str) -> str:
+    """A task's accuracy is called by the task."""
+    return metric.removeprefix(TASK_ACCURACY)
 
 
 def format_interval(metric: str, value: Interval | None, sign: str = "") -> str:
@@ -70,14 +80,37 @@ def format_interval(metric: str, value: Interval | None, sign: str = "") -> str:
 
 
 def _means(title: str, rows: Sequence[Row], variants: Sequence[str], scope: Sequence[str],
-           columns: Sequence[Column]) -> Grid:  # fmt: skip
-    """Designs x `columns`, with what they cost and the number of seeds on all of `scope`."""
+           columns: Sequence[Column], marks: Mapping[str, Mapping[str, str]] | None = None) -> Grid:  # fmt: skip
+    """Designs x `columns`, with `marks`, what they cost and the number of seeds on all of `scope`."""
+    marks = marks or {}
     lines = []
     for v in variants:
         quality = [format_interval(metric, mean(rows, where, v, metric)) for _, metric, where in columns]
         costs = [_cost(name, mean(rows, scope, v, name)) for name in COSTS]
-        lines.append([v, *quality, *costs, str(len(metric_values(rows, scope, v, "val/loss")) or "")])
-    return Grid(title, ["design", *(heading for heading, _, _ in columns), *COSTS.values(), "seeds"], lines).filled()
+        lines.append(
+            [
+                v,
+                *(marks[mark].get(v, "") for mark in marks),
+                *quality,
+                *costs,
+                str(len(metric_values(rows, scope, v, "val/loss")) or ""),
+            ]
+        )
+    head = ["design", *marks, *(heading for heading, _, _ in columns), *COSTS.values(), "seeds"]
+    return Grid(title, head, lines).filled()
+
+
+def _marks(comparison: Comparison) -> dict[str, dict[str, str]]:
+    """MARK or nothing by branch and design, where designs have different branches."""
+    sets = comparison.branches
+    every = dict.fromkeys(branch for own in sets.values() for branch in own)
+    differ = len({own for own in sets.values() if own}) > 1
+    return {b: {name: MARK * (b in own) for name, own in sets.items()} for b in every} if differ else {}
+
+
+def _alike(comparison: Comparison) -> bool:
+    """Whether some experiments are readings of one, over which nothing is averaged."""
+    return len({experiment.file for experiment in comparison.experiments}) < len(comparison.experiments)
 
 
 def _cost(name: str, value: Interval | None) -> str:

@@ -1,18 +1,21 @@
-"""A comparison file: which designs, on which experiments, judged by what, against whom."""
+"""What a comparison is: which designs, on which experiments, judged by what, against whom. Read from a Python file;
+`nsa_lab.comparison.ablation` reads one from YAML."""
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import ast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nsa_lab.config import ExperimentConfig, config_hash, load_config
-from nsa_lab.errors import NsaLabError
+from nsa_lab.config import ExperimentConfig, load_config
+from nsa_lab.errors import ConfigError, NsaLabError
 from nsa_lab.files import unfit_for_a_folder
 from nsa_lab.runner.python_file import execute, experiment_file
 
 NEEDED = ("EXPERIMENTS", "VARIANTS", "REFERENCES", "METRICS", "SEEDS")
+TASK_ACCURACY = "val/accuracy/"
+"""What comes before a task's name in the metric of that task alone, which rows hold too."""
 MEASURED = (
     "val/accuracy",
     "val/loss",
@@ -25,6 +28,8 @@ MEASURED = (
     "model/parameters",
 )
 """The metrics of a run that a row holds, and that a comparison may judge by."""
+START = "start"
+"""The variant's name of the run that an experiment's designs start from."""
 EXAMPLE_FILE = "experiments/partition/compare.py"
 EXAMPLES = {
     "EXPERIMENTS": '("experiments/partition/recall.yaml",)',
@@ -36,36 +41,76 @@ EXAMPLES = {
 
 
 @dataclass(frozen=True)
+class Experiment:
+    """What all designs of a comparison are trained on: a YAML with `settings` on top, under a name of its own.
+
+    With `weights`, the name of another experiment, designs are not trained but validated on the weights that its
+    `design` was trained to. With `start` each seed's designs start from one run of these settings. Of one that is not
+    `asked` for only what others start from is trained.
+    """
+
+    name: str
+    file: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    start: Mapping[str, Any] | None = None
+    weights: str | None = None
+    design: str | None = None
+    asked: bool = True
+
+    @classmethod
+    def of(cls, file: Path) -> "Experiment":
+        return cls(file.stem, file)
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What a comparison file defines: `variants` maps a name to the settings that make it, `references` are the
-    variants that all others are tested against, `metrics` maps what is judged to a direction."""
+    variants that all others are tested against, `metrics` maps what is judged to a direction. `branches` are those of
+    each variant, where tables have a check mark for them."""
 
     path: Path
-    experiments: tuple[Path, ...]
-    variants: dict[str, dict[str, Any]]
+    experiments: tuple[Experiment, ...]
+    variants: Mapping[str, Mapping[str, Any]]
     references: tuple[str, ...]
-    metrics: dict[str, str]
+    metrics: Mapping[str, str]
     seeds: tuple[int, ...]
+    preset: str = ""
+    question: str = ""
+    branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """The file's name, or its folder's where the file is called compare.py."""
-        return self.path.resolve().parent.name if self.path.name == "compare.py" else self.path.stem
+        """The file's name, or its folder's where the file is called compare.py, and the preset's."""
+        own = self.path.resolve().parent.name if self.path.name == "compare.py" else self.path.stem
+        return f"{own}-{self.preset}" if self.preset else own
+
+    def experiment(self, name: str) -> Experiment:
+        return next(one for one in self.experiments if one.name == name)
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training of a comparison; its directory names the config's hash, so that another config is another one."""
+    """One training of a comparison, or validation on the weights of the training `source`.
+
+    Its directory names the config's hash, so that another config is another one. A `source` counts in the hash by its
+    directory's name, wherever it is.
+    """
 
     experiment: str
     variant: str
     seed: int
     config: ExperimentConfig
     directory: Path
+    source: "Training | None" = None
+
+    @property
+    def depth(self) -> int:
+        """How many trainings have to be over before this one."""
+        return 0 if self.source is None else self.source.depth + 1
 
 
 def load_comparison(path: str | Path) -> Comparison:
-    """Read a comparison file. Raises NsaLabError that names the file and what it lacks."""
+    """Read a comparison's Python file. Raises NsaLabError that names the file and what it lacks."""
     file = Path(path)
     module = execute(file, "comparison")
     missing = [name for name in NEEDED if not hasattr(module, name)]
@@ -77,12 +122,18 @@ def load_comparison(path: str | Path) -> Comparison:
         raise NsaLabError(f"{file}: {fault}")
     return Comparison(
         path=file,
-        experiments=tuple(experiment_file(file, name) for name in module.EXPERIMENTS),
+        experiments=tuple(Experiment.of(experiment_file(file, name)) for name in module.EXPERIMENTS),
         variants={name: dict(settings) for name, settings in module.VARIANTS.items()},
         references=tuple(module.REFERENCES),
         metrics=dict(module.METRICS),
         seeds=tuple(module.SEEDS),
+        question=(ast.get_docstring(ast.parse(file.read_text())) or "").split("\n\n")[0],
     )
+
+
+def is_measured(metric: str) -> bool:
+    """Whether rows hold this metric."""
+    return metric in MEASURED or metric.startswith(TASK_ACCURACY)
 
 
 def _faults(module: ModuleType) -> Iterator[str]:
@@ -95,6 +146,8 @@ def _faults(module: ModuleType) -> Iterator[str]:
         value = getattr(module, name)
         if not isinstance(value, dict) or not value:
             yield f"{name} is {value!r}; write a dict of one or more, such as {EXAMPLES[name]}"
+    if START in module.VARIANTS:
+        yield f"VARIANTS has {START!r}, the name of what others start from; choose another"
     for variant, settings in module.VARIANTS.items():
         if not isinstance(settings, dict):
             yield f"VARIANTS maps {variant} to {settings!r}; write its settings as a dict, {{}} for none"
@@ -103,7 +156,7 @@ def _faults(module: ModuleType) -> Iterator[str]:
     strangers = [name for name in module.REFERENCES if name not in module.VARIANTS]
     if strangers:
         yield f"REFERENCES names {', '.join(map(str, strangers))}, of which VARIANTS knows nothing"
-    unknown = [name for name in module.METRICS if name not in MEASURED]
+    unknown = [name for name in module.METRICS if not is_measured(name)]
     if unknown:
         yield f"METRICS names {', '.join(map(str, unknown))}; a comparison can judge by {', '.join(MEASURED)}"
     wrong = {name: way for name, way in module.METRICS.items() if way not in ("maximize", "minimize")}
@@ -127,18 +180,9 @@ def chosen(comparison: Comparison, variants: Iterable[str], seeds: int | None) -
     return names, list(comparison.seeds[:count])
 
 
-def trainings(
-    comparison: Comparison, variants: Sequence[str], seeds: Sequence[int], overrides: Sequence[str]
-) -> list[Training]:
-    """Every training, seed by seed, so that an unfinished comparison has whole pairs. Raises ConfigError."""
-    found = []
-    for seed in seeds:
-        for file in comparison.experiments:
-            for name in variants:
-                settings = {**comparison.variants[name], "seed": seed}
-                config = load_config(file, [*overrides, *(f"{key}={json.dumps(v)}" for key, v in settings.items())])
-                config.name = f"{file.stem}-{name}-seed{seed}"
-                root = Path(config.output.dir) / "comparisons" / comparison.name
-                directory = root / f"{config.name}-{config_hash(config)}"
-                found.append(Training(file.stem, name, seed, config, directory))
-    return found
+def variant_config(name: str, file: Path, overrides: Sequence[str] | Mapping[str, Any]) -> ExperimentConfig:
+    """The config of a variant, its faults under its name. Raises ConfigError."""
+    try:
+        return load_config(file, overrides)
+    except ConfigError as error:
+        raise ConfigError([replace(p, path=f"{name}: {p.path}") for p in error.problems]) from error

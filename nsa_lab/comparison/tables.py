@@ -6,7 +6,7 @@ from itertools import product
 from statistics import fmean
 
 from nsa_lab.comparison.rows import Row, in_order
-from nsa_lab.comparison.spec import Comparison
+from nsa_lab.comparison.spec import START, Comparison
 from nsa_lab.comparison.statistics import Interval, PairedTest, holm, interval, paired_test
 
 LEVEL = 0.05
@@ -35,11 +35,11 @@ class Difference:
 
 
 def experiments_of(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
-    return in_order((row["experiment"] for row in rows), [path.stem for path in comparison.experiments])
+    return in_order((row["experiment"] for row in rows), [one.name for one in comparison.experiments])
 
 
 def variants_of(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
-    return in_order((row["variant"] for row in rows), list(comparison.variants))
+    return in_order((row["variant"] for row in rows), [START, *comparison.variants])
 
 
 def metric_values(rows: Sequence[Row], experiments: Sequence[str], variant: str, metric: str) -> dict[int, float]:
@@ -75,7 +75,7 @@ def _differences(
     for variant in variants:
         mine = metric_values(rows, [experiment], variant, metric)
         seeds = sorted(set(mine) & set(against))
-        if variant != reference and seeds:
+        if variant not in (reference, START) and seeds:
             tests[variant] = paired_test([mine[s] for s in seeds], [against[s] for s in seeds])
     by_t = holm([test.t_test for test in tests.values()])
     by_flips = holm([test.sign_flip for test in tests.values()])

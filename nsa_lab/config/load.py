@@ -122,14 +122,15 @@ def _file_layers(path: str | Path | None, seen: tuple[Path, ...] = ()) -> Iterat
     file = Path(path)
     if file.resolve() in seen:
         raise NsaLabError(f"{file}: `extends` goes round in a circle; remove one of the links")
-    tree = _read_yaml(file)
+    tree = read_yaml(file)
     parent = tree.pop("extends", None)
     if parent is not None:
         yield from _file_layers(file.parent / str(parent), (*seen, file.resolve()))
     yield tree
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The tree of a YAML file. Raises NsaLabError where it does not exist, or holds anything but keys and values."""
     if file.is_dir():
         raise NsaLabError(f"config file {file} is a folder; name a YAML file in it")
     if not file.is_file():

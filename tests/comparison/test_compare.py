@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from nsa_lab.comparison import compare
+from nsa_lab.comparison.plan import trainings
 from nsa_lab.comparison.rows import ORIGIN, read_rows
-from nsa_lab.comparison.spec import EXAMPLE_FILE, chosen, load_comparison, trainings
+from nsa_lab.comparison.spec import EXAMPLE_FILE, chosen, load_comparison
 from nsa_lab.errors import ConfigError, NsaLabError
 
 ROOT = Path(__file__).resolve().parents[2]

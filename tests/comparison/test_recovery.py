@@ -17,8 +17,9 @@ from rich.console import Console
 
 from nsa_lab.comparison import compare, ledger
 from nsa_lab.comparison.ledger import Ledger, job_of
+from nsa_lab.comparison.plan import trainings
 from nsa_lab.comparison.rows import ORIGIN, key_of, make_row, read_rows, write_rows
-from nsa_lab.comparison.spec import chosen, load_comparison, trainings
+from nsa_lab.comparison.spec import chosen, load_comparison
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import FileLock
 from nsa_lab.runner.job import End

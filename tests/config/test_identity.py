@@ -25,7 +25,7 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.training.directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
-EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
+EXPERIMENTS = sorted({*(ROOT / "experiments").rglob("*.yaml")} - {*(ROOT / "experiments/ablations").glob("*.yaml")})
 GOLDEN = ROOT / "tests/golden/hashes.json"
 NEEDLE = "tasks.needle.enabled=true"
 

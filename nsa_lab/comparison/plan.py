@@ -1,0 +1,75 @@
+"""Which trainings a comparison needs, and which of them have to wait for others."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nsa_lab.comparison.spec import START, Comparison, Experiment, Training, variant_config
+from nsa_lab.config import config_hash
+from nsa_lab.runner.recovery import last_checkpoint
+
+VALIDATE_ONLY = {"training.steps": 0, "training.warmup_steps": 0}
+
+
+def trainings(
+    comparison: Comparison, variants: Sequence[str], seeds: Sequence[int], overrides: Sequence[str]
+) -> list[Training]:
+    """Every training with the `overrides`, seed by seed, so that an unfinished comparison has whole pairs.
+
+    What another one starts from comes before it, asked for or not. Raises ConfigError.
+    """
+    plan = _Plan(comparison, overrides)
+    for seed in seeds:
+        for experiment in comparison.experiments:
+            for name in variants if experiment.asked else ():
+                plan.design(experiment, name, seed)
+    return list(plan.known.values())
+
+
+class _Plan:
+    """The trainings made so far, by experiment, variant and seed."""
+
+    def __init__(self, comparison: Comparison, overrides: Sequence[str]):
+        self.comparison, self.overrides = comparison, overrides
+        self.known: dict[tuple[str, str, int], Training] = {}
+
+    def design(self, experiment: Experiment, name: str, seed: int) -> Training:
+        """A design's training, or its validation where the experiment takes weights of another."""
+        settings, source = dict(self.comparison.variants[name]), None
+        if experiment.weights is not None and experiment.design is not None:
+            source = self.design(self.comparison.experiment(experiment.weights), experiment.design, seed)
+            settings |= VALIDATE_ONLY
+        elif experiment.start is not None:
+            source = self._training(experiment, START, dict(experiment.start), seed, None)
+        return self._training(experiment, name, settings, seed, source)
+
+    def _training(
+        self, experiment: Experiment, name: str, settings: Mapping[str, Any], seed: int, source: Training | None
+    ) -> Training:
+        key = (experiment.name, name, seed)
+        if key not in self.known:
+            given = {**experiment.settings, **settings, "seed": seed}
+            texts = (f"{k}={json.dumps(value)}" for k, value in given.items())
+            config = variant_config(name, experiment.file, [*self.overrides, *texts])
+            config.name = f"{experiment.name}-{name}-seed{seed}"
+            if source is not None:
+                config.model = dataclasses.replace(config.model, path=source.directory.name)
+            root = Path(config.output.dir) / "comparisons" / self.comparison.name
+            directory = root / f"{config.name}-{config_hash(config)}"
+            self.known[key] = Training(experiment.name, name, seed, config, directory, source)
+        return self.known[key]
+
+
+def stages(missing: Sequence[Training]) -> list[list[Training]]:
+    """The `missing` trainings, and those they start from that left no weights, in turns: what a training of one turn
+    starts from is over with the turns before."""
+    needed = {training.directory: training for training in missing}
+    for training in missing:
+        source = training.source
+        while source is not None and not last_checkpoint(source.directory):
+            needed[source.directory] = source
+            source = source.source
+    depths = sorted({training.depth for training in needed.values()})
+    return [[training for training in needed.values() if training.depth == depth] for depth in depths]

@@ -1,0 +1,184 @@
+"""Ablation files: what they become, what they refuse, and a small one from beginning to end."""
+
+import json
+from itertools import combinations
+
+import pytest
+import yaml
+
+from nsa_lab.attention.branches import BRANCHES
+from nsa_lab.comparison import compare, read_comparison
+from nsa_lab.comparison.plan import stages, trainings
+from nsa_lab.comparison.rows import read_rows
+from nsa_lab.comparison.spec import chosen
+from nsa_lab.errors import ConfigError, NsaLabError
+
+ALL = "+".join(BRANCHES)
+FILE = {
+    "base": "tiny.yaml",
+    "seeds": 2,
+    "start": {"attention.method": "dense", "training.steps": 3},
+    "at": ["training", "inference"],
+    "readings": {"transport": {"attention.text_window": 6}, "dense-text": {}},
+    "subsets": True,
+    "presets": {"quick": {"seeds": 1, "readings": {}, "settings": {"training.steps": 1}}},
+}
+
+
+@pytest.fixture
+def study(clips, tmp_path):
+    """Writes an ablation of trainings of two steps with keys changed; gives its file."""
+    recall = {"enabled": True, "frames": 16, "scenes": 2, "train_clips": 4, "val_clips": 2}
+    values = {
+        "output": {"dir": str(tmp_path / "runs")},
+        "data": {"cache_dir": str(clips)},
+        "tracking": {"enabled": False},
+        "attention": {"partition": {"block_size": 3}},
+        "tasks": {"recall": recall, "needle": {"enabled": True, "frames": 16, "train_clips": 4, "val_clips": 2}},
+        "model": {"hidden_size": 32, "num_heads": 2, "num_kv_heads": 1, "num_layers": 2},
+        "training": {"steps": 2, "batch_size": 2, "threads": 1, "accelerator": "cpu", "warmup_steps": 0},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
+
+    def write(**changed):
+        file = tmp_path / "study.yaml"
+        file.write_text("# Question: which?\n# Cost: none\n\n" + yaml.safe_dump(FILE | changed))
+        return file
+
+    return write
+
+
+def planned(comparison, variants=(), seeds=None):
+    return trainings(comparison, *chosen(comparison, variants, seeds), ())
+
+
+def test_every_set_of_branches_is_a_variant_and_the_largest_is_the_reference(study):
+    comparison = read_comparison(study())
+    sets = ["+".join(s) for size in range(len(BRANCHES), 0, -1) for s in combinations(BRANCHES, size)]
+    assert list(comparison.variants) == [*sets, "dense"]
+    assert comparison.references == (ALL,) and comparison.seeds == (0, 1)
+    assert comparison.branches == {s: tuple(s.split("+")) for s in sets} | {"dense": ()}
+    assert list(comparison.metrics) == ["val/accuracy/needle", "val/accuracy/recall", "val/accuracy", "val/loss"]
+    assert comparison.question == "Question: which?\nCost: none"
+
+
+def test_trainings_start_from_one_run_a_seed_and_inference_from_the_reference(study):
+    comparison = read_comparison(study(readings={}))
+    found = {(t.experiment, t.variant, t.seed): t for t in planned(comparison)}
+    assert len(found) == 2 * (1 + 8 + 8)
+    start, trained = found["tiny", "start", 1], found["tiny", ALL, 1]
+    assert (start.config.attention.method, start.config.training.steps) == ("dense", 3)
+    assert trained.source is start and trained.config.training.steps == 2
+    at_inference = found["tiny-inference", "window", 1]
+    assert at_inference.source is trained and at_inference.config.training.steps == 0
+    assert found["tiny-inference", "dense", 1].config.attention.method == "dense"
+    turns = stages(list(found.values()))
+    assert [{t.depth for t in turn} for turn in turns] == [{0}, {1}, {2}]
+    assert [len(turn) for turn in turns] == [2, 16, 16]
+    assert len({t.directory for t in found.values()}) == len(found)
+
+
+def test_inference_alone_trains_what_it_takes_its_weights_from_and_no_more(study):
+    comparison = read_comparison(study(readings={}), at="inference", seeds=1)
+    found = [(t.experiment, t.variant) for t in planned(comparison, ["window"])]
+    assert found == [("tiny", "start"), ("tiny", ALL), ("tiny-inference", "window")]
+
+
+def test_readings_are_everything_once_more_each_from_a_start_of_its_own(study):
+    found = {(t.experiment, t.variant): t for t in planned(read_comparison(study()), ["window"], 1)}
+    assert {e for e, _ in found} == {
+        "tiny-transport",
+        "tiny-transport-inference",
+        "tiny-dense-text",
+        "tiny-dense-text-inference",
+    }
+    windows = {e: t.config.attention.text_window for (e, v), t in found.items() if v in ("start", "window")}
+    assert windows == {e: 6 if "transport" in e else None for e, _ in found}
+
+
+def test_a_start_of_other_settings_is_another_training(study):
+    (_, one), (_, other) = (
+        planned(read_comparison(study(at="training", readings={}, start={"training.steps": steps})), ["window"], 1)
+        for steps in (3, 4)
+    )
+    assert one.directory != other.directory and one.config.training == other.config.training
+
+
+def test_a_preset_replaces_keys_and_has_a_folder_of_its_own(study):
+    quick = read_comparison(study(), "quick")
+    assert quick.name == "study-quick" and quick.seeds == (0,)
+    assert {t.config.training.steps for t in planned(quick)} == {0, 1, 3}
+    assert read_comparison(study(), "quick", "training", 2).seeds == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"base": ""}, "base is missing"),
+        ({"base": "tinny.yaml"}, "tinny.yaml does not exist"),
+        ({"varients": {}}, "varients is no key of an ablation; did you mean variants?"),
+        ({"presets": {"quick": {"seedz": 1}}}, None),
+        ({"seeds": 0}, "seeds is 0; use 1 or more"),
+        ({"seeds": "three"}, "seeds is 'three'; write int"),
+        ({"seeds": True}, "seeds is True; write int"),
+        ({"subsets": 1}, "subsets is 1; write true or false"),
+        ({"subsets": False}, "variants is empty"),
+        ({"variants": ["a"]}, "variants is ['a']; write keys and values"),
+        ({"variants": {"a": 3}}, "variants maps a to 3; write its settings, {} for none"),
+        ({"variants": {"a/b": {}}}, "variants has 'a/b', which cannot name a folder"),
+        ({"variants": {"start": {}}}, "variants has 'start'"),
+        ({"references": ["windov"]}, "references names windov; write a list of variants"),
+        ({"references": "window"}, "references names window; write a list"),
+        ({"weights": "best"}, "weights names best"),
+        ({"at": "infer"}, "at is infer; use training, inference"),
+        ({"at": []}, "at is empty"),
+        ({"start": 5}, "start is 5; write keys and values"),
+    ],
+)
+def test_faults_of_the_file_are_named(study, changed, said):
+    file = study(**changed)
+    if said is None:
+        said = "presets.quick.seedz is no key of an ablation; did you mean seeds?"
+        with pytest.raises(NsaLabError) as caught:
+            read_comparison(file, "quick")
+    else:
+        with pytest.raises(NsaLabError) as caught:
+            read_comparison(file)
+    assert said in str(caught.value) and str(file) in str(caught.value)
+
+
+def test_other_faults_are_named(study, tmp_path):
+    with pytest.raises(NsaLabError, match="has no preset quik; it has quick"):
+        read_comparison(study(), "quik")
+    (tmp_path / "study.py").write_text("")
+    with pytest.raises(NsaLabError, match=r"study\.py is no ablation's YAML"):
+        read_comparison(tmp_path / "study.py", seeds=2)
+    with pytest.raises(ConfigError, match=r"bad: attention\.gate\.kindd"):
+        planned(read_comparison(study(variants={"bad": {"attention.gate.kindd": "mlp"}})))
+
+
+@pytest.mark.usefixtures("workers")
+def test_it_trains_validates_and_goes_on(study, tmp_path, capfd):
+    file = study(readings={}, seeds=1, subsets=False, variants={"three": {}, "window": only("window")})
+    out = compare(read_comparison(file), variants=["window"], workers=2)
+    rows = {key[:2]: row for key, row in read_rows(out / "runs.csv").items()}
+    assert set(rows) == {("tiny", "start"), ("tiny", "three"), ("tiny", "window"), ("tiny-inference", "window")}
+    assert all(0 <= float(row["val/accuracy/needle"]) <= 1 for row in rows.values())
+    switched_off = json.loads(next(tmp_path.rglob("tiny-inference-window*/summary.json")).read_text())["metrics"]
+    assert "gate/window" in switched_off and "gate/selection" not in switched_off
+    assert rows["tiny", "window"]["val/loss"] != rows["tiny-inference", "window"]["val/loss"]
+
+    capfd.readouterr()
+    for weights in tmp_path.rglob("tiny-three*/checkpoints/*.ckpt"):
+        weights.unlink()
+    next(tmp_path.rglob("tiny-three*/summary.json")).unlink()
+    compare(read_comparison(file), workers=2)
+    said = capfd.readouterr().out
+    assert "5 trainings, 4 done before" in said and "1/2  tiny three" in said, "it is trained again for its weights"
+    table = (out / "table.md").read_text()
+    assert "| design | compression | selection | window | needle ↑ | recall ↑ | val/accuracy ↑ |" in table
+    assert "| window |  |  | ✓ |" in table and "| three | ✓ | ✓ | ✓ |" in table
+
+
+def only(branch):
+    return {f"attention.branches.{name}.enabled": name == branch for name in BRANCHES}
