@@ -21,6 +21,7 @@ from nsa_lab.runner.python_file import experiment_file
 YAML = (".yaml", ".yml")
 AT = ("training", "inference")
 EXAMPLE_FILE = "experiments/ablations/branches.yaml"
+LISTS = ("at", "weights", "references")
 DENSE = {"attention.method": "dense"}
 Settings = dict[str, Any]
 
@@ -30,7 +31,8 @@ class Ablation:
     """The keys of an ablation file.
 
     `variants` are settings by dotted key under a name; with `subsets` every set of branches is one more, and `dense`.
-    `at` says whether a variant is trained, or validated with the weights of the variant `weights`, or both. `readings`
+    `at` says whether a variant is trained, or validated with the weights of each of the variants `weights` (by default
+    the first reference), or both. `readings`
     are settings under which everything is done once more, each with a name. `start` are the settings of the run that
     every training starts from (conversion), none: from random weights. `presets` replace keys of the file, by name.
     """
@@ -40,7 +42,7 @@ class Ablation:
     start: Settings | None = None
     seeds: int = 3
     at: Sequence[str] = ("training",)
-    weights: str = ""
+    weights: Sequence[str] = ()
     readings: dict[str, Settings] = field(default_factory=dict)
     subsets: bool = False
     variants: dict[str, Settings] = field(default_factory=dict)
@@ -109,12 +111,13 @@ def _experiments(ablation: Ablation, base: Path) -> Iterator[Experiment]:
         start = None if ablation.start is None else {**given, **ablation.start}
         training = Experiment(trained, base, given, start)
         yield replace(training, asked="training" in ablation.at)
-        if "inference" in ablation.at:
-            yield Experiment(f"{trained}-inference", base, given, weights=trained, design=_weights(ablation))
+        for design in _weights(ablation) if "inference" in ablation.at else ():
+            name = f"{trained}-inference" if len(_weights(ablation)) == 1 else f"{trained}-weights-of-{design}"
+            yield Experiment(name, base, given, weights=trained, design=design)
 
 
-def _weights(ablation: Ablation) -> str:
-    return ablation.weights or ablation.references[0]
+def _weights(ablation: Ablation) -> Sequence[str]:
+    return ablation.weights or ablation.references[:1]
 
 
 def _subsets() -> dict[str, Settings]:
@@ -139,7 +142,7 @@ def _checked(file: Path, place: str, tree: Mapping[str, Any]) -> dict[str, Any]:
             raise NsaLabError(
                 f"{file}: {place}{key} is {value!r}; write {'true or false' if kind is bool else kind.__name__}"
             )
-        if kind not in plain and key not in ("at", "references") and not isinstance(value, dict):
+        if kind not in plain and key not in LISTS and not isinstance(value, dict):
             raise NsaLabError(
                 f"{file}: {place}{key} is {value!r}; write keys and values, such as {{training.steps: 200}}"
             )
@@ -162,7 +165,7 @@ def _faults(ablation: Ablation) -> Iterator[str]:
                 yield f"{family} maps {name} to {values!r}; write its settings, {{}} for none"
             if unfit := unfit_for_a_folder(str(name)):
                 yield f"{family} has {name!r}, which cannot name a folder: {unfit}"
-    for key, names in (("references", ablation.references), ("weights", [_weights(ablation)])):
+    for key, names in (("references", ablation.references), ("weights", _weights(ablation))):
         strangers = (
             [names] if isinstance(names, str) else [str(name) for name in names if name not in ablation.variants]
         )

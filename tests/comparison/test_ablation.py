@@ -84,6 +84,13 @@ def test_inference_alone_trains_what_it_takes_its_weights_from_and_no_more(study
     assert found == [("tiny", "start"), ("tiny", ALL), ("tiny-inference", "window")]
 
 
+def test_inference_may_take_the_weights_of_several_designs(study):
+    comparison = read_comparison(study(readings={}, at="inference", weights=[ALL, "dense"]), seeds=1)
+    found = {(t.experiment, t.variant): t for t in planned(comparison, ["window"])}
+    assert found["tiny-weights-of-dense", "window"].source is found["tiny", "dense"]
+    assert found[f"tiny-weights-of-{ALL}", "window"].source is found["tiny", ALL]
+
+
 def test_readings_are_everything_once_more_each_from_a_start_of_its_own(study):
     found = {(t.experiment, t.variant): t for t in planned(read_comparison(study()), ["window"], 1)}
     assert {e for e, _ in found} == {
@@ -129,7 +136,7 @@ def test_a_preset_replaces_keys_and_has_a_folder_of_its_own(study):
         ({"variants": {"start": {}}}, "variants has 'start'"),
         ({"references": ["windov"]}, "references names windov; write a list of variants"),
         ({"references": "window"}, "references names window; write a list"),
-        ({"weights": "best"}, "weights names best"),
+        ({"weights": ["best"]}, "weights names best"),
         ({"at": "infer"}, "at is infer; use training, inference"),
         ({"at": []}, "at is empty"),
         ({"start": 5}, "start is 5; write keys and values"),
