@@ -68,7 +68,12 @@ def code_digest() -> str:
 
 @functools.cache
 def source_state() -> Source:
-    """Commit and uncommitted changes of the repository that holds this package; "unknown" outside of one."""
+    """Commit and uncommitted changes of the repository that holds this package; "unknown" outside of one.
+
+    The variable NSA_COMMIT names the commit of a copy that has no repository, or another's.
+    """
+    if given := os.environ.get("NSA_COMMIT"):
+        return Source(given, "")
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return Source("unknown", "")

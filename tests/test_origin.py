@@ -30,3 +30,5 @@ def test_changes_that_no_commit_holds_are_seen(tmp_path, monkeypatch):
     assert state().dirty == "untracked: new.py\n"
     monkeypatch.setenv("PATH", "")
     assert state().commit == "unknown"
+    monkeypatch.setenv("NSA_COMMIT", "abc123")
+    assert state() == origin.Source("abc123", "")

@@ -52,7 +52,7 @@ FLOORS = (
     ("training", "comparison"),
     ("search",),
     ("analysis", "evaluation"),
-    ("api", "bench"),
+    ("api", "bench", "report"),
     ("cli",),
 )
 

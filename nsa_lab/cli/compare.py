@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from nsa_lab.errors import NsaLabError
+
 File = Annotated[
     Path,
     typer.Argument(help="Python file with EXPERIMENTS, VARIANTS, REFERENCES, METRICS and SEEDS.", metavar="FILE"),
@@ -48,18 +50,43 @@ def compare(
 
 
 def report(
-    file: File,
-    rows: Annotated[list[Path], typer.Argument(help="The runs.csv of one or more comparisons.", metavar="ROWS...")],
-    out: Annotated[Path | None, typer.Option(help="The file to write; by default RESULTS.md beside ROWS.")] = None,
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Folders with comparisons, ablations, studies and runs; or a comparison's FILE and its runs.csv.",
+            metavar="[FOLDER]...",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; its ending says what: .html, .md or, of a FILE, .tex.")
+    ] = None,
 ) -> None:
-    """Write means, intervals, tests and origin of a comparison's rows as Markdown, a section for each file.
+    """Write one page on all that was found: tables, pictures, and where each number is from.
 
-    Where --out ends with .tex it is the tables in LaTeX (booktabs), without findings and origin.
+    A page (report.html) opens offline, on a phone and in print. With --out RESULTS.md it is the tables in Markdown.
+
+    `nsa-lab report runs`
+
+    `nsa-lab report experiments/results --out results.html`
+
+    Of a comparison's own FILE and the rows of several machines it writes RESULTS.md beside them, each section opening
+    with the FINDINGS.md beside its rows; where --out ends with .tex the tables alone, in LaTeX (booktabs):
 
     `nsa-lab report experiments/partition/compare.py runs/comparisons/partition/runs.csv`
-
-    Write what you conclude into FINDINGS.md beside runs.csv: the section of these rows opens with it.
     """
+    from nsa_lab.comparison import is_comparison_file
     from nsa_lab.comparison import report as write
 
-    typer.echo(write(file, rows, out))
+    found = sources or [Path("runs")]
+    if is_comparison_file(found[0]):
+        if not found[1:]:
+            raise NsaLabError(f"{found[0]}: name its runs.csv too, as in `nsa-lab report {found[0]} ROWS...`")
+        typer.echo(write(found[0], found[1:], out))
+        return
+    from nsa_lab.report import write_page, write_results
+
+    out = out or Path("report.html")
+    writers = {".html": write_page, ".md": write_results}
+    if out.suffix not in writers:
+        raise NsaLabError(f"--out {out}: a report of folders ends with {' or '.join(writers)}")
+    typer.echo(writers[out.suffix](found, out))

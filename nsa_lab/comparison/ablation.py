@@ -50,6 +50,11 @@ class Ablation:
     presets: dict[str, Settings] = field(default_factory=dict)
 
 
+def is_comparison_file(path: Path) -> bool:
+    """Whether `path` is named like a file that `read_comparison` reads."""
+    return path.suffix in (".py", *YAML)
+
+
 def read_comparison(path: str | Path, preset: str = "", at: str = "", seeds: int | None = None) -> Comparison:
     """The comparison of a Python file, or of an ablation file with a `preset`, `at` (one of AT, or both) and `seeds`.
 

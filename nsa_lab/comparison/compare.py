@@ -11,6 +11,7 @@ from nsa_lab.comparison.plan import stages, trainings
 from nsa_lab.comparison.report import print_tables, write_tables
 from nsa_lab.comparison.rows import Key, Row, key_of, read_rows
 from nsa_lab.comparison.spec import Comparison, Training, chosen
+from nsa_lab.comparison.stored import store
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import FileLock, room_on_disk, writing
 from nsa_lab.runner.job import TRAIN, JobList
@@ -44,6 +45,7 @@ def compare(
     home = wanted[0].directory.parent
     out = out or home
     with _alone(out), sigterm_as_interrupt(), room_on_disk(out, lambda: "what was trained is kept"):
+        store(comparison, overrides, out)
         rows = read_rows(out / ROWS)
         turns = stages([training for training in wanted if key_of(training) not in rows])
         todo = [training for turn in turns for training in turn]

@@ -12,7 +12,7 @@ from nsa_lab.comparison.tables import experiments_of, metric_values, variants_of
 
 def to_markdown(comparison: Comparison, rows: Sequence[Row], title: str, findings: str = "") -> str:
     """A section: what was found in the rows of a comparison, tables, conclusions and origin."""
-    parts = [f"## {title}", *([findings] if findings else []), _how_to_read(comparison, rows)]
+    parts = [f"## {title}", *([findings] if findings else []), how_to_read(comparison, rows)]
     for section in sections(comparison, rows):
         parts.append(f"### {section.title}")
         for grid in section.grids:
@@ -23,13 +23,14 @@ def to_markdown(comparison: Comparison, rows: Sequence[Row], title: str, finding
 
 def to_latex(comparison: Comparison, rows: Sequence[Row], title: str) -> str:
     """The tables of a section; how to read them stands above as a comment."""
-    parts = [f"% {title}: for \\usepackage{{booktabs}}\n% {_how_to_read(comparison, rows)}"]
+    parts = [f"% {title}: for \\usepackage{{booktabs}}\n% {how_to_read(comparison, rows)}"]
     for section in sections(comparison, rows):
         parts += [grid.named(section.title).latex() for grid in section.grids]
     return "\n\n".join(parts) + "\n"
 
 
-def _how_to_read(comparison: Comparison, rows: Sequence[Row]) -> str:
+def how_to_read(comparison: Comparison, rows: Sequence[Row]) -> str:
+    """What the figures in a comparison's tables are."""
     names = experiments_of(comparison, rows)
     found = (metric_values(rows, [e], v, "val/loss") for e in names for v in variants_of(comparison, rows))
     counts = sorted({len(values) for values in found if values}) or [0]

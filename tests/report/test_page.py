@@ -1,0 +1,129 @@
+"""The report: everything found in a folder, its numbers those of the rows, in one file that needs no other."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from nsa_lab.cli.app import main
+from nsa_lab.comparison.rows import MEASURED, ORIGIN, write_rows
+from nsa_lab.comparison.spec import Comparison, Experiment
+from nsa_lab.comparison.stored import STORED, load_stored, store
+from nsa_lab.errors import NsaLabError
+from nsa_lab.report import write_page, write_results
+from nsa_lab.report.charts import budget_chart, means_chart
+
+DESIGNS = {"compression+window": ("compression", "window"), "window": ("window",), "a <b> & c": ()}
+
+
+@pytest.fixture
+def comparison(tmp_path):
+    return Comparison(
+        path=tmp_path / "study.yaml",
+        experiments=(Experiment("base", tmp_path / "base.yaml"), Experiment("base-2", tmp_path / "base.yaml")),
+        variants={name: {"attention.text_window": 3} for name in DESIGNS},
+        references=("window",),
+        metrics={"val/accuracy/needle": "maximize", "val/accuracy": "maximize", "val/loss": "minimize"},
+        seeds=(0, 1, 2),
+        preset="quick",
+        question="Question: which\nis best?\nCost: none",
+        branches=DESIGNS,
+    )
+
+
+def rows_of():
+    for experiment in ("base", "base-2"):
+        for design, middle in zip(DESIGNS, (0.8, 0.4, 0.6), strict=True):
+            for seed, shift in enumerate((-0.1, 0.0, 0.1)):
+                row = dict.fromkeys(MEASURED, "") | dict.fromkeys(ORIGIN, "x")
+                row |= {
+                    "experiment": experiment,
+                    "variant": design,
+                    "seed": str(seed),
+                    "config_hash": f"{design}{seed}",
+                }
+                row |= {"val/accuracy": repr(middle + shift), "val/accuracy/needle": repr(middle), "steps": "5"}
+                yield row | {"val/loss": "0.5", "budget/keys_per_query_with_compressed": "7.5"}
+
+
+@pytest.fixture
+def folder(comparison, tmp_path):
+    place = tmp_path / "runs" / "comparisons" / "study"
+    place.mkdir(parents=True)
+    store(comparison, ["training.steps=5"], place)
+    write_rows(place / "runs.csv", rows_of())
+    return place
+
+
+class Elements(HTMLParser):
+    """Checks that elements are closed in order, and keeps what others are fetched."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.fetched = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.fetched += [v for k, v in attributes if k in ("src", "href") and v and not v.startswith(("#", "data:"))]
+        if tag not in ("meta", "img", "br", "path", "use", "rect"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("path", "use", "rect"):
+            assert self.open.pop() == tag
+
+
+def test_a_page_holds_numbers_pictures_and_origin_and_fetches_nothing(folder, tmp_path):
+    study = tmp_path / "runs" / "studies" / "s"
+    study.mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(study / "pareto.png")
+    analysis = tmp_path / "runs" / "run-1" / "analysis"
+    analysis.mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(analysis / "gate_means.png")
+    text = write_page([tmp_path / "runs"], tmp_path / "page.html").read_text()
+    elements = Elements()
+    elements.feed(text)
+    assert not elements.open and not elements.fetched
+    assert "80.0 ± 24.8 %" in text and "<dt>Question</dt><dd>which is best?</dd>" in text
+    assert "nsa-lab ablate" in text and "--preset quick training.steps=5" in text
+    assert "a &lt;b&gt; &amp; c" in text and "a <b>" not in text
+    assert text.count("data:image/png;base64,") == 2 and "gate means" in text
+    assert text.count("<svg") == 3, "two accuracies and the budget"
+    assert "<td>compression+window</td><td>49.3</td>" in text, "the paper's numbers of the same branches"
+    again = write_page([tmp_path / "runs"], tmp_path / "again.html").read_text()
+    assert again == text
+
+
+def test_charts_draw_each_design_at_its_mean(comparison):
+    rows = list(rows_of())
+    svg = means_chart(comparison, rows, "val/accuracy")
+    assert all(name in svg for name in ("compression+window", "base-2", "per cent")) and "width=" not in svg[:200]
+    assert "pooled ones" in budget_chart(comparison, rows, "val/accuracy")
+    for row in rows:
+        row["budget/keys_per_query_with_compressed"] = ""
+    assert budget_chart(comparison, rows, "val/accuracy") is None
+
+
+def test_what_is_stored_comes_back(comparison, folder, tmp_path):
+    assert load_stored(folder) == (comparison, f"nsa-lab ablate {tmp_path}/study.yaml --preset quick training.steps=5")
+
+
+def test_results_as_markdown_and_faults_in_one_line(folder, tmp_path, capsys):
+    text = write_results([folder], tmp_path / "RESULTS.md").read_text()
+    assert "## study-quick" in text and "| window |  | ✓ | 40.0 ± 0.0 % |" in text
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for arguments, said in (
+        ([empty], "nothing to report on"),
+        ([tmp_path / "none"], "is no folder"),
+        ([folder, "--out", tmp_path / "x.pdf"], "ends with .html or .md"),
+        ([tmp_path / "study.yaml"], "name its runs.csv too"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["report", *map(str, arguments)])
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+    (folder / STORED).write_text(re.sub(r'"metrics"', '"metricz"', (folder / STORED).read_text()))
+    with pytest.raises(NsaLabError, match=r"comparison\.json is damaged \(it lacks"):
+        write_page([folder], tmp_path / "page.html")
