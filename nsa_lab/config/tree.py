@@ -16,7 +16,7 @@ from nsa_lab.plugin import unread
 
 RENAMED = {
     "mode": "method (dense, or nsa for what was sparse)",
-    "semantics": "method (nsa is the paper's)",
+    "semantics": "method (nsa is the paper's, released the published code's)",
 }
 """Settings of `attention` that have another name now."""
 

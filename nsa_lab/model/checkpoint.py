@@ -7,14 +7,28 @@ from typing import Any
 
 import torch
 
-from nsa_lab.config import AttentionConfig, ExperimentConfig, is_run, load_saved_config, shape_source
+from nsa_lab.config import (
+    AttentionConfig,
+    ExperimentConfig,
+    attention_from_dict,
+    is_run,
+    load_saved_config,
+    shape_source,
+)
 from nsa_lab.config.load import RUN_CONFIG
 from nsa_lab.config.rules import beyond_the_last_layer
 from nsa_lab.config.schema import ModelConfig
 from nsa_lab.config.sizes import model_size
 from nsa_lab.data.positions import CONTINUED
 from nsa_lab.errors import ConfigError, NsaLabError, first_line
-from nsa_lab.model.config import TOKENS_PER_SECOND, VideoNSAConfig, config_from_size, set_design
+from nsa_lab.model.config import (
+    TOKENS_PER_SECOND,
+    VideoNSAConfig,
+    config_from_size,
+    get_design,
+    published_design,
+    set_design,
+)
 from nsa_lab.model.gates import same_branches
 from nsa_lab.model.trained import last_weights
 from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration, is_plugged_in, plugged_in
@@ -57,7 +71,8 @@ def take_weights(model: VideoNSAForConditionalGeneration, run: Path) -> None:
     Gates keep the columns of the branches that both have, whatever other branches there are.
     """
     weights, own = last_weights(run), model.state_dict()
-    weights |= same_branches(model, weights, load_saved_config(run / RUN_CONFIG).attention)
+    trained = load_saved_config(run / RUN_CONFIG).attention
+    weights |= same_branches(model, weights, get_design(model.config.text_config), trained)
     other = [name for name, weight in weights.items() if name in own and own[name].shape != weight.shape]
     found = model.load_state_dict({k: v for k, v in weights.items() if k not in other}, strict=False)
     missing = [key for key in found.missing_keys if key not in other]
@@ -127,7 +142,7 @@ def _check_fit(
 def stored_design(path: str | Path) -> dict[str, Any]:
     """The settings of `attention` stored with the weights at `path`, empty where there are none. Raises NsaLabError."""
     text_config = _stored(path).get("text_config") or {}
-    return dict(text_config.get("video_nsa") or {})
+    return dict(text_config.get("video_nsa") or published_design(text_config) or {})
 
 
 def stored_positions(path: str | Path) -> str:
@@ -195,6 +210,8 @@ def _read_config(path: str | Path, attention: AttentionConfig | None, positions:
         if beyond := list(beyond_the_last_layer(attention, config.text_config.num_hidden_layers)):
             raise ConfigError(beyond)
         set_design(config, attention)
+    elif (published := published_design(stored.get("text_config") or {})) is not None:
+        set_design(config, attention_from_dict(published))
     elif getattr(config.text_config, "video_nsa", None) is None:
         raise NsaLabError(
             f"model.path={path} stores no attention design; pass one (the `attention` section of a config)"

@@ -1,5 +1,6 @@
 """The Hugging Face config of a VideoNSA model: Qwen2.5-VL's, with the attention design inside the text config."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import Qwen2_5_VLConfig
@@ -31,6 +32,20 @@ def get_design(text_config: Any) -> AttentionConfig:
     if stored is None:
         raise ValueError("the text config holds no `video_nsa` design; build it with nsa_lab.model.config.set_design")
     return attention_from_dict(stored)
+
+
+def published_design(text_config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The design of VideoNSA's published checkpoint, as a tree, by its text config: None where it is another's.
+
+    Blocks of 64, four key/value heads and the gate's temperature are constants of the published code.
+    """
+    if "block_counts" not in text_config:
+        return None
+    branches = {
+        "selection": {"block_count": int(text_config["block_counts"])},
+        "window": {"size": int(text_config.get("window_size", 256))},
+    }
+    return {"method": "released", "partition": {"block_size": 64}, "branches": branches}
 
 
 def positions_of(config: Any) -> str:

@@ -10,6 +10,7 @@ from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
@@ -280,9 +281,13 @@ class VideoNSAForConditionalGeneration(Generation):
 
 
 # transformers looks checkpoint-key conversions up by class name; without this line a hub checkpoint's text weights
-# would not be found and would stay random.
+# would not be found and would stay random. Gates are called on disk as in the published VideoNSA checkpoint.
 register_checkpoint_conversion_mapping(
     VideoNSAForConditionalGeneration.__name__,
-    get_checkpoint_conversion_mapping(Qwen2_5_VLForConditionalGeneration.__name__) or [],
+    [
+        *(get_checkpoint_conversion_mapping(Qwen2_5_VLForConditionalGeneration.__name__) or []),
+        WeightRenaming(r"self_attn\.g_proj_1\.", "self_attn.method.sparse.gate.up."),
+        WeightRenaming(r"self_attn\.g_proj_2\.", "self_attn.method.sparse.gate.down."),
+    ],
     overwrite=True,
 )

@@ -1,8 +1,10 @@
 """Qwen2.5-VL's published weights in our model, and our weights in transformers' Auto classes."""
 
+import json
+
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -12,6 +14,7 @@ from transformers import (
 
 from nsa_lab.attention.trace import Trace
 from nsa_lab.model import VideoNSAForConditionalGeneration, build_model, gate_metrics, load_model
+from nsa_lab.model.checkpoint import stored_design
 from nsa_testing import model_batch, tiny_config
 
 SHAPES = [(3, (4, 2, 3), 5)]
@@ -75,3 +78,41 @@ def test_auto_classes_refuse_our_checkpoint(ours, tmp_path):
         with pytest.raises(ValueError, match="video_nsa"):
             auto.from_pretrained(tmp_path)
     assert isinstance(load_model(tmp_path), VideoNSAForConditionalGeneration)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "model.language_model."])
+def test_the_published_checkpoint_s_names_and_settings_are_read(published, tokenizer, tmp_path, prefix):
+    """A made-up state dict under both prefixes that it may have, with its gates, block_counts and window_size."""
+    folder, qwen = published
+    stored = json.loads((folder / "config.json").read_text())
+    stored["text_config"] |= {"block_counts": 8, "window_size": 12}
+    text = stored["text_config"]
+    hidden, heads = text["hidden_size"], text["num_attention_heads"]
+    weights = load_file(folder / "model.safetensors")
+    weights = {name.replace("model.layers", f"{prefix}layers"): weight for name, weight in weights.items()}
+    torch.manual_seed(0)
+    for layer in range(text["num_hidden_layers"]):
+        gate = f"{prefix}layers.{layer}.self_attn.g_proj_"
+        weights |= {f"{gate}1.weight": torch.randn(hidden, hidden), f"{gate}1.bias": torch.randn(hidden)}
+        weights |= {f"{gate}2.weight": torch.randn(3 * heads, hidden), f"{gate}2.bias": torch.randn(3 * heads)}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+
+    model = load_model(tmp_path)
+    attention = model.attentions()[1]
+    design, gate = attention.design, attention.method.sparse["gate"]
+    assert (design.method, design.partition.block_size) == ("released", 64)
+    assert (design.branches.selection.block_count, design.branches.window.size) == (8, 12)
+    assert torch.equal(gate.up.weight, weights[f"{prefix}layers.1.self_attn.g_proj_1.weight"])
+    assert torch.equal(gate.down.bias, weights[f"{prefix}layers.1.self_attn.g_proj_2.bias"])
+    assert gate.config.temperature == 0.3
+    state = model.state_dict()
+    assert all(torch.equal(state[name], weight) for name, weight in qwen.state_dict().items())
+    assert stored_design(tmp_path)["method"] == "released"
+
+    papers = load_model(tmp_path, tiny_config().attention)
+    assert torch.equal(papers.attentions()[1].method.sparse.gate.up.weight, gate.up.weight), "the paper's method too"
+    model.save_pretrained(tmp_path / "again")
+    again = load_model(tmp_path / "again")
+    assert again.attentions()[1].design == design
+    assert all(torch.equal(weight, state[name]) for name, weight in again.state_dict().items())
