@@ -42,7 +42,7 @@ def compare(
     """
     comparison = what if isinstance(what, Comparison) else read_comparison(what)
     wanted = trainings(comparison, *chosen(comparison, variants, seeds), overrides)
-    home = wanted[0].directory.parent
+    home = wanted[-1].directory.parent
     out = out or home
     with _alone(out), sigterm_as_interrupt(), room_on_disk(out, lambda: "what was trained is kept"):
         store(comparison, overrides, out)
@@ -59,7 +59,7 @@ def compare(
         ledger = Ledger(out / ROWS, rows, {str(training.directory): training for training in todo}, view)
         name = f"comparison-{comparison.name}"
         tags = {"kind": "comparison", "comparison": comparison.name, "mlflow.runName": name}
-        with parent_run(wanted[0].config, out, tags, children=home, again=True) as parent:
+        with parent_run(wanted[-1].config, out, tags, children=home, again=True) as parent:
             parent.artifact(without_passwords(comparison.path, out))
             until = None if minutes is None else time.monotonic() + 60 * minutes
             for number, turn in enumerate(turns):

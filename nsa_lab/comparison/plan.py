@@ -53,11 +53,12 @@ class _Plan:
             given = {**experiment.settings, **settings, "seed": seed}
             texts = (f"{k}={json.dumps(value)}" for k, value in given.items())
             config = variant_config(name, experiment.file, [*self.overrides, *texts])
-            config.name = f"{experiment.name}-{name}-seed{seed}"
+            # A start is nobody's own: comparisons that start alike share it.
+            config.name = f"{name}-seed{seed}" if name == START else f"{experiment.name}-{name}-seed{seed}"
             if source is not None:
                 config.model = dataclasses.replace(config.model, path=source.directory.name)
-            root = Path(config.output.dir) / "comparisons" / self.comparison.name
-            directory = root / f"{config.name}-{config_hash(config)}"
+            owner = f"{START}s" if name == START else self.comparison.name
+            directory = Path(config.output.dir) / "comparisons" / owner / f"{config.name}-{config_hash(config)}"
             self.known[key] = Training(experiment.name, name, seed, config, directory, source)
         return self.known[key]
 

@@ -111,6 +111,15 @@ def test_a_start_of_other_settings_is_another_training(study):
     assert one.directory != other.directory and one.config.training == other.config.training
 
 
+def test_ablations_that_start_alike_share_the_run_they_start_from(study, tmp_path):
+    one = planned(read_comparison(study(at="training", readings={})), ["window"], 1)
+    file = study(at="training", readings={}, settings={"training.learning_rate": 0.5}, start=FILE["start"])
+    other = planned(read_comparison(file.rename(tmp_path / "other.yaml")), ["window"], 1)
+    same = planned(read_comparison(study(at="training", readings={}).rename(tmp_path / "same.yaml")), ["window"], 1)
+    assert one[0].directory == same[0].directory != other[0].directory
+    assert one[1].directory.name == same[1].directory.name and one[1].directory != same[1].directory
+
+
 def test_a_preset_replaces_keys_and_has_a_folder_of_its_own(study):
     quick = read_comparison(study(), "quick")
     assert quick.name == "study-quick" and quick.seeds == (0,)
