@@ -14,11 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from nsa_lab.errors import NsaLabError
+from nsa_lab.errors import NsaLabError, short
 
 UNFINISHED = ".unfinished"
 NAME_BYTES = 200
 """File systems take 255; a hash, a number or an ending follow."""
+TRACKING, METRICS, LOCK = "tracking.json", "metrics.jsonl", "tracking.lock"
+"""What a run's folder holds: its record, each step's metrics, and what who writes there has locked."""
+SUMMARY = "summary.json"
+"""What a training writes once it is over."""
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +119,23 @@ def read_json(path: Path, remedy: str, keys: Collection[str] = ()) -> dict[str, 
     if not isinstance(content, dict) or any(key not in content for key in keys):
         raise NsaLabError(f"{path} is damaged (it lacks {', '.join(keys) or 'an object'}); {remedy}")
     return content
+
+
+def read_metrics(file: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Step and metrics of every whole line of a metrics.jsonl; a last one that is being written is left out.
+
+    Nothing where there is no file. Raises NsaLabError where a line is damaged.
+    """
+    if not file.is_file():
+        return
+    for number, line in enumerate(file.read_text(errors="replace").splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):
+            return
+        try:
+            row = json.loads(line)
+            yield int(row["step"]), {str(name): float(value) for name, value in row["metrics"].items()}
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise NsaLabError(f"{file}:{number} is damaged ({short(error)}); remove the line") from error
 
 
 class FileLock:

@@ -1,16 +1,14 @@
 """The runs below a folder, read from their files alone: what state each is in, and how it ended."""
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from nsa_lab.errors import NsaLabError
-from nsa_lab.files import FileLock, read_json
+from nsa_lab.files import LOCK, METRICS, SUMMARY, TRACKING, FileLock, read_json, read_metrics
 
-MARKS = ("tracking.json", "summary.json")
+MARKS = (TRACKING, SUMMARY)
 """A folder that holds config.yaml and one of these is a run's."""
 KEYS = "budget/keys_per_query"
 NOT_READ = "not read"
@@ -49,9 +47,9 @@ def list_runs(folder: Path) -> list[Row]:
 def read_run(home: Path, name: str) -> Row:
     """The run in the folder `home`, to be called `name`."""
     try:
-        summary = read_json(home / "summary.json", "", ("metrics", "stopped", "config_hash"))
-        record, tags = (read_json(home / file, "") for file in ("tracking.json", "tags.json"))
-        step, last = _recorded(home / "metrics.jsonl")
+        summary = read_json(home / SUMMARY, "", ("metrics", "stopped", "config_hash"))
+        record, tags = (read_json(home / file, "") for file in (TRACKING, "tags.json"))
+        step, last = _recorded(home / METRICS)
         metrics = {key: float(value) for key, value in {**last, **(summary.get("metrics") or {})}.items()}
         began = datetime.fromtimestamp(int(record["started"]) / 1000).isoformat(" ", "minutes") if record else ""
     except (NsaLabError, OSError, ValueError, TypeError, LookupError, OverflowError) as error:
@@ -66,7 +64,7 @@ def _state(home: Path, summary: dict[str, Any], record: dict[str, Any]) -> str:
     status = str(record.get("status", "")).lower()
     if status != "running":
         return status
-    return "running" if _is_locked(home / "tracking.lock") else "cut off"
+    return "running" if _is_locked(home / LOCK) else "cut off"
 
 
 def _is_locked(path: Path) -> bool:
@@ -79,18 +77,13 @@ def _is_locked(path: Path) -> bool:
 
 
 def _recorded(metrics: Path) -> tuple[int | None, dict[str, float]]:
-    """The last step of a metrics.jsonl, and every metric's last value; a line that is being written is left out."""
+    """The last step of a metrics.jsonl, and every metric's last value."""
     step: int | None = None
     last: dict[str, float] = {}
-    for line in _lines(metrics):
-        step = int(line["step"])
-        last |= line["metrics"]
+    for at, values in read_metrics(metrics):
+        step = at
+        last |= values
     return step, last
-
-
-def _lines(metrics: Path) -> Iterator[dict[str, Any]]:
-    if metrics.is_file():
-        yield from (json.loads(line) for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n"))
 
 
 def metrics_of(home: Path) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from nsa_lab import tracking
 from nsa_lab.config import ExperimentConfig
-from nsa_lab.files import write_text
+from nsa_lab.files import TRACKING, write_text
 from nsa_lab.redact import hide
 
 
@@ -22,7 +22,7 @@ def parent_run(
     tracking.prepare_store(config)
     with tracking.Tracker.open(config, directory, tags=tags, describe=False, **options) as tracker:
         yield tracker
-    if config.tracking.enabled and any(children.rglob("tracking.json")):
+    if config.tracking.enabled and any(children.rglob(TRACKING)):
         tracking.push(children)
 
 

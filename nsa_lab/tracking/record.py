@@ -18,9 +18,9 @@ from typing import Any, Self
 
 from nsa_lab.config import is_incidental
 from nsa_lab.errors import NsaLabError
-from nsa_lab.files import FileLock, read_json, write_json
+from nsa_lab.files import LOCK, METRICS, TRACKING, FileLock, read_json, write_json
 
-LOCK, LOCK_PATIENCE_S = "tracking.lock", 20.0
+LOCK_PATIENCE_S = 20.0
 METRICS_PER_BATCH = 500
 REMEDY = "remove it to start a new record"
 
@@ -59,13 +59,13 @@ class Record:
         params, tags = (read_json(directory / file, REMEDY) for file in ("params.json", "tags.json"))
         self.all_params = {key: str(value) for key, value in params.items()}
         self.all_tags = {key: str(value) for key, value in tags.items()}
-        self.metrics_file = directory / "metrics.jsonl"
+        self.metrics_file = directory / METRICS
         self.locked_by: FileLock | None = None
 
     @classmethod
     def load(cls, directory: Path) -> Self | None:
         """The record in `directory`, or None where there is none."""
-        file = directory / "tracking.json"
+        file = directory / TRACKING
         content = read_json(file, REMEDY, ("uri", "experiment", "run_name", "parent"))
         if strangers := sorted(content.keys() - {field.name for field in dataclasses.fields(State)}):
             raise NsaLabError(f"{file} has {', '.join(strangers)}, of which this version knows nothing; {REMEDY}")
@@ -75,7 +75,7 @@ class Record:
     def take(cls, directory: Path) -> Self | None:
         """The record in `directory`, locked, or None where there is none or another process writes it."""
         lock = FileLock(directory / LOCK)
-        if not (directory / "tracking.json").exists() or not lock.take():
+        if not (directory / TRACKING).exists() or not lock.take():
             return None
         record = cls.load(directory)
         if record is not None:
@@ -117,7 +117,7 @@ class Record:
         """Change fields of the state and save it."""
         with self.guard:
             self.state = dataclasses.replace(self.state, **changes)
-            write_json(self.directory / "tracking.json", dataclasses.asdict(self.state))
+            write_json(self.directory / TRACKING, dataclasses.asdict(self.state))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Record scalars at an optimiser step."""
@@ -202,7 +202,7 @@ class Record:
 def set_aside(directory: Path) -> None:
     """Make room for a new run in a directory that holds a finished one: its files get a number."""
     number = 1 + sum(1 for _ in directory.glob("tracking.*.json"))
-    for name in ("metrics.jsonl", "params.json", "tags.json", "tracking.json"):
+    for name in (METRICS, "params.json", "tags.json", TRACKING):
         file = directory / name
         if file.exists():
             file.rename(file.with_name(f"{file.stem}.{number}{file.suffix}"))

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from nsa_lab.errors import NsaLabError
-from nsa_lab.files import read_json
+from nsa_lab.files import SUMMARY, TRACKING, read_json
 from nsa_lab.redact import keep
 from nsa_lab.tracking import store
-from nsa_lab.tracking.record import Record, State, now_ms
+from nsa_lab.tracking.record import Record, State
 
 INTERVAL_S = 2.0
 LONGEST_WAIT_S = 30.0
 START_PATIENCE_S = 20.0
-SUMMARY = "summary.json"  # what a training writes once it is over
 
 logger = logging.getLogger("nsa_lab")
 
@@ -92,13 +91,11 @@ def unsent(record: Record, reason: str) -> NsaLabError:
     )
 
 
-def annotate(directory: Path, tags: Mapping[str, Any], status: str | None = None) -> None:
-    """Set tags and status of a run whose process has ended; sent now or, its server away, by `push`."""
+def annotate(directory: Path, tags: Mapping[str, Any]) -> None:
+    """Set tags of a run whose process has ended; sent now or, its server away, by `push`."""
 
     def change(record: Record) -> bool:
         record.tags(tags)
-        if status is not None:
-            record.update(status=status, ended=now_ms())
         return True
 
     _amend(directory, change)
@@ -148,7 +145,7 @@ def push(directory: Path, uri: str | None = None) -> list[Path]:
     there, when no record has a URI, or when the server does not answer.
     """
     # Parents lie above their children or beside them, and come first.
-    found = sorted((file.parent for file in Path(directory).rglob("tracking.json")), key=_has_parent)
+    found = sorted((file.parent for file in Path(directory).rglob(TRACKING)), key=_has_parent)
     if not found:
         raise NsaLabError(f"{directory} holds no record of a run; give a run directory, or one above it")
     sent, without_uri = [], 0

@@ -1,14 +1,12 @@
 """A run's directory: whose it is, what is in it, and whether the run there is over."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from nsa_lab.config import ExperimentConfig, as_added, config_hash, identity, load_saved_config, to_yaml
-from nsa_lab.errors import NsaLabError, short
-from nsa_lab.files import read_json, write_text, writing
-from nsa_lab.tracking import SUMMARY
+from nsa_lab.errors import NsaLabError
+from nsa_lab.files import METRICS, SUMMARY, read_json, read_metrics, write_text, writing
 from nsa_lab.tracking.record import Record, set_aside
 
 Series = dict[str, dict[int, float]]
@@ -21,7 +19,7 @@ class RunDirectory:
     def __init__(self, path: Path):
         self.path = path
         self.config, self.origin, self.summary = path / "config.yaml", path / "origin.json", path / SUMMARY
-        self.checkpoints, self.metrics, self.pictures = path / "checkpoints", path / "metrics.jsonl", path / "pictures"
+        self.checkpoints, self.metrics, self.pictures = path / "checkpoints", path / METRICS, path / "pictures"
 
     @classmethod
     def prepare(cls, config: ExperimentConfig, path: Path | None) -> "RunDirectory":
@@ -81,11 +79,7 @@ def read_series(metrics: Path) -> Series:
     Raises NsaLabError where a line is damaged.
     """
     series: Series = {}
-    for number, line in enumerate(metrics.read_text(errors="replace").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            for name, value in row["metrics"].items():
-                series.setdefault(name, {})[int(row["step"])] = float(value)
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise NsaLabError(f"{metrics}:{number} is damaged ({short(error)}); remove the line") from error
+    for step, values in read_metrics(metrics):
+        for name, value in values.items():
+            series.setdefault(name, {})[step] = value
     return series

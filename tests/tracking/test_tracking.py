@@ -21,6 +21,7 @@ from nsa_lab.tracking import Tracker
 from nsa_lab.tracking import store as store_file
 from nsa_lab.tracking import tracker as tracker_file
 from nsa_lab.tracking.page import runs_link
+from nsa_lab.tracking.record import Record
 from nsa_lab.tracking.store import Unreachable
 from nsa_lab.tracking.ui import _own_group
 
@@ -146,7 +147,10 @@ def test_a_run_killed_before_its_record_ended_is_finished_by_the_next_call(store
     config = config_in(store)
     ends = {"over": {"stopped": False}, "stopped": {"stopped": True}, "cut": {}, "both": {"stopped": False}}
     runs = {name: killed(config, tmp_path / name, **summary) for name, summary in ends.items()}
-    tracking.annotate(tmp_path / "both", {"state": "killed"}, "KILLED")  # as older versions did
+    both = Record.take(tmp_path / "both")
+    both.tags({"state": "killed"})  # as older versions did
+    both.update(status="KILLED")
+    both.unlock()
     tracking.finish_left(tmp_path / "over")
     found = client_of(config).get_run(runs["over"])
     assert (found.info.status, found.data.tags["state"]) == ("FINISHED", "finished")

@@ -428,7 +428,7 @@ def test_a_damaged_summary_is_said(tmp_path, file, text, one_line):
 
 @pytest.mark.parametrize("line", ["{", "5", '{"step": 1}', '{"step": "x", "metrics": {"a": 1}}'])
 def test_a_damaged_line_of_metrics_is_said(tmp_path, line, one_line):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "metrics": {"a": 1}}\n' + line)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "metrics": {"a": 1}}\n' + line + "\n")
     with pytest.raises(NsaLabError) as error:
         read_series(tmp_path / "metrics.jsonl")
     one_line(error, "metrics.jsonl:2 is damaged", "remove the line")
