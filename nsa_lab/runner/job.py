@@ -38,9 +38,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class End:
-    """How a job ended: with what it measured, or with a fault (one line), which may be that the disk is `full`."""
+    """How a job ended: with what it measured, or with a fault (one line), which may be that the disk is `full`.
 
-    seconds: float
+    `seconds` are those of its training, whichever processes did it (None where that is not known), or until the fault.
+    """
+
+    seconds: float | None
     metrics: Mapping[str, float] = field(default_factory=dict)
     tracking_id: str | None = None
     fault: str | None = None

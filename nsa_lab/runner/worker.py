@@ -66,7 +66,7 @@ def _do(job: Job, connection: Connection) -> End:
         return End(time.monotonic() - started, fault=fault, full=is_full(error))
     finally:
         _free_memory()
-    return End(time.monotonic() - started, result.metrics, result.tracking_id)
+    return End(result.seconds, result.metrics, result.tracking_id)
 
 
 def _teller(job: Job, connection: Connection) -> Callable[[Any], bool]:

@@ -30,12 +30,13 @@ def jobs_of(
 
 
 def merged(ends: Sequence[End]) -> End:
-    """The means of what every end measured, and the sum of their seconds. One end stays as it is."""
+    """The means of what every end measured, and the sum of their seconds if all are known. One end stays as it is."""
     if len(ends) == 1:
         return ends[0]
     common = set.intersection(*(set(end.metrics) for end in ends))
     means = {name: fmean(end.metrics[name] for end in ends) for name in sorted(common)}
-    return End(sum(end.seconds for end in ends), means, ends[0].tracking_id)
+    seconds = [end.seconds for end in ends if end.seconds is not None]
+    return End(sum(seconds) if len(seconds) == len(ends) else None, means, ends[0].tracking_id)
 
 
 def halves(ends: Sequence[End], names: Iterable[str]) -> dict[str, float]:

@@ -266,7 +266,7 @@ class Trials:
                 raise NsaLabError(fault)
         metrics = {k: v for k, v in end.metrics.items() if math.isfinite(v)}
         found = {
-            "seconds": round(end.seconds, 3),
+            "seconds": None if end.seconds is None else round(end.seconds, 3),
             "tracking_id": end.tracking_id,
             "metrics": metrics,
             "half": halves(flight.ends, self.sweep.objectives.keys() & metrics),

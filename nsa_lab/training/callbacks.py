@@ -1,5 +1,6 @@
 """Measures a run as it goes and reports it: to the logger, the progress bar and the caller."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,13 +70,22 @@ class Reporter(L.Callback):
         self.validated_step = -1
         self.stopped = False
         self.clock = Clock()
+        self.began, self.before = time.monotonic(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long it has trained and validated, in earlier processes up to the checkpoint that went on too."""
+        return self.before + time.monotonic() - self.began
 
     def state_dict(self) -> dict[str, Any]:
-        return {"metrics": self.metrics | self.clock.overall(), "validated_step": self.validated_step}
+        metrics = self.metrics | self.clock.overall()
+        return {"metrics": metrics, "validated_step": self.validated_step, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.metrics = dict(state_dict["metrics"])
         self.validated_step = state_dict["validated_step"]
+        # A checkpoint from before this was kept: that time is unknown, and stays so.
+        self.before = float(state_dict.get("seconds", math.nan))
 
     def setup(self, trainer: L.Trainer, module: VideoModule, stage: str) -> None:  # type: ignore[override]
         parameters = sum(parameter.numel() for parameter in module.model.parameters())

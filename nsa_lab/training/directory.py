@@ -48,6 +48,8 @@ class RunDirectory:
         metrics = summary.get("metrics", {})
         if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
             raise NsaLabError(f"{self.summary} is damaged (its metrics are no numbers by name); {remedy}")
+        if not isinstance(summary.get("seconds"), int | float | None):
+            raise NsaLabError(f"{self.summary} is damaged (its seconds are no number); {remedy}")
         return summary if summary and not summary["stopped"] else None
 
     def clear(self) -> None:

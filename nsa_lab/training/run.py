@@ -1,6 +1,7 @@
 """One training run, from a config to a result."""
 
 import logging
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,12 +38,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where a run is kept and how it ended; `recorded` when it was over before and nothing was trained."""
+    """Where a run is kept and how it ended; `recorded` when it was over before and nothing was trained.
+
+    `seconds` is how long it trained and validated, earlier processes included; None where that is not known.
+    """
 
     directory: Path
     metrics: dict[str, float]
     tracking_id: str | None
     stopped: bool
+    seconds: float | None
     recorded: bool = False
 
 
@@ -102,7 +107,7 @@ def run(
             summary = _summarise(config, home, reporter, tracker.run_id)
             for picture in draw(Trained(config, home, trainer, module, data)) if draw else ():
                 tracker.artifact(picture, str(picture.parent.relative_to(home.path)))
-    return RunResult(home.path, summary["metrics"], tracker.run_id, reporter.stopped)
+    return RunResult(home.path, summary["metrics"], tracker.run_id, reporter.stopped, summary["seconds"])
 
 
 def _recorded(home: RunDirectory) -> RunResult | None:
@@ -111,7 +116,8 @@ def _recorded(home: RunDirectory) -> RunResult | None:
     if summary is None:
         return None
     finish_left(home.path)
-    return RunResult(home.path, summary["metrics"], summary["tracking_id"], stopped=False, recorded=True)
+    seconds = summary.get("seconds")  # older versions did not write it
+    return RunResult(home.path, summary["metrics"], summary["tracking_id"], False, seconds, recorded=True)
 
 
 def build(config: ExperimentConfig) -> tuple[VideoModule, VideoDataModule]:
@@ -253,6 +259,7 @@ def _summarise(config: ExperimentConfig, home: RunDirectory, reporter: Reporter,
         "seed": config.seed,
         "tracking_id": tracking_id,
         "stopped": reporter.stopped,
+        "seconds": round(reporter.seconds, 3) if math.isfinite(reporter.seconds) else None,
         "metrics": reporter.metrics,
     }
     write_json(home.summary, summary)

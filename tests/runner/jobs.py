@@ -34,7 +34,7 @@ def run(config, *, directory, parent=None, tags=None, on_progress, progress_bar=
             metrics["stopped"] = step
             break
     (directory / "origin.json").write_text(json.dumps(machine_facts("cpu", 1) | {"code": code_digest()}))
-    return SimpleNamespace(directory=Path(directory), metrics=metrics, tracking_id=None, stopped=False)
+    return SimpleNamespace(directory=Path(directory), metrics=metrics, tracking_id=None, stopped=False, seconds=0.0)
 
 
 def die(step, start):

@@ -36,11 +36,13 @@ class RunResult:
     metrics: dict[str, float]
     tracking_id: str | None
     stopped: bool
+    seconds: float
 
 
 def run(config: Any, *, directory: Path | None = None, parent: str | None = None, tags: Any = None,
         on_progress: Any = None, progress_bar: bool = True) -> RunResult:  # fmt: skip
     assert directory is not None
+    began = time.monotonic()
     directory.mkdir(parents=True, exist_ok=True)
     design = (config.attention.partition.block_size, config.attention.branches.window.size)
     _log(f"start {directory.name} {design}")
@@ -68,7 +70,7 @@ def run(config: Any, *, directory: Path | None = None, parent: str | None = None
     if tracker:
         tracker.finish()
     _log(f"end {directory.name} {design}")
-    return RunResult(directory, metrics, tracker.run_id if tracker else None, stopped)
+    return RunResult(directory, metrics, tracker.run_id if tracker else None, stopped, time.monotonic() - began)
 
 
 def sweep_in_a_process(file: str, trials: int, workers: int, overrides: tuple[str, ...], output: str) -> None:

@@ -6,7 +6,9 @@ import itertools
 import json
 import os
 import re
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -14,10 +16,12 @@ import torch
 
 import nsa_lab
 from nsa_lab import load_model
-from nsa_lab.config import load_config
+from nsa_lab.config import load_config, to_dict
 from nsa_lab.data import load_samples
 from nsa_lab.errors import NsaLabError
 from nsa_lab.origin import code_digest
+from nsa_lab.runner.job import Job
+from nsa_lab.runner.worker import _do
 from nsa_lab.tasks.clips import ensure_clips
 from nsa_lab.tracking import Tracker
 from nsa_lab.tracking.record import Record
@@ -171,6 +175,28 @@ def test_no_steps_only_validate_what_a_run_has_learned(tiny):
     assert train(tiny(start)).recorded
     window = tiny(start | {"attention.branches.compression.enabled": False})
     assert train(window).metrics["val/loss"] != result.metrics["val/loss"]
+
+
+def test_a_retry_of_a_run_that_is_over_tells_the_time_of_its_training(tiny, tmp_path):
+    job, words = Job("one", to_dict(tiny()), str(tmp_path / "run")), SimpleNamespace(send=lambda progress: None)
+    first, again = _do(job, words), _do(job, words)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert first.seconds == again.seconds == summary["seconds"] > 0.1
+    (tmp_path / "run/summary.json").write_text(json.dumps({k: v for k, v in summary.items() if k != "seconds"}))
+    assert _do(job, words).seconds is None, "older versions did not write it, and nobody knows it now"
+
+
+def test_the_time_of_a_resumed_training_is_that_of_all_its_processes(tiny, tmp_path):
+    def slow(progress):
+        time.sleep(0.2)
+        return progress.step == 6  # a checkpoint was written at 3
+
+    assert train(tiny(), directory=tmp_path / "run", on_progress=slow).stopped
+    resumed = train(tiny(), directory=tmp_path / "run")
+    began = time.monotonic()
+    alone = train(tiny(), directory=tmp_path / "alone")
+    assert alone.seconds < time.monotonic() - began
+    assert resumed.seconds > 6 * 0.2 and not resumed.recorded
 
 
 @pytest.mark.parametrize("content", ["", '{"metrics": {', "{}", "[]"])
