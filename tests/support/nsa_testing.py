@@ -23,6 +23,30 @@ ODD_SHAPES: tuple[Shape, ...] = ((3, (3, 3, 3), 4), (0, (1, 1, 1), 2), (5, (0, 0
 
 requires_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
+TINY = {
+    "name": "tiny",
+    "tasks.needle.enabled": True,
+    "tasks.needle.frames": 8,
+    "tasks.needle.train_clips": 10,
+    "tasks.needle.val_clips": 4,
+    "model.hidden_size": 32,
+    "model.intermediate_size": 64,
+    "model.num_heads": 2,
+    "model.num_kv_heads": 1,
+    "model.vision_hidden_size": 32,
+    "attention.partition.block_size": 4,
+    "attention.branches.selection.block_count": 2,
+    "attention.branches.window.size": 4,
+    "training.steps": 8,
+    "training.batch_size": 3,
+    "training.val_every": 4,
+    "training.checkpoint_every": 3,
+    "training.log_every": 1,
+    "training.warmup_steps": 2,
+    "tracking.enabled": False,
+}
+"""Settings of a training that takes about a second."""
+
 
 def covering(rows: Sequence[Mapping[str, Hashable]]) -> list[int]:
     """Which few of `rows` hold every pair of values that two columns take together anywhere in `rows`.
