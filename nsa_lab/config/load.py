@@ -1,7 +1,6 @@
 """Load a config: defaults < `extends:` file < file < overrides, with every fault reported at once."""
 
 import difflib
-import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +13,11 @@ from omegaconf.errors import OmegaConfBaseException
 from nsa_lab.config.identity import ADDED_AS
 from nsa_lab.config.rules import broken_rules
 from nsa_lab.config.schema import ExperimentConfig, ModelConfig
-from nsa_lab.config.sizes import decoder_layers, model_size
+from nsa_lab.config.sizes import RUN_CONFIG, decoder_layers, is_run, model_size
 from nsa_lab.config.tree import apply, check_layer_overrides, merged, read_settings, schema_of, to_dict, unflatten
 from nsa_lab.errors import ConfigError, NsaLabError, Problem, short
 from nsa_lab.redact import hide, keep
 
-RUN_CONFIG = "config.yaml"
 Overrides = Sequence[str] | Mapping[str, Any]
 Tree = Mapping[str, Any]
 
@@ -50,11 +48,6 @@ def load_saved_config(path: str | Path, overrides: Overrides = ()) -> Experiment
     its default is now.
     """
     return _validated([unflatten(ADDED_AS), *_file_layers(path), _as_tree(overrides)])
-
-
-def is_run(path: str | None) -> bool:
-    """Whether `path`, as model.path names it, is the folder of a run rather than one of weights or a hub id."""
-    return path is not None and os.path.isfile(os.path.join(path, RUN_CONFIG))
 
 
 def shape_source(model: ModelConfig) -> ModelConfig:

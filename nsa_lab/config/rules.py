@@ -1,13 +1,14 @@
 """Rules across fields: what is refused, and what is allowed but said."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
 
 from nsa_lab.attention.methods import METHODS
 from nsa_lab.config.identity import defaults
-from nsa_lab.config.schema import AttentionConfig, ExperimentConfig
-from nsa_lab.config.sizes import model_size
+from nsa_lab.config.schema import AttentionConfig, ExperimentConfig, ModelConfig
+from nsa_lab.config.sizes import is_run, model_size
 from nsa_lab.config.tree import flatten, layer_attention, parse_layer_range, read_settings, to_dict
 from nsa_lab.errors import Problem
 from nsa_lab.files import unfit_for_a_folder
@@ -64,7 +65,11 @@ def notices(config: ExperimentConfig) -> list[str]:
         for name, task in switched_on(config.tasks).items()
         for notice in method.notices(own, name, TASKS[name].video_tokens(task))
     ]
-    return said + [f"{key}={value} is read by nothing that is chosen" for key, value in _misplaced(config)]
+    said += [f"{key}={value} is read by nothing that is chosen" for key, value in _misplaced(config)]
+    return said + [
+        f"{key}={value} is not read: model.path={config.model.path} holds weights, whose shape is stored beside them"
+        for key, value in _shape_beside_weights(config.model)
+    ]
 
 
 def _misplaced(config: ExperimentConfig) -> Iterator[tuple[str, Any]]:
@@ -76,6 +81,19 @@ def _misplaced(config: ExperimentConfig) -> Iterator[tuple[str, Any]]:
         off = read.get(f"{section}.enabled") is False
         if key in usual.keys() - read.keys() and value != usual[key] and section in sections and not off:
             yield key, value
+
+
+def _shape_beside_weights(model: ModelConfig) -> Iterator[tuple[str, Any]]:
+    """Settings of shape other than their defaults, where the weights to start from come with a shape of their own.
+
+    Beside the folder of a run a shape other than its own is refused.
+    """
+    if model.path is None or is_run(model.path):
+        return
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        if field.name != "path" and value != field.default:
+            yield f"model.{field.name}", value
 
 
 def enabled_tasks(config: ExperimentConfig) -> dict[str, Any]:

@@ -6,10 +6,13 @@ steps. It has four layers or more, because video rows of the last layer reach no
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from nsa_lab.config.schema import ModelConfig
+
+RUN_CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ def model_size(config: ModelConfig) -> ModelSize:
     if size.vision_layers != SIZES[config.size].vision_layers:
         size = dataclasses.replace(size, vision_full_attention=(size.vision_layers - 1,))
     return size
+
+
+def is_run(path: str | None) -> bool:
+    """Whether `path`, as model.path names it, is the folder of a run rather than one of weights or a hub id."""
+    return path is not None and os.path.isfile(os.path.join(path, RUN_CONFIG))
 
 
 def decoder_layers(config: ModelConfig) -> int | None:

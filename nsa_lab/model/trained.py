@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nsa_lab.config.load import RUN_CONFIG
+from nsa_lab.config.sizes import RUN_CONFIG
 from nsa_lab.errors import NsaLabError
 
 CHECKPOINTS = "checkpoints"

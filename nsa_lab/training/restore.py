@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from nsa_lab.config import ExperimentConfig, load_saved_config
-from nsa_lab.config.load import RUN_CONFIG
+from nsa_lab.config.sizes import RUN_CONFIG
 from nsa_lab.data import load_tokenizer
 from nsa_lab.errors import NsaLabError
 from nsa_lab.model import VideoNSAForConditionalGeneration

@@ -138,6 +138,17 @@ def test_what_is_set_but_not_read_is_said():
     assert notices(config(few, "attention.method=dense", "tasks.order.events=3")) == []
 
 
+def test_a_shape_beside_weights_that_have_their_own_is_said_not_to_be_read(tmp_path):
+    start, shape = f"model.path={tmp_path}", ("model.size=mini", "model.num_layers=3", "model.rope_theta=5.0")
+    few = "attention.branches.selection.block_count=2"
+    said = notices(config(few, start, *shape))
+    assert [line.partition(" is not read")[0] for line in said] == list(shape)
+    assert said[0].endswith(f"{start} holds weights, whose shape is stored beside them")
+    assert notices(config(few, start)) == notices(config(few, *shape)) == []
+    (tmp_path / "config.yaml").write_text(to_yaml(config(*shape)))
+    assert notices(config(few, start)) == [], "of a run the shape is taken over"
+
+
 def test_the_hash_does_not_depend_on_how_a_config_was_written(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text(yaml.safe_dump({"training": {"steps": 7}, "tasks": {"needle": {"enabled": True}}}))
