@@ -216,5 +216,6 @@ class Pool:
                 process.terminate()
         for worker in self.crew:
             worker.end()
+        for worker in self.crew:
             if worker.job:
                 self.source.interrupted(worker.job)

@@ -26,28 +26,38 @@ from nsa_lab.search.recovery import GRACE_S, HEARTBEAT_S, queue_stale
 BUSY_TIMEOUT_S = 120
 PATIENCE_S = 300.0
 RETRY_EVERY_S = 2.0
+TRIES = 3
 AWAY = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError, optuna.exceptions.StorageInternalError)
 
 logger = logging.getLogger("nsa_lab")
 
 
 class PatientStorage(optuna.storages.RDBStorage):
-    """A database on a server; what fails because it is away or cut the connection is tried again for minutes."""
+    """A database on a server; what fails because it is away or cut the connection is tried again for minutes.
+
+    Once that was in vain it is only asked once for whatever else, until it answers.
+    """
+
+    given_up = False
 
 
 def _patient(call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
     def wrapped(*arguments: Any, **options: Any) -> Any:
-        deadline, tried = time.monotonic() + PATIENCE_S, False
+        storage = arguments[0]
+        deadline, tried = time.monotonic() + (0.0 if storage.given_up else PATIENCE_S), False
         while True:
             try:
-                return call(*arguments, **options)
+                answer = call(*arguments, **options)
+                storage.given_up = False
+                return answer
             except optuna.exceptions.UpdateFinishedTrialError:
                 if not tried:
                     raise
                 return True  # the first try arrived, and its answer was lost
             except AWAY as error:
                 if time.monotonic() > deadline:
+                    storage.given_up = True
                     raise
                 if not tried:
                     logger.warning("the storage is away (%s); trying again for %.0f s", _reason(error), PATIENCE_S)
@@ -77,8 +87,7 @@ def open_storage(url: str) -> Any:
             return _journal(Path(url.removeprefix("journal://").removeprefix("journal:")))
         if url.startswith("sqlite:///"):
             return optuna.storages.get_storage(_sqlite(url))
-        ping = {"pool_pre_ping": True}
-        return optuna.storages.get_storage(_database(url, PatientStorage, engine_kwargs=ping))
+        return optuna.storages.get_storage(_on_a_server(url))
     except sqlalchemy.exc.ArgumentError as error:
         raise NsaLabError(
             f"storage {url!r} is no URL; write sqlite:///FILE, journal:///FILE or postgresql://USER@HOST/NAME"
@@ -120,6 +129,18 @@ def _database(url: str, kind: Any = optuna.storages.RDBStorage, **options: Any) 
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         beats = {"heartbeat_interval": HEARTBEAT_S, "grace_period": GRACE_S}
         return kind(url, **beats, heartbeat_stale_trial_callback=queue_stale, **options)
+
+
+def _on_a_server(url: str) -> Any:
+    """Two that open an empty database at once both make its tables, and one is refused: by then they are there."""
+    for left in reversed(range(TRIES)):
+        try:
+            return _database(url, PatientStorage, engine_kwargs={"pool_pre_ping": True})
+        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
+            if not left:
+                raise
+            time.sleep(RETRY_EVERY_S)
+    return None
 
 
 def _sqlite(url: str) -> Any:

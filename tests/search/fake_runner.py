@@ -2,13 +2,14 @@
 
 What it does is read from the environment, which worker processes inherit: FAKE_SECONDS (how long a run
 takes), FAKE_LOG (a file that gets one line per start and end), FAKE_FAULT (an error for every run), FAKE_TRACK
-(record runs), FAKE_CHECKPOINT (leave one).
+(record runs), FAKE_CHECKPOINT (leave one), FAKE_HOST (what a sweep takes its host to be called).
 """
 
 import errno
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from contextlib import redirect_stdout
@@ -78,11 +79,16 @@ def sweep_in_a_process(file: str, trials: int, workers: int, overrides: tuple[st
     from nsa_lab.search import sweep
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with SIGINT ignored
+    if name := os.environ.get("FAKE_HOST"):
+        socket.gethostname = lambda: name
     with open(output, "w") as said, redirect_stdout(said):
         where = os.environ.get("NSA_LAB_STORAGE")
-        result = sweep(
-            file, trials=trials, workers=workers, storage=where, overrides=overrides, runner="fake_runner:run"
-        )
+        options = {"trials": trials, "workers": workers, "storage": where, "overrides": overrides}
+        try:
+            result = sweep(file, runner="fake_runner:run", **options)
+        except NsaLabError as error:  # as the command does
+            print(f"error: {error}")
+            sys.exit(2)
     sys.exit(130 if result.interrupted else 0)
 
 

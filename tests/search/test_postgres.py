@@ -2,13 +2,15 @@
 
 import random
 import time
+from collections import Counter
 
 import pytest
 
+from nsa_lab.redact import hide
 from nsa_lab.search.rows import read_outcome
 from nsa_lab.search.storage import load_study, open_storage
 from nsa_servers import PASSWORD, Postgres, postgres_programs
-from nsa_sweeps import launch, log, output_of, states, wait_for_lines
+from nsa_sweeps import assert_retried_once, launch, log, output_of, states, wait_for_lines
 
 pytestmark = [
     pytest.mark.slow,
@@ -20,28 +22,32 @@ pytestmark = [
 
 
 @pytest.fixture
-def server(tmp_path_factory, monkeypatch):
+def server(monkeypatch):
     pytest.importorskip("psycopg")
-    found = Postgres(tmp_path_factory.mktemp("postgres"))
+    found = Postgres()
     found.start()
     monkeypatch.setenv("NSA_LAB_STORAGE", found.url)
     yield found
-    found.stop()
+    found.remove()
 
 
-def check(folder, server, process, count):
+def check(folder, server, processes, count):
     """As many trials as asked for, each trained once, none failed, and the password nowhere."""
-    output = output_of(process)
-    assert process.exitcode == 0, output
+    outputs = [output_of(process) for process in processes]
+    assert [process.exitcode for process in processes] == [0] * len(processes), outputs
     study = load_study(open_storage(server.url), "space")
     rows = read_outcome(study).rows
-    assert [row.state for row in rows if row.state != "reused"] == ["complete"] * count, output
+    assert [row.state for row in rows if row.state != "reused"] == ["complete"] * count, outputs
     assert states(study.get_trials())["COMPLETE"] >= count and states(study.get_trials())["FAIL"] == 0
     ends = [line.split()[1] for line in log(folder, "end")]
     assert len(ends) == len(set(ends)) == count == len(log(folder, "start"))
-    files = [file for file in (folder / "runs").rglob("*") if file.is_file()]
+    check_secret(folder, outputs)
+
+
+def check_secret(folder, outputs):
+    files = [file for file in folder.glob("runs*/**/*") if file.is_file()]
     assert files and not [file for file in files if PASSWORD.encode() in file.read_bytes()]
-    assert PASSWORD not in output
+    assert not [output for output in outputs if PASSWORD in output]
 
 
 def test_cut_connections_lose_and_double_nothing(folder, server, monkeypatch):
@@ -53,7 +59,7 @@ def test_cut_connections_lose_and_double_nothing(folder, server, monkeypatch):
         time.sleep(dice.uniform(0, 0.5))
         cuts += server.cut()
     assert cuts >= 4, "the sweep hardly noticed"
-    check(folder, server, process, 8)
+    check(folder, server, [process], 8)
 
 
 def test_a_server_restarted_in_the_middle_costs_time_alone(folder, server, monkeypatch):
@@ -64,4 +70,77 @@ def test_a_server_restarted_in_the_middle_costs_time_alone(folder, server, monke
     time.sleep(3)  # trainings end while it is away
     assert process.is_alive()
     server.start()
-    check(folder, server, process, 6)
+    check(folder, server, [process], 6)
+
+
+def test_a_server_restarted_under_two_sweeps_costs_time_alone(folder, server, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "0.5")
+    processes = [launch(folder, 5, 2, "output.dir=runs-a"), launch(folder, 4, 1, "output.dir=runs-b")]
+    for count in (3, 6):
+        wait_for_lines(folder, count)
+        server.stop()
+        time.sleep(2)
+        assert all(process.is_alive() for process in processes)
+        server.start()
+    check(folder, server, processes, 9)
+    homes = [{file.name for file in folder.glob(f"runs-{name}/studies/space/trial-*")} for name in "ab"]
+    assert not homes[0] & homes[1] and all(homes), "each trained its own"
+
+
+def test_a_killed_sweep_of_another_host_gives_its_trials_back_by_the_heartbeat(folder, server, monkeypatch):
+    for name, seconds in (("storage.HEARTBEAT_S", 1), ("trial.HEARTBEAT_S", 1), ("storage.GRACE_S", 8)):
+        monkeypatch.setattr(f"nsa_lab.search.{name}", seconds)
+    monkeypatch.setenv("FAKE_SECONDS", "300")
+    monkeypatch.setenv("FAKE_HOST", "there")
+    there = launch(folder, 2, 2, "output.dir=runs-there")
+    wait_for_lines(folder, 2)
+    monkeypatch.delenv("FAKE_HOST")
+    monkeypatch.setenv("FAKE_SECONDS", "10")  # longer than the grace, so that it is the beats that keep a trial
+    here = launch(folder, 1, 1, "output.dir=runs-here")
+    wait_for_lines(folder, 3)
+    there.kill()
+    killed = time.monotonic()
+    outputs = [output_of(there), output_of(here)]
+    assert here.exitcode == 0, outputs
+    rows = read_outcome(load_study(open_storage(server.url), "space")).rows
+    assert Counter(row.state for row in rows) == {"running": 2, "complete": 1}, "nobody has looked since"
+    time.sleep(max(0.0, killed + 10 - time.monotonic()))
+    monkeypatch.setenv("FAKE_SECONDS", "0")
+    again = launch(folder, 0, 2, "output.dir=runs-here")
+    outputs.append(output_of(again))
+    assert again.exitcode == 0 and "2 unfinished trials of an earlier sweep are retried first" in outputs[-1], outputs
+    study = load_study(open_storage(server.url), "space")
+    assert states(study.get_trials()) == {"COMPLETE": 3, "FAIL": 2}
+    assert_retried_once(study.get_trials(), same=())  # its folder was there
+    assert len({line.split()[1] for line in log(folder, "end")}) == len(log(folder, "end")) == 3
+    check_secret(folder, outputs)
+
+
+def test_an_outage_longer_than_the_patience_ends_in_one_line_and_the_next_call_goes_on(folder, server, monkeypatch):
+    monkeypatch.setattr("nsa_lab.search.storage.PATIENCE_S", 4.0)
+    monkeypatch.setenv("FAKE_SECONDS", "1")
+    processes = [launch(folder, 4, 2, "output.dir=runs-a"), launch(folder, 4, 1, "output.dir=runs-b")]
+    wait_for_lines(folder, 5)
+    server.stop()
+    stopped = time.monotonic()
+    outputs = [output_of(process) for process in processes]
+    took = time.monotonic() - stopped
+    server.start()
+    for process, output in zip(processes, outputs, strict=True):
+        said = [line for line in output.splitlines() if line.startswith("error:")]
+        assert process.exitcode == 2 and len(said) == 1 and "Traceback" not in output, output
+        assert said[0].startswith(f"error: storage {hide(server.url)}: "), said
+        assert said[0].endswith("what was trained is kept, and the same command goes on"), said
+    assert took < 4 + 10, "the patience is waited for once"
+    monkeypatch.setenv("FAKE_SECONDS", "0")
+    for name in "ab":
+        again = launch(folder, 0, 2, f"output.dir=runs-{name}")
+        outputs.append(output_of(again))
+        assert again.exitcode == 0, outputs[-1]
+    study = load_study(open_storage(server.url), "space")
+    rows = read_outcome(study).rows
+    assert {row.state for row in rows} <= {"complete", "killed", "reused"}, "none is left in flight, none failed"
+    complete = [row for row in rows if row.state == "complete"]
+    assert len(complete) == len({str(row.params) for row in complete})
+    assert {int(line.split()[1][-4:]) for line in log(folder, "start")} == {row.number for row in complete}
+    check_secret(folder, outputs)

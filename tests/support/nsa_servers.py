@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -31,13 +32,12 @@ def postgres_programs():
 class Postgres:
     """PostgreSQL on a free port of loopback. It refuses to run as root, and then runs as nobody."""
 
-    def __init__(self, place):
+    def __init__(self):
         self.programs = postgres_programs()
+        place = self.place = Path(tempfile.mkdtemp(prefix="nsa-postgres-"))  # pytest keeps its folders to their owner
         self.data, self.log = place / "data", place / "log"
         self.user = {"user": "nobody", "group": "nogroup"} if os.getuid() == 0 else {}
         if self.user:
-            for folder in (place, *place.parents[:2]):
-                folder.chmod(0o755)  # pytest keeps its folders to their owner
             shutil.chown(place, **self.user)
         secret = place / "secret"
         secret.write_text(PASSWORD)
@@ -52,6 +52,10 @@ class Postgres:
 
     def stop(self):
         self._run("pg_ctl", "-D", self.data, "-w", "-m", "immediate", "stop")
+
+    def remove(self):
+        self.stop()
+        shutil.rmtree(self.place)
 
     def cut(self):
         """Cut every connection but the one that asks; how many there were."""

@@ -32,7 +32,7 @@ def launch(folder, trials, workers, *overrides):
     """A sweep in a process of its own, which starts as its workers do (the fixture `workers`)."""
     import fake_runner
 
-    output = tempfile.mkstemp(dir=folder)[1]
+    output = tempfile.mkstemp(dir=folder, prefix="said-")[1]
     target, arguments = fake_runner.sweep_in_a_process, ("space.py", trials, workers, overrides, output)
     process = multiprocessing.get_context("spawn").Process(target=target, args=arguments, name=output)
     process.start()
@@ -53,15 +53,15 @@ def wait_for_lines(folder, count, timeout=120):
         if len(starts) >= count:
             return starts[-2:]
         time.sleep(0.05)
-    raise AssertionError("the sweep did not start its trials")
+    raise AssertionError(f"the sweep did not start its trials: {[f.read_text() for f in folder.glob('said-*')]}")
 
 
-def assert_retried_once(trials):
-    """Each failed trial has one retry with its parameters and directory, and that one is complete."""
+def assert_retried_once(trials, same=("directory",)):
+    """Each failed trial has one retry with its parameters and the `same` attributes, and that one is complete."""
     for trial in (t for t in trials if t.state.name == "FAIL"):
         retries = [t for t in trials if t.user_attrs.get("retry_from") == trial.number]
         assert [t.state.name for t in retries] == ["COMPLETE"]
         assert retries[0].params == trial.params
-        assert retries[0].user_attrs["directory"] == trial.user_attrs["directory"]
+        assert all(retries[0].user_attrs[key] == trial.user_attrs[key] for key in same)
     designs = [json.dumps(t.params) for t in trials if t.state.name == "COMPLETE"]
     assert len(set(designs)) == len(designs), "a design was trained twice"
