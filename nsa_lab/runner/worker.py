@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,13 @@ def load_function(name: str) -> Callable[..., Any]:
 
 def _do(job: Job, connection: Connection) -> End:
     started = time.monotonic()
-    print(f"--- {job.name} in {job.directory}, process {os.getpid()}", flush=True)
+    _note(f"--- {job.name} in {job.directory}, process {os.getpid()}")
     try:
         run, config = load_function(job.run), load_config(None, dict(job.config))
         where = {"directory": Path(job.directory), "parent": job.parent, "tags": job.tags}
         result = run(config, **where, on_progress=_teller(job, connection), progress_bar=False)
     except Exception as error:
-        print(hide(traceback.format_exc()), file=sys.stderr)
+        _note(hide(traceback.format_exc()))
         mendable = isinstance(error, NsaLabError)
         fault = first_line(error) if mendable else kind_of(error)
         return End(time.monotonic() - started, fault=fault, full=is_full(error))
@@ -81,6 +82,12 @@ def _teller(job: Job, connection: Connection) -> Callable[[Any], bool]:
         return job.asks and progress.validated and bool(connection.recv())
 
     return on_progress
+
+
+def _note(text: str) -> None:
+    """Write to the log. A full disk there must not cost the job, whose end is told to the pool either way."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _free_memory() -> None:
