@@ -23,7 +23,7 @@ def run_bench(
     config: ExperimentConfig,
     *,
     lengths: Sequence[int],
-    sizes: Sequence[str],
+    sizes: Sequence[str] | None = None,
     repeats: int,
     out: Path | None,
     layer: bool = False,
@@ -31,9 +31,10 @@ def run_bench(
     """Measure every size, length and method, print a table as it grows, and append the rows to the CSV `out`.
 
     A training step of the model, or with `layer` the forward of one layer's attention. Where model.path is given, its
-    shape counts in place of `sizes`, with random weights.
+    shape counts in place of `sizes` (default: nano), with random weights.
 
-    Raises NsaLabError on a length that is not whole frames, an unknown size, or a CSV that cannot be written.
+    Raises NsaLabError on a length that is not whole frames, an unknown size, `sizes` beside model.path, or a CSV that
+    cannot be written.
     """
     points = list(_points(lengths, _sizes(config, sizes, layer)))
     machine = machine_facts(config.training.accelerator, config.training.threads)
@@ -50,11 +51,14 @@ def run_bench(
     return rows
 
 
-def _sizes(config: ExperimentConfig, sizes: Sequence[str], layer: bool) -> Sequence[str]:
+def _sizes(config: ExperimentConfig, sizes: Sequence[str] | None, layer: bool) -> Sequence[str]:
     if config.model.path is not None:
         if layer:
             raise NsaLabError("--layer measures at --sizes, without a model; leave out model.path")
-        return [Path(config.model.path).name]
+        if sizes:
+            raise NsaLabError(f"--sizes {','.join(sizes)} stands beside model.path, whose shape counts; leave one out")
+        return [Path(config.model.path).resolve().name]
+    sizes = sizes or ["nano"]
     for size in sizes:
         if size not in SIZES:
             raise NsaLabError(f"--sizes {size!r} is no model size; known: {', '.join(SIZES)}")

@@ -195,7 +195,9 @@ def push(
 def bench(
     experiment: Experiment = None,
     lengths: Annotated[str, typer.Option(help="Video tokens of the sample, each a multiple of 64.")] = "512,2048,8192",
-    sizes: Annotated[str, typer.Option(help="Model sizes.")] = "nano",
+    sizes: Annotated[
+        str | None, typer.Option(help="Model sizes; nano where neither they nor model.path are given.")
+    ] = None,
     repeats: Annotated[int, typer.Option(help="Timed steps per point; the fastest counts.", min=1)] = 3,
     out: Annotated[Path | None, typer.Option(help="CSV to append to.")] = None,
     layer: Annotated[bool, typer.Option("--layer", help="One layer's attention, forward, on random heads.")] = False,
@@ -217,7 +219,7 @@ def bench(
     run_bench(
         _load(experiment or []),
         lengths=_numbers(lengths, "--lengths"),
-        sizes=sizes.split(","),
+        sizes=sizes.split(",") if sizes is not None else None,
         repeats=repeats,
         out=out,
         layer=layer,

@@ -75,9 +75,8 @@ def _unlike(config: ExperimentConfig, run: ExperimentConfig) -> Iterator[Problem
     """What cannot be other than it was where the weights of `run` were trained."""
     mine, theirs = to_dict(config.model), to_dict(run.model)
     other = [key for key in mine if key != "path" and mine[key] != theirs[key]]
-    pairs = {
-        f"model.{key}": (mine[key], theirs[key]) for key in other if model_size(config.model) != model_size(run.model)
-    }
+    sizes = model_size(config.model), model_size(run.model)
+    pairs = {f"model.{key}": (mine[key], getattr(sizes[1], key, theirs[key])) for key in other if sizes[0] != sizes[1]}
     if config.data.tokenizer != run.data.tokenizer:
         pairs["data.tokenizer"] = (config.data.tokenizer, run.data.tokenizer)
     for key, (here, there) in pairs.items():

@@ -211,6 +211,11 @@ def test_bench_writes_sparse_and_dense_with_the_machine(nsa_lab, clips, tmp_path
 
 
 def test_bench_refuses_lengths_that_are_not_whole_frames(nsa_lab):
-    for arguments in (["--lengths", "100"], ["--lengths", "many"], ["--sizes", "huge"]):
+    for arguments in (
+        ["--lengths", "100"],
+        ["--lengths", "many"],
+        ["--sizes", "huge"],
+        ["--sizes", "nano", "model.path=x"],
+    ):
         code, _, err = nsa_lab("bench", *arguments)
         assert code == 2 and err.startswith("error: --") and err.count("\n") == 1
