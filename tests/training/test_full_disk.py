@@ -77,18 +77,20 @@ def check_tracked(config, result):
     assert {m.step: m.value for m in found} == read_series(result.directory / "metrics.jsonl")["train/loss"]
 
 
-def sweep(folder):
-    command = [sys.executable, "-m", "nsa_lab.cli", "sweep", "space.py", "--trials", "4", "--workers", "2"]
+def sweep(folder, storage):
+    command = [sys.executable, "-m", "nsa_lab.cli", "sweep", "space.py", "--trials", "3", "--workers", "2"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([*command, "training.steps=30"], cwd=folder, **options)
+    return subprocess.Popen([*command, "--storage", storage, "training.steps=30"], cwd=folder, **options)
 
 
-def test_a_sweep_goes_on_where_the_disk_was_full(config, disk, tmp_path):
+@pytest.mark.parametrize("place", ["disk", "."], ids=["the study is on it too", "the study is elsewhere"])
+def test_a_sweep_goes_on_where_the_disk_was_full(config, disk, tmp_path, place):
+    storage = f"sqlite:///{tmp_path / place}/studies.db"
     (tmp_path / "base.yaml").write_text(to_yaml(config))
     (tmp_path / "space.py").write_text(SWEEP)
     study = disk.path / "runs/studies/space"
-    process = sweep(tmp_path)
-    while process.poll() is None and len(list(study.glob("trial-*/checkpoints/last.ckpt"))) < 2:
+    process = sweep(tmp_path, storage)
+    while process.poll() is None and not list(study.glob("trial-*/checkpoints/last.ckpt")):
         time.sleep(0.02)
     disk.fill()
     output = process.communicate(timeout=300)[0]
@@ -96,14 +98,14 @@ def test_a_sweep_goes_on_where_the_disk_was_full(config, disk, tmp_path):
     assert "Traceback" not in output and len([line for line in output.splitlines() if "error:" in line]) == 1, output
     assert "No space left" in output or "disk is full" in output, output
     disk.make_room()
-    process = sweep(tmp_path)
+    process = sweep(tmp_path, storage)
     output = process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
-    rows = read_outcome(load_study(open_storage(f"sqlite:///{disk.path}/runs/studies.db"), "space")).rows
+    rows = read_outcome(load_study(open_storage(storage), "space")).rows
     states = Counter(row.state for row in rows)
     assert states.keys() <= {"complete", "killed"}, (states, output)
     complete = [row for row in rows if row.state == "complete"]
-    assert len({row.number for row in complete}) == len(complete) >= 4
+    assert len({row.number for row in complete}) == len(complete) >= 3
     assert {row.number for row in rows if row.state == "killed"} <= {row.number for row in complete}
     for home in study.glob("trial-*"):
         assert json.loads((home / "summary.json").read_text())["stopped"] is False
