@@ -147,7 +147,7 @@ def _checked(file: Path, place: str, tree: Mapping[str, Any]) -> dict[str, Any]:
             raise NsaLabError(
                 f"{file}: {place}{key} is {value!r}; write {'true or false' if kind is bool else kind.__name__}"
             )
-        if kind not in plain and key not in LISTS and not isinstance(value, dict):
+        if kind not in plain and key not in LISTS and not isinstance(value, dict) and (key, value) != ("start", None):
             raise NsaLabError(
                 f"{file}: {place}{key} is {value!r}; write keys and values, such as {{training.steps: 200}}"
             )

@@ -103,6 +103,11 @@ def test_readings_are_everything_once_more_each_from_a_start_of_its_own(study):
     assert windows == {e: 6 if "transport" in e else None for e, _ in found}
 
 
+def test_without_a_start_designs_begin_from_random_weights(study):
+    (one,) = planned(read_comparison(study(at="training", readings={}, start=None)), ["window"], 1)
+    assert one.source is None and one.config.model.path is None
+
+
 def test_a_start_of_other_settings_is_another_training(study):
     (_, one), (_, other) = (
         planned(read_comparison(study(at="training", readings={}, start={"training.steps": steps})), ["window"], 1)
