@@ -1,4 +1,4 @@
-"""What branches and scorers get."""
+"""What branches and scorers get, and what dense attention got."""
 
 from dataclasses import dataclass
 
@@ -30,3 +30,15 @@ class BranchInputs:
     ops: Backend
     scale: float
     trace: Trace
+
+
+@dataclass
+class DenseInputs:
+    """The video rows of a dense layer after M-RoPE: q [Tq, H, D] of the video tokens, k and v [T, G, D] of all."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    context: Context
+    ops: Backend
+    scale: float

@@ -10,8 +10,9 @@ class Trace:
     """Collects by (layer, name): losses always, anything else only where `wanted` names it.
 
     Names: `gates` [Tq, H, R]; `gate_means` by branch; `choice` [Tq, G, n] int64, the blocks read; `cost`, a Cost by
-    branch; `partition`, of the first layer that uses it; `inputs`, the layer's BranchInputs. A value that comes again
-    (activation checkpointing repeats a layer) replaces the one before.
+    branch; `partition`, of the first layer that uses it; `inputs`, a sparse layer's BranchInputs, recorded last;
+    `dense`, a dense layer's DenseInputs. A value that comes again (activation checkpointing repeats a layer) replaces
+    the one before.
     """
 
     def __init__(self, *wanted: str):

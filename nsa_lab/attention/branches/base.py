@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from nsa_lab.attention.budget import Cost
 from nsa_lab.attention.dims import HeadDims
 from nsa_lab.attention.inputs import BranchInputs
+from nsa_lab.partition import Context
 from nsa_lab.plugin import Plugin
 
 
@@ -47,6 +49,22 @@ class Branch(Plugin, nn.Module):
     def cost(self, inputs: BranchInputs) -> Cost:
         """What the queries of a forward with these inputs read in this branch."""
         raise NotImplementedError
+
+    def readers(self, inputs: BranchInputs) -> Tensor:
+        """How many queries read each key: [T], or [N] of a branch that reads pooled values; [..., G] if groups differ.
+
+        Unless a branch says otherwise, all queries of the sample at or after the key.
+        """
+        return queries_from(inputs.context, torch.arange(len(inputs.k), device=inputs.k.device))
+
+
+def queries_from(context: Context, first: Tensor, size: int | None = None) -> Tensor:
+    """[n] int64: the queries among the `size` keys (None: all) of its sample that begin with each of `first` [n]."""
+    sample = torch.searchsorted(context.cu_seqlens, first, right=True) - 1
+    end = context.query_cu_seqlens[sample + 1]
+    if size is not None:
+        end = torch.minimum(end, torch.searchsorted(context.query_index, first + size))
+    return end - torch.searchsorted(context.query_index, first)
 
 
 def mean(counts: Tensor) -> float:

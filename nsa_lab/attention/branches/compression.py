@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nsa_lab.attention.branches.base import Branch, mean
+from nsa_lab.attention.branches.base import Branch, mean, queries_from
 from nsa_lab.attention.budget import Cost
 from nsa_lab.attention.inputs import BranchInputs
 
@@ -36,3 +36,6 @@ class CompressionBranch(Branch):
         ends, context = inputs.partition.block_end.sort().values, inputs.context
         closed = torch.searchsorted(ends, context.query_index, right=True)
         return Cost(pooled=mean(closed - torch.searchsorted(ends, context.sample_start, right=False)))
+
+    def readers(self, inputs: BranchInputs) -> Tensor:
+        return queries_from(inputs.context, inputs.partition.block_end)

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nsa_lab.attention.branches.base import Branch, mean
 from nsa_lab.attention.budget import Cost
 from nsa_lab.attention.choice import BlockRule, Rule, Scorer
 from nsa_lab.attention.dims import HeadDims
+from nsa_lab.attention.groups import rows_that_fit
 from nsa_lab.attention.inputs import BranchInputs
 from nsa_lab.attention.select import RULES, SCORERS
 from nsa_lab.errors import Problem
@@ -118,9 +120,24 @@ class SelectionBranch(Branch):
             inputs.trace.add_loss(inputs.layer, "scorer", self.scorer.loss(inputs))
 
     def cost(self, inputs: BranchInputs) -> Cost:
-        blocks, partition = inputs.trace.found[inputs.layer, "choice"], inputs.partition
-        members = partition.members[blocks.clamp(min=0)]
-        seen = (members >= 0) & (members <= inputs.context.query_index[:, None, None, None]) & (blocks >= 0)[..., None]
-        samples = len(partition.cu_blocks) - 1
+        counts = [(members >= 0).sum((2, 3)) for members in self._read(inputs)]
+        samples = len(inputs.partition.cu_blocks) - 1
         # Half of its sample's blocks have ended at the average query; each is scored once.
-        return Cost(keys=mean(seen.sum((2, 3))), scored=partition.num_blocks / samples / 2)
+        return Cost(keys=mean(torch.cat(counts)), scored=inputs.partition.num_blocks / samples / 2)
+
+    def readers(self, inputs: BranchInputs) -> Tensor:
+        tokens, groups = inputs.k.shape[:2]
+        counts = torch.zeros(groups, tokens + 1, dtype=torch.int64, device=inputs.k.device)
+        for members in self._read(inputs):
+            keys = members.transpose(0, 1).flatten(1) + 1
+            counts.scatter_add_(1, keys, torch.ones_like(keys))
+        return counts[:, 1:].T
+
+    def _read(self, inputs: BranchInputs) -> Iterator[Tensor]:
+        """The keys that queries read, piece by piece [c, G, n, L] int64, -1 where a block holds none for the query."""
+        partition, choice = inputs.partition, inputs.trace.found[inputs.layer, "choice"]
+        row_bytes = 8 * choice[:1].numel() * partition.max_length
+        pieces = (x.split(rows_that_fit(row_bytes)) for x in (choice, inputs.context.query_index))
+        for blocks, own in zip(*pieces, strict=True):
+            members = partition.members[blocks.clamp(min=0)]
+            yield members.masked_fill((members > own[:, None, None, None]) | (blocks < 0)[..., None], -1)

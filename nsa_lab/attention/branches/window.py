@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from nsa_lab.attention.branches.base import Branch, mean
+from nsa_lab.attention.branches.base import Branch, mean, queries_from
 from nsa_lab.attention.budget import Cost
 from nsa_lab.attention.inputs import BranchInputs
 from nsa_lab.errors import Problem
@@ -35,3 +36,7 @@ class WindowBranch(Branch):
     def cost(self, inputs: BranchInputs) -> Cost:
         seen = inputs.context.query_index - inputs.context.sample_start + 1
         return Cost(keys=mean(seen.clamp(max=self.config.size)))
+
+    def readers(self, inputs: BranchInputs) -> Tensor:
+        keys = torch.arange(len(inputs.k), device=inputs.k.device)
+        return queries_from(inputs.context, keys, self.config.size)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from nsa_lab.attention.budget import Cost
+from nsa_lab.attention.inputs import DenseInputs
 from nsa_lab.attention.methods.base import Method, Plan
 from nsa_lab.attention.trace import Trace
 
@@ -13,6 +14,9 @@ class Dense(Method):
 
     def prefill(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
         ops = self.ops(q.device)
+        if plan.trace.wants("dense"):
+            video, keys = q[plan.layout.video_index], plan.sparse("all")
+            plan.trace.record(self.layer, "dense", DenseInputs(video, k, v, keys, ops, self.scale))
         if self.text_window is None:
             return ops.dense(q, k, v, plan.full, scale=self.scale)
         video = ops.dense(q[plan.layout.video_index], k, v, plan.sparse("all"), scale=self.scale)
