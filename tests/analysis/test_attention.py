@@ -178,8 +178,10 @@ def test_more_heads_to_a_group_than_dims_take_more_passes():
     values = torch.randn(5, 1, 4, dtype=torch.float64, generator=generator).requires_grad_()
     gate = torch.rand(7, 6, dtype=torch.float64, generator=generator)
     out = torch.einsum("qkh,kd->qhd", weight, values[:, 0])
-    assert torch.allclose(sinks.column_sums(out, [values])[0], weight.sum(0))
-    assert torch.allclose(sinks.column_sums(out, [values], gate)[0], (weight * gate[:, None]).sum(0))
+    assert torch.allclose(sinks.column_sums(out, [values])[0][0], weight.sum(0))
+    both = sinks.column_sums(out, [values], torch.stack([gate, gate * 2]))[0]
+    wanted = (weight * gate[:, None]).sum(0)
+    assert torch.allclose(both, torch.stack([wanted, 2 * wanted]))
 
 
 def test_a_sink_is_attended_above_a_tenth_and_light_below_median_minus_two_iqr():

@@ -154,7 +154,7 @@ def _keys(layer: Selected, part: slice) -> Tensor:
 
 
 def overlap_rows(queries: dict[int, QueryOverlap], layers: dict[tuple[int, int], Shared]) -> Iterator[dict[str, Any]]:
-    """Rows for `queries` at a distance, for a `tile` (blocks of its union; alone: of one query), and for two `layers`."""
+    """Rows for `queries` at a distance, a `tile` (blocks of its union; alone: of one query), and two `layers`."""
     for layer, found in queries.items():
         for distance, shared in found.by_distance.items():
             yield {"what": "queries", "layer": layer, "distance": distance, **_shares(shared)}

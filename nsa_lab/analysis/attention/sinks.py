@@ -40,28 +40,34 @@ class Received:
     place: Tensor
 
 
-def column_sums(out: Tensor, values: list[Tensor], gate: Tensor | None = None) -> list[Tensor | None]:
-    """[K, H] for each of `values` [K, G, D]: the weights that `out` [Tq, H, D] gives its keys, summed over queries.
+def column_sums(out: Tensor, values: list[Tensor], factors: Tensor | None = None) -> list[Tensor | None]:
+    """[W, K, H] for each of `values` [K, G, D]: the weights that `out` [Tq, H, D] gives its keys, summed over queries.
 
-    With gate [Tq, H] each query's weights are multiplied by it. None for values that `out` does not depend on. Since
-    out = P v, the gradient by v of one dim of each head's outputs is that head's column sums of P. The heads of a group
-    use different dims, so that one backward pass, in whatever pieces the backend makes it, gives all of them.
+    Each query's weights are multiplied by each of factors [W, Tq, H], by default by 1. None for values that `out` does
+    not depend on. Since out = P v, the gradient by v of one dim of each head's outputs is that head's column sums of P.
+    The heads of a group, and the factors, use different dims, so that one backward pass gives all of them, in whatever
+    pieces the backend makes it.
     """
-    heads, groups, width = out.shape[1], values[0].shape[1], out.shape[2]
-    per_group = heads // groups
-    found: list[list[Tensor]] = [[] for _ in values]
-    weight = torch.ones_like(out[..., 0]) if gate is None else gate.to(out.dtype)
-    for first in range(0, per_group, width):
-        last = min(per_group, first + width)
+    groups, width = values[0].shape[1], out.shape[2]
+    factors = torch.ones_like(out[None, ..., 0]) if factors is None else factors.to(out.dtype)
+    # [slots, Tq, G]: what each dim of a group's heads stands for, a factor and one head.
+    slots = factors.unflatten(2, (groups, -1)).permute(0, 3, 1, 2)
+    per_group, found = slots.shape[1], [[] for _ in values]  # type: tuple[int, list[list[Tensor]]]
+    for part in torch.arange(len(slots) * per_group).split(width):
         upstream = torch.zeros_like(out)
         by_group = upstream.unflatten(1, (groups, per_group))
-        for head in range(first, last):
-            by_group[:, :, head, head - first] = weight.unflatten(1, (groups, per_group))[:, :, head]
-        for sums, grad in zip(
-            found, torch.autograd.grad(out, values, upstream, retain_graph=True, allow_unused=True), strict=True
-        ):
-            sums += [] if grad is None else [grad[:, :, : last - first]]
-    return [torch.cat(sums, 2).flatten(1) if sums else None for sums in found]
+        for place, slot in enumerate(part.tolist()):
+            number, head = divmod(slot, per_group)
+            by_group[:, :, head, place] = slots[number, head]
+        grads = torch.autograd.grad(out, values, upstream, retain_graph=True, allow_unused=True)
+        for sums, grad in zip(found, grads, strict=True):
+            sums += [] if grad is None else [grad[:, :, : len(part)]]
+    return [_by_factor(torch.cat(sums, 2), per_group) if sums else None for sums in found]
+
+
+def _by_factor(sums: Tensor, per_group: int) -> Tensor:
+    """[K, G, W * H/G] to [W, K, H]."""
+    return sums.unflatten(2, (-1, per_group)).permute(2, 0, 1, 3).flatten(2)
 
 
 def dense_received(inputs: DenseInputs) -> Received:
@@ -92,18 +98,17 @@ def _one_branch(branch: Branch, inputs: BranchInputs, gate: Tensor) -> tuple[Rec
     own = replace(inputs, v=values[0], pooled_v=None if len(values) == 1 else values[1], trace=Trace("choice"))
     with torch.enable_grad():
         out = branch(own)
-    plain = column_sums(out, values)
-    tokens, pooled = (*column_sums(out, values, gate), None)[:2]
+    tokens, pooled = (*column_sums(out, values, torch.stack([torch.ones_like(gate), gate])), None)[:2]
     share = torch.zeros(len(inputs.k), inputs.q.shape[1], dtype=out.dtype, device=out.device)
-    share = share if tokens is None else share + tokens
+    share = share if tokens is None else share + tokens[1]
     place = torch.arange(len(inputs.k), device=out.device) / len(inputs.k)
     if pooled is not None:
         block, lengths = inputs.partition.block_id, inputs.partition.lengths
-        share = share + (pooled / lengths[:, None])[block]
+        share = share + (pooled[1] / lengths[:, None])[block]
         place = torch.zeros(len(lengths), device=out.device).index_add(0, block, place) / lengths
-    read = plain[-1] if pooled is not None else plain[0]
+    read = tokens if pooled is None else pooled
     assert read is not None
-    return _received(read, branch.readers(own), values[-1 if pooled is not None else 0].detach(), place), share
+    return _received(read[0], branch.readers(own), values[-1 if pooled is not None else 0].detach(), place), share
 
 
 def _sums(attend: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
@@ -112,7 +117,7 @@ def _sums(attend: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
         out = attend(leaf)
     (sums,) = column_sums(out, [leaf])
     assert sums is not None
-    return sums
+    return sums[0]
 
 
 def _received(sums: Tensor, readers: Tensor, v: Tensor, place: Tensor) -> Received:
