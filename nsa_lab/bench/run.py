@@ -42,7 +42,7 @@ def run_bench(
     print(f"{machine['device']}, {machine['threads']} of {machine['cores']} cores, torch {machine['torch']}")
     print(f"{'size':>6} {'tokens':>7} {'method':>6} {'seconds':>9} {'peak MiB':>9} {'vs dense':>9}")
     for point in points:
-        measured = _in_fresh_process(_with(config, point), point, repeats, layer)
+        measured = in_fresh_process(_with(config, point), point, repeats, layer)
         row = {"what": "layer forward" if layer else "training step", **dataclasses.asdict(point)}
         rows.append(row | dataclasses.asdict(measured) | {"repeats": repeats, **machine})
         print(_line(point, measured, rows), flush=True)
@@ -68,11 +68,14 @@ def _sizes(config: ExperimentConfig, sizes: Sequence[str] | None, layer: bool) -
 def _points(lengths: Sequence[int], sizes: Sequence[str]) -> Iterator[Point]:
     for size in sizes:
         for length in lengths:
-            if length < FRAME_TOKENS or length % FRAME_TOKENS:
-                raise NsaLabError(
-                    f"--lengths {length} is not a positive multiple of {FRAME_TOKENS}, a frame pair's tokens"
-                )
+            check_length(length)
             yield from (Point(size, method, length) for method in ("dense", "nsa"))
+
+
+def check_length(length: int) -> None:
+    """Raise NsaLabError unless `length` video tokens are whole frames."""
+    if length < FRAME_TOKENS or length % FRAME_TOKENS:
+        raise NsaLabError(f"--lengths {length} is not a positive multiple of {FRAME_TOKENS}, a frame pair's tokens")
 
 
 def _with(config: ExperimentConfig, point: Point) -> ExperimentConfig:
@@ -80,7 +83,7 @@ def _with(config: ExperimentConfig, point: Point) -> ExperimentConfig:
     return load_config(None, flatten(to_dict(config)) | changes)
 
 
-def _in_fresh_process(config: ExperimentConfig, point: Point, repeats: int, layer: bool) -> Measurement:
+def in_fresh_process(config: ExperimentConfig, point: Point, repeats: int, layer: bool) -> Measurement:
     """Peak memory of a process never falls, so each point gets its own."""
     # Imported here, because `nsa-lab --help` and a faulty command need neither torch nor the model.
     from nsa_lab.bench.layer import measure_layer

@@ -15,6 +15,7 @@ from nsa_lab import origin
 from nsa_lab.cli.ablate import ablate
 from nsa_lab.cli.analyze import analyze_app
 from nsa_lab.cli.compare import compare, report
+from nsa_lab.cli.numbers import whole_numbers
 from nsa_lab.cli.runs import runs_app
 from nsa_lab.cli.sweep import sweep_app
 from nsa_lab.errors import NsaLabError
@@ -218,7 +219,7 @@ def bench(
 
     run_bench(
         _load(experiment or []),
-        lengths=_numbers(lengths, "--lengths"),
+        lengths=whole_numbers(lengths, "--lengths"),
         sizes=sizes.split(",") if sizes is not None else None,
         repeats=repeats,
         out=out,
@@ -234,13 +235,6 @@ def _load(arguments: list[str]) -> "ExperimentConfig":
         return load_config(arguments[0], arguments[1:])
     chosen = any(re.match(r"tasks(\.\w+(\.enabled)?)?=|data\.annotations=", text) for text in arguments)
     return load_config(None, arguments if chosen else ["tasks.needle.enabled=true", *arguments])
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise NsaLabError(f"{option} {text!r} is not a list of whole numbers; write for example 512,2048") from error
 
 
 def main(arguments: list[str] | None = None) -> None:

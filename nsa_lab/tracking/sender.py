@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,28 @@ def annotate(directory: Path, tags: Mapping[str, Any]) -> None:
 def finish_left(directory: Path) -> None:
     """Finish the record of a run that was killed when it was over; sent now or, its server away, by `push`."""
     _amend(directory, _settle)
+
+
+def attach(directory: Path, files: Iterable[Path], folder: str) -> str | None:
+    """Add `files` to the artifacts of the run in `directory`, under `folder`; None, or why they are not sent yet.
+
+    Where there is no record, or one without tracking, there is nothing to send.
+    """
+    if not (directory / "tracking.json").exists():
+        return None
+    record = Record.take(directory)
+    if record is None:
+        return f"another process records in {directory}; do it again when it has ended"
+    try:
+        for file in files:
+            record.artifact(file, folder)
+        if record.state.uri:
+            send_within(record, 0)
+    except NsaLabError as error:
+        return str(error)
+    finally:
+        record.unlock()
+    return None
 
 
 def _amend(directory: Path, change: Callable[[Record], bool]) -> None:
