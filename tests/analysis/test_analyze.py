@@ -78,7 +78,7 @@ def test_a_dense_run_has_sinks_and_a_budget_and_says_what_it_has_not(analyze, ru
     assert err.splitlines() == [
         "notice: clips: 9 were asked for, there are 3",
         "notice: gates: there are none, since no layer has branches",
-        "notice: overlap: there is none, since no layer selects blocks",
+        "notice: overlap: there is none, since no layer tells of blocks that it selects",
     ]
     assert all(float(row["of_dense"]) == 1 for row in rows_of(tmp_path / "here" / "budget.csv"))
 
@@ -97,6 +97,19 @@ def test_every_figure_can_be_drawn_of_designs_that_lack_something(run_of, overri
     assert [name for name in ("overlap", "gate-similarity") if name not in found.tables] == [
         note.partition(":")[0] for note in found.notes
     ][::-1]
+
+
+def test_a_method_that_tells_its_gates_alone_is_in_gates_and_budget(run_of):
+    model = load_model(run_of("attention.method=released", "attention.released.missed_tokens=false"))
+    gate, kept, ids = model.attentions()[1].method.sparse["gate"], [], []
+    gate.register_forward_hook(lambda module, given, gates: kept.append(gates))
+    model.register_forward_pre_hook(lambda module, given, named: ids.append(named["input_ids"][0]), with_kwargs=True)
+    found = analyze_model(model, clips=2)
+    assert set(found.tables) == {"gates", "gate-similarity", "budget"} == set(found.figures())
+    assert found.notes[-1] == "layers 0, 1, 2 (released) do not tell who reads which keys: not in sinks and overlap"
+    video = [gates[row == model.config.video_token_id] for gates, row in zip(kept, ids, strict=True)]
+    wanted = torch.cat(video).mean(0).T.flatten().tolist()
+    assert [row["mean"] for row in found.tables["gates"] if row["layer"] == 1] == pytest.approx(wanted)
 
 
 @pytest.mark.slow

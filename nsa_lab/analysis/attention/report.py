@@ -128,8 +128,8 @@ def _absent(findings: Findings, tables: dict[str, Rows], model: VideoNSAForCondi
     elif "gate-similarity" not in tables:
         yield "gate-similarity: there is none, since layers have a single head"
     if "overlap" not in tables:
-        yield "overlap: there is none, since no layer selects blocks"
+        yield "overlap: there is none, since no layer tells of blocks that it selects"
     if findings.silent:
         methods = sorted({model.attentions()[layer].design.method for layer in findings.silent})
         layers = ", ".join(map(str, sorted(findings.silent)))
-        yield f"layers {layers} ({', '.join(methods)}) tell neither branches nor keys: in the budget alone"
+        yield f"layers {layers} ({', '.join(methods)}) do not tell who reads which keys: not in sinks and overlap"

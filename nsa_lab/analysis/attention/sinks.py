@@ -7,6 +7,9 @@ for the window those it stands in the window of, for dense attention and the gat
 that no query reads do not count, and neither do text rows as queries. Median and IQR of the norms are those of the
 clip's keys, of one key/value head; the compression branch's keys are the pooled ones. The gated total is the branches'
 weights times their gates, a pooled key's share spread evenly over its block.
+
+Who reads ten keys or fewer gives them 0.1 each and more, so that there (small windows, the clip's first and last keys)
+the value's norm alone decides; the tables therefore count both conditions apart.
 """
 
 from collections.abc import Callable

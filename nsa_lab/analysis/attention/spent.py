@@ -30,7 +30,8 @@ class Spent:
         self.dense += queries * causal_mean(lengths)
         for layer, attention in enumerate(attentions):
             method = attention.method
-            for branch, cost in trace.found.get((layer, "cost"), {}).items():
+            by_branch = trace.found.get((layer, "cost"))
+            for branch, cost in by_branch.items() if isinstance(by_branch, dict) else ():
                 self._grow(layer, branch, queries, cost)
             self._grow(layer, ALL, queries, method.cost(trace, lengths))
             ratio = paper_ratio(method.attended(settings(attention.design, "method")), queries)

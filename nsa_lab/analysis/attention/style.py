@@ -14,7 +14,7 @@ OKABE_ITO = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 GRID = "#e6e9ed"
 DPI = 110
-TITLE, CAPTION_LINE, CHARACTER = 0.45, 0.175, 0.078
+TITLE, CAPTION_LINE, CHARACTER = 0.45, 0.175, 0.07
 """Inches: the title's height, a line of the caption, a character of it."""
 
 

@@ -24,6 +24,7 @@ from nsa_lab.attention.inputs import BranchInputs, DenseInputs
 from nsa_lab.attention.sparse import GatedBranches
 from nsa_lab.attention.trace import Trace
 from nsa_lab.model import MODEL_INPUTS, VideoNSAForConditionalGeneration
+from nsa_lab.plugin import switched_on
 
 GATED, DENSE = "gated", "dense"
 """Beside the branches' names: the sum of all branches under the gates, and a dense layer."""
@@ -31,7 +32,7 @@ GATED, DENSE = "gated", "dense"
 
 @dataclass
 class Findings:
-    """What was measured, by layer (and branch); `silent`: layers whose method tells neither branches nor keys."""
+    """What was measured, by layer (and branch); `silent`: layers that tell nothing of keys."""
 
     gates: dict[int, GateSums] = field(default_factory=dict)
     sinks: dict[tuple[int, str], SinkSums] = field(default_factory=dict)
@@ -68,14 +69,23 @@ class Watch(Trace):
         gates, choice = self.found.pop((layer, "gates")), self.found.pop((layer, "choice"), None)
         if not len(gates):
             return
-        branches = branches_of(self.attentions[layer].method)
-        sums = self.findings.gates.setdefault(layer, GateSums(list(branches), gates.shape[1]))
-        sums.add(gates)
-        found, total = branch_received(branches, inputs, gates)
+        self._gates(layer, gates)
+        found, total = branch_received(branches_of(self.attentions[layer].method), inputs, gates)
         for name, got in {**found, GATED: total}.items():
             self._count(layer, name, got)
         if choice is not None:
             self._overlap(layer, choice, inputs)
+
+    def finish(self) -> None:
+        """After the forward: what is left, of layers whose method tells its gates alone."""
+        for layer, gates in self.of("gates").items():
+            self._gates(layer, gates)
+        self.findings.silent |= set(range(len(self.attentions))) - self.seen
+
+    def _gates(self, layer: int, gates: torch.Tensor) -> None:
+        if len(gates):
+            names = list(switched_on(self.attentions[layer].design.branches))
+            self.findings.gates.setdefault(layer, GateSums(names, gates.shape[1])).add(gates)
 
     def _count(self, layer: int, name: str, got: Received) -> None:
         self.findings.sinks.setdefault((layer, name), SinkSums()).add(got)
@@ -111,7 +121,7 @@ def watch_clips(model: VideoNSAForConditionalGeneration, batches: Iterable[Mappi
             inputs["pixel_values_videos"] = inputs["pixel_values_videos"].to(model.dtype)
             watch = Watch(model, findings)
             model(**inputs, use_cache=False, logits_to_keep=1, trace=watch)
-            findings.silent |= set(range(len(watch.attentions))) - watch.seen
+            watch.finish()
             findings.spent.add(watch.attentions, watch, batch["video_grid_thw"].prod(1) // merge**2)
     finally:
         model.train(was_training)

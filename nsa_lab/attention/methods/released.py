@@ -127,6 +127,8 @@ class Released(NSA):
             self._sample(*(part[begin:end] for part in (q, k, v, gates, video, plan.layout.is_video)))
             for begin, end in pairwise(ends)
         ]
+        if plan.trace.wants("gates"):
+            plan.trace.record(self.layer, "gates", gates[plan.layout.video_index].detach())
         if plan.trace.wants("cost"):
             plan.trace.record(self.layer, "cost", [cost for _, cost in found if cost is not None])
         return torch.cat([out for out, _ in found]) if found else q
