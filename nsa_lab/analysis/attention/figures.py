@@ -126,7 +126,7 @@ def _matrix(axes: Axes, rows: Rows, layer: int, branch: str) -> Any:
     axes.grid(False)
     axes.set_facecolor(NOTHING)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_major_locator(MaxNLocator(4, integer=True))
     axes.title.set_fontsize(8)
     return picture
 
