@@ -111,7 +111,7 @@ def attach(directory: Path, files: Iterable[Path], folder: str) -> str | None:
 
     Where there is no record, or one without tracking, there is nothing to send.
     """
-    if not (directory / "tracking.json").exists():
+    if not (directory / TRACKING).exists():
         return None
     record = Record.take(directory)
     if record is None:
