@@ -18,6 +18,7 @@ from nsa_lab.cli.compare import compare, report
 from nsa_lab.cli.numbers import whole_numbers
 from nsa_lab.cli.runs import runs_app
 from nsa_lab.cli.sweep import sweep_app
+from nsa_lab.cli.tasks import tasks_app
 from nsa_lab.errors import NsaLabError
 from nsa_lab.redact import hide
 
@@ -66,6 +67,7 @@ app.command()(compare)
 app.command()(report)
 app.add_typer(analyze_app, name="analyze")
 app.add_typer(runs_app, name="runs")
+app.add_typer(tasks_app, name="tasks")
 
 
 def _print_version(asked: bool) -> None:
@@ -139,19 +141,6 @@ def show(experiment: Experiment = None) -> None:
         say(f"budget: {line}")
     for notice in notices(config):
         say(f"notice: {notice}")
-
-
-@app.command()
-def tasks() -> None:
-    """List the video tasks: what they ask, their dials, chance, and the recorded dense and blind accuracies.
-
-    Turn one on with `tasks.NAME.enabled=true` and set its dials with `tasks.NAME.DIAL=VALUE`:
-
-    `nsa-lab train experiments/smoke.yaml tasks.order.enabled=true tasks.order.events=6`
-    """
-    from nsa_lab.cli.output import describe_tasks
-
-    typer.echo(describe_tasks())
 
 
 @app.command()

@@ -14,3 +14,12 @@ class DefaultGroup(TyperGroup):
         if args and args[0] not in self.commands and args[0] != "--help":
             args = [self.default, *args]
         return super().parse_args(ctx, args)
+
+
+class ListGroup(DefaultGroup):
+    """A group that lists where nothing is asked."""
+
+    default = "list"
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or [self.default])

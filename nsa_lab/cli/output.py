@@ -53,9 +53,10 @@ def describe_budget(config: ExperimentConfig) -> list[str]:
     from nsa_lab.attention.budget import paper_ratio
     from nsa_lab.attention.methods import METHODS
 
-    attended = METHODS[config.attention.method].attended(settings(config.attention, "method"))
+    method = METHODS[config.attention.method]
+    attended = method.attended(settings(config.attention, "method"))
     if attended is None:
-        return [f"{config.attention.method} attention: every past token"]
+        return [f"{config.attention.method} attention: {method.reads}"]
     lengths = {f"a {name} clip": tokens for name, tokens in clip_tokens(config).items()}
     shares = ", ".join(
         f"{100 * paper_ratio(attended, length):.3g}% of dense for {what} ({length:,} tokens)"

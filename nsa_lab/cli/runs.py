@@ -6,19 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from nsa_lab.cli.group import DefaultGroup
+from nsa_lab.cli.group import ListGroup
 from nsa_lab.errors import NsaLabError, nearest
 
-
-class RunsGroup(DefaultGroup):
-    default = "list"
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, args or [self.default])
-
-
 runs_app = typer.Typer(
-    cls=RunsGroup,
+    cls=ListGroup,
     help="""List runs, and compare two: `runs [DIR]` shows what a folder holds, `runs diff A B` what two differ in.
 
     `nsa-lab runs`

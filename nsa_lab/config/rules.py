@@ -13,7 +13,7 @@ from nsa_lab.config.tree import flatten, layer_attention, parse_layer_range, rea
 from nsa_lab.errors import Problem
 from nsa_lab.files import unfit_for_a_folder
 from nsa_lab.plugin import at, problems_of, settings, switched_on
-from nsa_lab.tasks import TASKS
+from nsa_lab.tasks import TASKS, task_settings
 
 POSITIVE = (
     "tasks.fps",
@@ -62,7 +62,7 @@ def notices(config: ExperimentConfig) -> list[str]:
     method, own = METHODS[config.attention.method], settings(config.attention, "method")
     said = [
         notice
-        for name, task in switched_on(config.tasks).items()
+        for name, task in enabled_tasks(config).items()
         for notice in method.notices(own, name, TASKS[name].video_tokens(task))
     ]
     said += [f"{key}={value} is read by nothing that is chosen" for key, value in _misplaced(config)]
@@ -98,16 +98,16 @@ def _shape_beside_weights(model: ModelConfig) -> Iterator[tuple[str, Any]]:
 
 def enabled_tasks(config: ExperimentConfig) -> dict[str, Any]:
     """The settings of the tasks that are switched on, by name."""
-    return switched_on(config.tasks)
+    return {name: task_settings(config.tasks, name) for name in switched_on(config.tasks)}
 
 
 def clip_tokens(config: ExperimentConfig) -> dict[str, int]:
     """Video tokens of one clip of each task that is switched on."""
-    return {name: TASKS[name].video_tokens(task) for name, task in switched_on(config.tasks).items()}
+    return {name: TASKS[name].video_tokens(task) for name, task in enabled_tasks(config).items()}
 
 
 def _task_rules(config: ExperimentConfig) -> Iterator[Problem]:
-    for name, task in switched_on(config.tasks).items():
+    for name, task in enabled_tasks(config).items():
         yield from at(f"tasks.{name}", TASKS[name].problems(task, config.tasks))
 
 

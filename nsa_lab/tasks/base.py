@@ -18,12 +18,13 @@ from nsa_lab.tasks.words import COLOURS
 
 @dataclass(frozen=True)
 class Event:
-    """A disc of one colour at one place, shown from frame `start` (even) for `frames` frames."""
+    """A disc of one colour at a place, seen from frame `start` (even) for `frames` frames. A ring has a white core."""
 
     colour: str
     place: str
     start: int
     frames: int
+    ring: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Task(Plugin, ABC):
     """A procedural video task.
 
     counts: settings that must be positive. spans: settings in frames that must be positive and whole temporal patches.
+    stands_for: the benchmark of the paper whose skill the task asks for, in small.
     """
 
     @dataclass
@@ -77,6 +79,7 @@ class Task(Plugin, ABC):
         val_clips: int = 128
 
     summary: ClassVar[str]
+    stands_for: ClassVar[str] = ""
     counts: ClassVar[tuple[str, ...]] = ("train_clips", "val_clips")
     spans: ClassVar[tuple[str, ...]] = ("frames",)
 
@@ -118,6 +121,8 @@ class Task(Plugin, ABC):
     def describe(cls, name: str) -> str:
         """The task in a few lines: what it asks, chance, and the recorded accuracies."""
         lines = [f"{name}: {cls.summary}", f"  chance {cls.chance(cls.Config()):.1%}"]
+        if cls.stands_for:
+            lines[1] += f"; stands for {cls.stands_for}"
         for record in records(name):
             lines.append(
                 f"  {record.setting}: dense {record.dense:.1%}, blind {record.blind:.1%}"
@@ -147,7 +152,9 @@ def uneven_lengths(frames: int, scenes: int, shortest: int, rng: np.random.Gener
 
 def colours_with(answer: str, place: int, count: int, rng: np.random.Generator) -> list[str]:
     """`count` different colours, `answer` at `place` and the others drawn."""
-    colours = [str(colour) for colour in rng.permutation([c for c in COLOURS if c != answer])[:count]]
+    others = [str(colour) for colour in rng.permutation([c for c in COLOURS if c != answer])]
+    # The answer takes the place of one that comes again at the end, where all colours are wanted.
+    colours = [*others, others[place % len(others)]][:count]
     colours[place] = answer
     return colours
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import clear_unfinished, locked, write_json
-from nsa_lab.tasks import TASKS, TasksConfig
+from nsa_lab.tasks import TASKS, TasksConfig, task_settings
 from nsa_lab.tasks.base import Script
 
 # Part of the folder's name: raise it whenever the same config gives other clips.
@@ -53,7 +53,7 @@ def clip_folder(name: str, tasks: TasksConfig, cache_dir: Path) -> Path:
 
 
 def _recipe(name: str, tasks: TasksConfig) -> dict[str, Any]:
-    config = dataclasses.asdict(getattr(tasks, name))
+    config = dataclasses.asdict(task_settings(tasks, name))
     del config["enabled"]
     return {"task": name, "version": GENERATOR_VERSION, "seed": tasks.seed, "fps": tasks.fps, **config}
 
@@ -95,7 +95,7 @@ def _write_clip(name: str, tasks: TasksConfig, split: str, index: int, folder: P
     from nsa_lab.tasks.encode import write_video
     from nsa_lab.tasks.scene import render
 
-    config, script = getattr(tasks, name), _script(name, tasks, split, index)
+    config, script = task_settings(tasks, name), _script(name, tasks, split, index)
     frames = render(
         config.frames,
         config.height,
@@ -110,7 +110,7 @@ def _write_clip(name: str, tasks: TasksConfig, split: str, index: int, folder: P
 
 
 def _script(name: str, tasks: TasksConfig, split: str, index: int) -> Script:
-    return TASKS[name].script(getattr(tasks, name), index, _rng("script", name, tasks, split, index))
+    return TASKS[name].script(task_settings(tasks, name), index, _rng("script", name, tasks, split, index))
 
 
 def _rng(purpose: str, name: str, tasks: TasksConfig, split: str, index: int) -> np.random.Generator:

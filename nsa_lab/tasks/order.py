@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from nsa_lab.errors import Problem
-from nsa_lab.tasks.base import Event, Script, Task, free_starts
+from nsa_lab.tasks.base import Event, Script, free_starts
+from nsa_lab.tasks.events import EventsTask
 from nsa_lab.tasks.words import COLOURS, PLACES
 
 
-class Order(Task):
+class Order(EventsTask):
     @dataclass
-    class Config(Task.Config):
+    class Config(EventsTask.Config):
         """Which of two events came first. `events` flashes of distinct colours, one question per disjoint pair."""
 
         events: int = 4
@@ -20,7 +21,8 @@ class Order(Task):
         questions: int = 2
 
     summary = "flashes of different colours at different times: which of two came first"
-    counts = (*Task.counts, "event_frames", "questions")
+    stands_for = "Tomato"
+    counts = (*EventsTask.counts, "event_frames", "questions")
 
     @classmethod
     def problems(cls, config: Config, design: object) -> Iterator[Problem]:
@@ -30,12 +32,7 @@ class Order(Task):
             yield Problem("events", f"{events} events; use 2 to {len(COLOURS)}, one colour each")
         elif 2 * pairs > events:
             yield Problem("questions", f"{pairs} questions need {2 * pairs} events, of which there are {events}")
-        # An event begins on an even frame, so one of odd length takes a frame more.
-        if events * (config.event_frames + config.event_frames % 2) > config.frames:
-            yield Problem(
-                "event_frames",
-                f"{events} events of {config.event_frames} frames do not fit into {config.frames} frames",
-            )
+        yield from cls.crowded(config, events)
 
     @staticmethod
     def chance(config: Config) -> float:
@@ -44,7 +41,7 @@ class Order(Task):
     @staticmethod
     def script(config: Config, index: int, rng: np.random.Generator) -> Script:
         colours = [str(colour) for colour in rng.permutation(COLOURS)[: config.events]]
-        starts = free_starts(config.frames, config.event_frames, config.events, rng)
+        starts = free_starts(config.frames - config.closing_frames, config.event_frames, config.events, rng)
         events = tuple(
             Event(colour, str(rng.choice(PLACES)), start, config.event_frames)
             for colour, start in zip(colours, starts, strict=True)

@@ -18,6 +18,7 @@ class Recall(ScenesTask):
 
         event_frames: int = 2
 
+    stands_for = "LongVideoBench"
     summary = "scenes of very different length: which colour (of 8) was there when the flash came"
     spans = (*ScenesTask.spans, "event_frames")
 

@@ -24,6 +24,7 @@ CENTRES = {
     "southeast": (0.75, 0.75),
 }
 EVENT_RADIUS = 0.22
+CORE = 0.55
 WAVES = 3
 TINT = 0.6
 
@@ -41,8 +42,9 @@ def render(
     rng: np.random.Generator,
     scenes: Sequence[Scene] = (),
 ) -> Iterator[np.ndarray]:
-    """RGB frames [H, W, 3] uint8, one after the other. An event's disc has a diameter of 0.44 of the shorter side; a
-    scene mixes TINT of its colour into the background; `noise` is a pixel standard deviation, white being 1."""
+    """RGB frames [H, W, 3] uint8, one after the other. An event's disc has a diameter of 0.44 of the shorter side; of a
+    ring, the inner CORE of that is white. A scene mixes TINT of its colour into the background; `noise` is a pixel
+    standard deviation, white being 1."""
     background = _background(frames, height, width, rng)
     shapes = [_tint(scene) for scene in scenes]
     shapes += [_distractor(frames, height, width, rng) for _ in range(distractors)]
@@ -114,11 +116,15 @@ def _disc(event: Event, height: int, width: int, rng: np.random.Generator) -> Dr
     def draw(image: np.ndarray, number: int) -> None:
         if event.start <= number < event.start + event.frames:
             _blend(image, row, column, EVENT_RADIUS * shorter, colour, square=False)
+            if event.ring:
+                _blend(image, row, column, CORE * EVENT_RADIUS * shorter, np.float32(1), square=False)
 
     return draw
 
 
-def _blend(image: np.ndarray, row: float, column: float, radius: float, colour: np.ndarray, square: bool) -> None:
+def _blend(
+    image: np.ndarray, row: float, column: float, radius: float, colour: np.ndarray | np.float32, square: bool
+) -> None:
     """Draw a shape with a soft edge of one pixel onto `image` [H, W, 3], in place."""
     top, left = max(0, int(row - radius) - 1), max(0, int(column - radius) - 1)
     part = image[top : int(row + radius) + 2, left : int(column + radius) + 2]

@@ -4,8 +4,7 @@ CHAT = "system user assistant You are a helpful assistant ."
 QUESTIONS = "What colour was the flash ? Where was it ? Which came first , or ?"
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 PLACES = ("northwest", "northeast", "southwest", "southeast")
-COMMON = (
-    "yes no left right up down zero one two three four five six seven eight nine ten before after last when longest"
-)
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+COMMON = f"yes no left right up down zero {' '.join(NUMBERS)} before after last when longest"
 
 WORDS = tuple(dict.fromkeys([*CHAT.split(), *QUESTIONS.split(), *COLOURS, *PLACES, *COMMON.split()]))

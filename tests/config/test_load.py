@@ -208,7 +208,10 @@ def test_all_faults_of_all_files_are_said_at_once(write):
     )
     found = problems("training.stepz=3", "seed=x", "training.resume=1", path=file)
     assert "did you mean 'training'?" in found["traning"]
-    assert found["attention.method"] == "'dens' is not a choice; did you mean 'dense'? allowed: nsa, dense, released"
+    assert (
+        found["attention.method"]
+        == "'dens' is not a choice; did you mean 'dense'? allowed: nsa, dense, released, frame_local"
+    )
     assert found["attention.gate"].startswith("3 is not a mapping; expected keys kind, temperature, value")
     assert "unknown key 'stepz'; did you mean 'steps'? known: steps, batch_size" in found["training.stepz"]
     assert found["seed"] == "'x' is not an integer"

@@ -2,6 +2,7 @@
 
 from nsa_lab.attention.methods.base import Method, Plan
 from nsa_lab.attention.methods.dense import Dense
+from nsa_lab.attention.methods.frame_local import FrameLocal
 from nsa_lab.attention.methods.nsa import NSA
 from nsa_lab.attention.methods.released import Released
 
@@ -9,6 +10,7 @@ METHODS: dict[str, type[Method]] = {
     "nsa": NSA,
     "dense": Dense,
     "released": Released,
+    "frame_local": FrameLocal,
 }
 
-__all__ = ["METHODS", "NSA", "Dense", "Method", "Plan", "Released"]
+__all__ = ["METHODS", "NSA", "Dense", "FrameLocal", "Method", "Plan", "Released"]

@@ -1,7 +1,7 @@
 """What attends in one decoder layer."""
 
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -47,8 +47,10 @@ class Method(Plugin, nn.Module):
     """Computes the prefill of one layer, for all packed rows; decoding attends densely to the cache.
 
     A new one is a subclass in a file of its own and a line in METHODS. `partition` in its Config: the settings of the
-    partition it reads, made by the plan.
+    partition it reads, made by the plan. reads: what a video query reads where `attended` gives no number.
     """
+
+    reads: ClassVar[str] = "every past token"
 
     def __init__(self, config: Any, design: Any, dims: HeadDims, layer: int):
         """config: this class's own settings; design: all of the layer's."""
@@ -59,7 +61,7 @@ class Method(Plugin, nn.Module):
 
     @classmethod
     def attended(cls, config: Any) -> int | None:
-        """K: the tokens a late video query reads (VideoNSA, section 4); None: all before it."""
+        """K: the tokens a late video query reads (VideoNSA, section 4); None: no fixed number."""
         return None
 
     @classmethod
