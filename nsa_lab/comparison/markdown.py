@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from nsa_lab.comparison.grid import Grid
 from nsa_lab.comparison.rows import ORIGIN, Row
 from nsa_lab.comparison.sections import sections
-from nsa_lab.comparison.spec import Comparison
+from nsa_lab.comparison.spec import START, Comparison
 from nsa_lab.comparison.statistics import EXACT_PAIRS, FEWEST, FLIPS, smallest_sign_flip
 from nsa_lab.comparison.tables import experiments_of, metric_values, variants_of
 
@@ -66,6 +66,8 @@ def _origin(comparison: Comparison, rows: Sequence[Row]) -> str:
 
 
 def _settings(comparison: Comparison, variant: str) -> str:
+    if variant == START:
+        return "what the others start from"
     if variant not in comparison.variants:
         return "no longer in the file"
     return ", ".join(f"{key}={value}" for key, value in comparison.variants[variant].items()) or "the experiment's own"

@@ -50,7 +50,7 @@ def sections(comparison: Comparison, rows: Sequence[Row]) -> list[Section]:
         average: list[Column] = [] if _alike(comparison) else [("average", metric, experiments)]
         joint.append(_means(f"mean {arrow}", rows, variants, experiments, [*each, *average]))
     if len(experiments) > 1:
-        found.append(Section("all tasks", joint, []))
+        found.append(Section("side by side" if _alike(comparison) else "all tasks", joint, []))
     for name in experiments:
         tests = [test for test in differences(comparison, rows) if test.experiment == name]
         columns: list[Column] = [(arrow, metric, [name]) for metric, arrow in arrows.items()]
