@@ -3,6 +3,7 @@
 Processes that tests start find the same packages, wherever pytest was called and whether or not they are installed.
 """
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -44,6 +45,20 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item in quick]
 
 
+def pytest_collection_finish():
+    _freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # else libraries that look at the end find that nothing was given back
+
+
+def _freeze():
+    """What is there now is no garbage later: else it is gone through again and again, and so copied in every fork."""
+    gc.collect()
+    gc.freeze()
+
+
 def _quick(items):
     """What is not slow; of a test that is sampled, as many cases as hold what its marker asks for."""
     cases = defaultdict(list)
@@ -78,3 +93,4 @@ def workers(request, monkeypatch):
         import nsa_lab.api  # noqa: F401 -- what every worker imports, and a forked one has then
     context = multiprocessing.get_context(request.param)
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+    _freeze()
