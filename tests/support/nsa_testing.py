@@ -29,6 +29,7 @@ TINY = {
     "tasks.needle.frames": 8,
     "tasks.needle.train_clips": 10,
     "tasks.needle.val_clips": 4,
+    "model.num_layers": 2,
     "model.hidden_size": 32,
     "model.intermediate_size": 64,
     "model.num_heads": 2,
