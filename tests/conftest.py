@@ -3,6 +3,7 @@
 Processes that tests start find the same packages, wherever pytest was called and whether or not they are installed.
 """
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -30,6 +31,10 @@ def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="record tests/golden anew instead of comparing")
 
 
+TOGETHER = {"pairwise": 2, "singly": 1}
+"""By the marker of a test that the quick suite samples: of how many parameters every combination of values is run."""
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     """Leave the quick suite, unless all is asked for, or tests are named one by one (`file.py::test`)."""
@@ -40,19 +45,34 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item in quick]
 
 
+def pytest_collection_finish():
+    _freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # else libraries that look at the end find that nothing was given back
+
+
+def _freeze():
+    """What is there now is no garbage later: else it is gone through again and again, and so copied in every fork."""
+    gc.collect()
+    gc.freeze()
+
+
 def _quick(items):
-    """What is not slow; of a test marked `pairwise`, as many cases as hold every pair of its parameters' values."""
+    """What is not slow; of a test that is sampled, as many cases as hold what its marker asks for."""
     cases = defaultdict(list)
     for item in items:
         if not item.get_closest_marker("slow"):
             cases[item.nodeid.partition("[")[0]].append(item)
     for test in cases.values():
-        yield from _sample(test) if test[0].get_closest_marker("pairwise") else test
+        together = [n for marker, n in TOGETHER.items() if test[0].get_closest_marker(marker)]
+        yield from _sample(test, *together) if together else test
 
 
-def _sample(cases):
+def _sample(cases, together):
     rows = [{name: repr(value) for name, value in case.callspec.params.items()} for case in cases]
-    return [cases[i] for i in covering(rows)]
+    return [cases[i] for i in covering(rows, together)]
 
 
 @pytest.fixture(scope="session")
@@ -73,3 +93,4 @@ def workers(request, monkeypatch):
         import nsa_lab.api  # noqa: F401 -- what every worker imports, and a forked one has then
     context = multiprocessing.get_context(request.param)
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+    _freeze()

@@ -70,7 +70,7 @@ def plug_in(lab: Path, recipe: Recipe) -> None:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """A copy of the repository with every recipe carried out."""
+    """A copy of the repository with every recipe carried out, and a new knob, switched off, in a branch that is on."""
     root = tmp_path_factory.mktemp("copy")
     for folder in ("nsa_lab", "kernels", "tests", "experiments"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__", "results"))
@@ -78,6 +78,8 @@ def copy(tmp_path_factory):
     (root / "new.yaml").write_text("name: new\n")
     for recipe in RECIPES:
         plug_in(root / "nsa_lab", recipe)
+    window, size = root / "nsa_lab/attention/branches/window.py", "        size: int = 256\n"
+    window.write_text(window.read_text().replace(size, f"{size}        new_knob: int = 3\n"))
     return root
 
 
@@ -208,22 +210,17 @@ def test_loaded_over_qwens_weights_plug_ins_start_as_they_say(nsa_lab, tmp_path)
     assert "weights of plug-ins" in done.stderr and "start fresh" in done.stderr
 
 
-def test_no_shipped_experiment_has_another_hash(copy):
-    """Not even with a new knob, switched off, in a branch that is on."""
-    window = copy / "nsa_lab/attention/branches/window.py"
-    text = window.read_text()
-    try:
-        size = "        size: int = 256\n"
-        window.write_text(text.replace(size, f"{size}        new_knob: int = 3\n"))
-        code = (
-            "import json, sys; from nsa_lab.config import config_hash, load_config, read_settings\n"
-            "assert read_settings(load_config('experiments/smoke.yaml'))['attention.branches.window.new_knob'] == 3\n"
-            "print(json.dumps({f: config_hash(load_config(f)) for f in sys.argv[1:]}))"
-        )
-        golden = json.loads((ROOT / "tests/golden/hashes.json").read_text())
-        assert json.loads(python(copy, "-c", code, *golden)) == golden
-    finally:
-        window.write_text(text)
+HASHES = """
+import json, sys
+from nsa_lab.config import config_hash, load_config, read_settings
+assert read_settings(load_config("experiments/smoke.yaml"))["attention.branches.window.new_knob"] == 3
+print(json.dumps({file: config_hash(load_config(file)) for file in sys.argv[1:]}))
+"""
+
+
+def test_no_shipped_experiment_has_another_hash(nsa_lab):
+    golden = json.loads((ROOT / "tests/golden/hashes.json").read_text())
+    assert json.loads(nsa_lab("-c", HASHES, *golden).stdout) == golden
 
 
 @pytest.mark.slow

@@ -24,6 +24,11 @@ def test_product(a, b, c, d): ...
 @pytest.mark.parametrize("a", [1, 2])
 def test_single(a): ...
 
+@pytest.mark.singly
+@pytest.mark.parametrize("a", [1, 2])
+@pytest.mark.parametrize("b", [1, 2, 3])
+def test_each_value(a, b): ...
+
 @pytest.mark.parametrize("a", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_slow(a): ...
 """
@@ -53,6 +58,12 @@ def test_every_pair_is_in_the_sample(columns, most):
     assert len(kept) <= most and kept == sorted(set(kept)) == covering(rows)
 
 
+def test_singly_every_value_is_in_the_sample():
+    rows = rows_of(a=range(5), b=range(3), c="xy")
+    kept = [rows[i] for i in covering(rows, 1)]
+    assert len(kept) == 5 and {item for row in kept for item in row.items()} == {i for row in rows for i in row.items()}
+
+
 def test_pairs_that_never_meet_are_not_asked_for():
     rows = [row for row in rows_of(a=range(4), b=range(4), c=range(4)) if row["a"] != row["b"]]
     kept = [rows[i] for i in covering(rows)]
@@ -66,7 +77,7 @@ def test_rows_of_one_column_and_of_none():
 
 @pytest.mark.parametrize(
     ("arguments", "count"),
-    [((), 9 + 2 + 1), (("--all",), 18 + 2 + 2), (("test_it.py::test_product",), 18), (("-k", "single"), 2)],
+    [((), 9 + 2 + 3 + 1), (("--all",), 18 + 2 + 6 + 2), (("test_it.py::test_product",), 18), (("-k", "single"), 2)],
     ids=str,
 )
 def test_what_an_option_runs(pytester, monkeypatch, arguments, count):

@@ -1,6 +1,7 @@
 """Helpers of the kernels' tests: odd geometries, random inputs, relative errors, and memory full of NaN."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -85,22 +86,68 @@ def poisoned() -> Iterator[None]:
 
 
 def quicken_interpreter() -> None:
-    """Spare Triton's interpreter two thirds of its time on small kernels, with the same results.
+    """Spare Triton's interpreter most of its time on small kernels, with the same results.
 
     By itself it replaces the functions of its language anew at every call from one function of a kernel to another,
-    and checks sums and products of integers for an overflow that it reports in debug mode alone.
+    checks sums and products of integers for an overflow that it reports in debug mode alone, and makes the same few
+    types, with their names and shapes, for every value.
     """
     import triton.language as tl
     from triton.runtime import interpreter
 
+    builder = interpreter.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=builder.options.debug)
+    _patch_once(interpreter, tl)
+    _keep_dtypes(interpreter)
+    _keep_types(tl.core)
+
+
+def _patch_once(interpreter: Any, tl: Any) -> None:
     patch = interpreter._patch_lang
+    languages = functools.cache(lambda function: [x for x in function.__globals__.values() if x is tl or x is tl.core])
 
     def patch_if_new(function: Any) -> Any:
-        languages = [x for x in function.__globals__.values() if x is tl or x is tl.core]
-        if languages and not any(tl.core.is_builtin(language.load) for language in languages):
+        used = languages(function)
+        if used and not any(tl.core.is_builtin(language.load) for language in used):
             return None
         return patch(function)
 
-    builder = interpreter.interpreter_builder
-    builder.options = dataclasses.replace(builder.options, sanitize_overflow=builder.options.debug)
     interpreter._patch_lang = patch_if_new
+
+
+def _keep_dtypes(interpreter: Any) -> None:
+    """NumPy's type of a value by the name of its scalar type."""
+    make, known = interpreter._get_np_dtype, {}
+
+    def of(dtype: Any) -> Any:
+        name = dtype.scalar.name
+        if name not in known:
+            known[name] = make(dtype)
+        return known[name]
+
+    interpreter._get_np_dtype = of
+
+
+def _keep_types(core: Any) -> None:
+    """A type of blocks, with the shape and dtype of its tensors, by scalar type and shape."""
+    make_type, make_tensor = core.block_type.__init__, core.tensor.__init__
+    kept: dict[Any, dict[str, Any]] = {}
+
+    def parts(type: Any) -> dict[str, Any]:
+        tensor = core.tensor.__new__(core.tensor)
+        make_tensor(tensor, None, type)
+        return {name: part for name, part in vars(tensor).items() if name not in ("handle", "type")}
+
+    def block_type(self: Any, element_ty: Any, shape: Any) -> None:
+        key = (element_ty.name, *(n.value if isinstance(n, core.constexpr) else n for n in shape))
+        if key not in kept:
+            make_type(self, element_ty, shape)
+            kept[key] = vars(self).copy() | {"parts": parts(self)}
+        vars(self).update(kept[key])
+
+    def tensor(self: Any, handle: Any, type: Any) -> None:
+        if "parts" not in vars(type):
+            type.parts = parts(type)
+        vars(self).update(type.parts, handle=handle, type=type)
+
+    core.block_type.__init__, core.tensor.__init__ = block_type, tensor

@@ -103,7 +103,9 @@ def long_video(frames, h, w, name="clip"):
     return Video(name, images, np.arange(frames + 1) * 0.5, (frames, h, w), np.linspace(0, 1, frames - 1), None)
 
 
-@pytest.mark.parametrize("frames, h, w", [(1, 1, 1), (2, 2, 2), (70, 1, 3), (9, 3, 2), (8, 1, 4)])
+@pytest.mark.parametrize(
+    "frames, h, w", [(1, 1, 1), (2, 2, 2), (70, 1, 3), (9, 3, 2), pytest.param(8, 1, 4, marks=pytest.mark.slow)]
+)
 def test_pictures_are_legible_and_of_the_right_size(frames, h, w, tmp_path):
     video, count = long_video(frames, h, w, "a-sample-with-a-very-long-name/clip-000123"), frames * h * w
     token = np.arange(count)

@@ -66,9 +66,8 @@ def test_one_layer_that_is_not_uniform_is_enough(make_config, artifacts):
     assert drawn == {"blocks-sample0-layer02.png"}  # blocks of 4 are the frames here, so layers 1 and 2 agree
 
 
-def test_a_broken_first_sample_is_passed_over_where_the_run_skips_such(make_config, artifacts, tmp_path):
-    first = train(make_config(), progress_bar=False)
-    clip = next(iter(restore(first.directory)[2].val.samples)).video
+def test_a_broken_first_sample_is_passed_over_where_the_run_skips_such(make_config, artifacts, tmp_path, trained):
+    clip = next(iter(restore(trained)[2].val.samples)).video
     videos = tmp_path / "videos"
     shutil.copytree(clip.parent, videos)
     (videos / clip.name).write_bytes(b"no video")

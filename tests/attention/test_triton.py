@@ -88,7 +88,7 @@ def choose(ops, rule, q, k, tokens, blocks):
     return ops.select_blocks(q, mean_of_blocks(k, blocks), tokens, blocks, scale=0.25, **options)
 
 
-@pytest.mark.pairwise
+@pytest.mark.singly
 @each_context
 @each_maker
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -98,7 +98,7 @@ def test_choices_equal_the_reference(rule, maker, context):
     assert torch.equal(expected, found)
 
 
-@pytest.mark.pairwise
+@pytest.mark.singly
 @each_context
 @each_maker
 @pytest.mark.parametrize("op", ["compression", "selection"])

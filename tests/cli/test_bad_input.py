@@ -291,7 +291,10 @@ def test_tracking_server_that_does_not_answer(folder, refused, monkeypatch):
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
-    [(["train", "bass.yaml"], "bass.yaml does not exist"), (["push", "."], "holds no record")],
+    [
+        (["train", "bass.yaml"], "bass.yaml does not exist"),
+        pytest.param(["push", "."], "holds no record", marks=pytest.mark.slow),
+    ],
 )
 def test_a_shell_sees_the_same(folder, arguments, part):
     command = [sys.executable, "-m", "nsa_lab.cli", *arguments]

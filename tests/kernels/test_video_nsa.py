@@ -55,15 +55,17 @@ def check(blocks, inputs, pooled, do, tolerance, **options):
 
 
 def subsets():
-    """Every subset, with blocks pooled by the op and given to it; in the quick suite one of the two in turn."""
+    """Every subset, with blocks pooled by the op and given to it; in the quick suite one of the two in turn, small."""
     for number, (branches, pooled) in enumerate(product(SUBSETS, (False, True))):
-        marks = () if number % 4 in (0, 3) else pytest.mark.slow
-        yield pytest.param(branches, pooled, marks=marks, id=f"{'+'.join(branches)}-{'given' if pooled else 'mean'}")
+        name = f"{'+'.join(branches)}-{'given' if pooled else 'mean'}"
+        yield pytest.param(branches, pooled, {}, marks=pytest.mark.slow, id=name)
+        if number % 4 in (0, 3):
+            yield pytest.param(branches, pooled, SMALL, id=f"{name}-small")
 
 
-@pytest.mark.parametrize(("branches", "pooled"), subsets())
-def test_every_subset_of_branches(branches, pooled):
-    blocks = odd_blocks(permuted=pooled, sparse=not pooled)
+@pytest.mark.parametrize(("branches", "pooled", "sizes"), subsets())
+def test_every_subset_of_branches(branches, pooled, sizes):
+    blocks = odd_blocks(permuted=pooled, sparse=not pooled, **sizes)
     *inputs, do = random_heads(blocks, (7, 1, 16), torch.float32, len(branches))
     given = [torch.randn(blocks.num_blocks, 1, 16) for _ in range(2)] if pooled else []
     bias = torch.randn(blocks.num_blocks)
@@ -81,13 +83,13 @@ def test_every_subset_of_branches(branches, pooled):
     ],
 )
 def test_head_layouts_and_token_budgets(heads, permuted):
-    blocks = odd_blocks(permuted=permuted, samples=(1, 0, 30), lengths=((1,), (), (9, 4, 1, 6, 10)))
+    blocks = odd_blocks(permuted=permuted, samples=(1, 0, 15), lengths=((1,), (), (4, 2, 1, 3, 5)))
     *inputs, do = random_heads(blocks, heads, torch.float32)
-    check(blocks, inputs, [], do, 2e-6, **OPTIONS, token_budget=16)
+    check(blocks, inputs, [], do, 2e-6, **OPTIONS, token_budget=8)
 
 
 def test_half_precision_with_full_precision_gates():
-    blocks = odd_blocks()
+    blocks = odd_blocks(**SMALL)
     q, k, v, gates, do = random_heads(blocks, (7, 1, 16), torch.float16)
     chosen = choose_blocks(q, pool_blocks(k, blocks), blocks, block_count=3)
     check(blocks, [q, k, v, gates.float()], [], do, 4e-3, chosen=chosen, window=5)
@@ -111,7 +113,7 @@ def test_no_token_no_query():
 
 
 def test_the_chosen_blocks_are_told_and_can_be_given():
-    blocks = odd_blocks(sparse=True)
+    blocks = odd_blocks(sparse=True, **SMALL)
     *inputs, _ = random_heads(blocks, (4, 2, 16), torch.float32)
     out, chosen = video_nsa_with_blocks(*inputs, blocks, **OPTIONS)
     rule = {name: OPTIONS[name] for name in ("block_count", "initial_blocks", "local_blocks")}
@@ -193,7 +195,7 @@ def test_under_activation_checkpointing():
 
 
 def test_under_autocast_everything_is_cast():
-    blocks = odd_blocks(sparse=True)
+    blocks = odd_blocks(sparse=True, **SMALL)
     q, k, v, gates, _ = random_heads(blocks, (4, 2, 16), torch.float32)
     with torch.autocast("cpu", torch.float16):
         out = video_nsa(q, k, v.half(), gates, blocks, **OPTIONS)
@@ -328,7 +330,7 @@ def test_blocks_that_are_too_long_are_refused_by_selection_alone():
 
 
 def test_what_is_kept_is_what_is_said():
-    blocks = odd_blocks()
+    blocks = odd_blocks(**SMALL)
     inputs = leaves_of(*random_heads(blocks, (4, 2, 16), torch.float32)[:4])
     saved = {}
 

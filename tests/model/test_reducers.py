@@ -95,6 +95,7 @@ def by_hand(model, batch, steps):
     return model.lm_head(decoder.norm(x)), layout.rows
 
 
+@pytest.mark.singly
 @pytest.mark.parametrize("partition", PARTITIONERS)
 @pytest.mark.parametrize(("reducer", "steps"), [(EverySecond, {2: every_second}), (FirstHalf, {0: first_half})])
 def test_logits_equal_a_run_on_indices_made_by_hand(tokenizer, reducer, steps, partition):

@@ -35,7 +35,7 @@ def trials_of(name="space", url="sqlite:///runs/studies.db"):
     return optuna.load_study(study_name=name, storage=url).get_trials()
 
 
-def test_pareto_set_and_files(folder):
+def test_pareto_set_and_files(folder, pictures):
     result, text = run(trials=6, workers=2)
     trials = trials_of()
     assert states(trials) == {"COMPLETE": 6}
@@ -129,7 +129,7 @@ def test_a_design_is_trained_once_and_reused_after(folder, monkeypatch):
         assert row.directory == twin.directory
     assert f"trial-{reused[0].number:04d} reused" in text and f"5 complete, {len(reused)} reused" in text
 
-    monkeypatch.setattr("nsa_lab.search.trial.BARREN", 25)
+    monkeypatch.setattr("nsa_lab.search.trial.BARREN", 12)
     run("few.py", trials=50)
     assert len(log(folder, "end")) == 6, "the space holds six designs; a search of it comes to an end"
 

@@ -29,6 +29,7 @@ TINY = {
     "tasks.needle.frames": 8,
     "tasks.needle.train_clips": 10,
     "tasks.needle.val_clips": 4,
+    "model.num_layers": 2,
     "model.hidden_size": 32,
     "model.intermediate_size": 64,
     "model.num_heads": 2,
@@ -48,13 +49,14 @@ TINY = {
 """Settings of a training that takes about a second."""
 
 
-def covering(rows: Sequence[Mapping[str, Hashable]]) -> list[int]:
+def covering(rows: Sequence[Mapping[str, Hashable]], together: int = 2) -> list[int]:
     """Which few of `rows` hold every pair of values that two columns take together anywhere in `rows`.
 
-    Greedy: the row with most pairs that are still missing, the first of a fixed shuffling where several have. The same
-    rows give the same choice, in ascending order; rows of one column are all needed.
+    With `together` 1, every value of a column. Greedy: the row with most pairs that are still missing, the first of a
+    fixed shuffling where several have. The same rows give the same choice, in ascending order; rows of one column are
+    all needed.
     """
-    pairs = [set(combinations(sorted(row.items()), min(2, len(row)))) for row in rows]
+    pairs = [set(combinations(sorted(row.items()), min(together, len(row)))) for row in rows]
     shuffled = random.Random(0).sample(range(len(rows)), len(rows))
     missing = set().union(*pairs)
     kept = []

@@ -96,7 +96,7 @@ def test_broken_off_and_resumed_equals_uninterrupted(tiny, tmp_path, uninterrupt
         assert torch.equal(value, found[name]), name
 
 
-KILLED = {"training.steps": 40, "training.checkpoint_every": 5, "training.val_every": 10}
+KILLED = {"training.steps": 30, "training.checkpoint_every": 5, "training.val_every": 10}
 
 
 def kill_once_saved(process, killed, is_alive):
