@@ -103,6 +103,7 @@ def test_describe(name, chance, monkeypatch):
     [
         (Recall, Recall.Config()),
         (Recall, Recall.Config(frames=64, scenes=6, shortest_frames=4, event_frames=4)),
+        (Recall, Recall.Config(frames=64, scenes=8)),
         (Duration, Duration.Config()),
         (Duration, Duration.Config(frames=64, scenes=2, lead_frames=10, closing_frames=4)),
     ],
