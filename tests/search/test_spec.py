@@ -87,7 +87,7 @@ def test_faulty_options_are_named(folder, options, message):
 
 def test_faults_of_the_base_experiment_are_all_reported(folder):
     with pytest.raises(ConfigError) as caught:
-        sweep("budget.py", trials=1, overrides=["training.steps=0", "training.batch_size=0"])
+        sweep("budget.py", trials=1, overrides=["training.steps=-1", "training.batch_size=0"])
     assert {p.path for p in caught.value.problems} == {"training.steps", "training.batch_size"}
 
 
