@@ -1,14 +1,12 @@
-"""The method `released` against an emulation of the published code, written from its description token by token."""
+"""The method `released` against an emulation of the published code (tests/support/nsa_released.py)."""
 
 import math
 from dataclasses import replace
-from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from nsa_lab.attention.budget import paper_ratio
+from nsa_lab.attention.budget import Cost, paper_ratio
 from nsa_lab.attention.dims import HeadDims
 from nsa_lab.attention.methods import NSA, Released
 from nsa_lab.attention.methods import released_ops as ops
@@ -16,8 +14,10 @@ from nsa_lab.attention.methods.released import Deviations
 from nsa_lab.attention.trace import Trace
 from nsa_lab.config import load_config
 from nsa_lab.errors import ConfigError, NsaLabError
+from nsa_lab.layout import layout_from_token_ids
 from nsa_lab.model.plan import AttentionPlan
 from nsa_lab.plugin import settings
+from nsa_released import BLOCK, COUNT, WINDOW, emulate
 from nsa_testing import assert_close, make_partition, random_heads, token_layout
 
 ODD = [(3, (4, 2, 3), 5), (1, (3, 2, 2), 0), (0, (1, 2, 2), 2), (4, (0, 2, 2), 0), (0, (2, 3, 2), 0)]
@@ -25,7 +25,17 @@ ODD = [(3, (4, 2, 3), 5), (1, (3, 2, 2), 0), (0, (1, 2, 2), 2), (4, (0, 2, 2), 0
 HEADS = [(4, 2, 8), (7, 1, 8), (28, 4, 4), (6, 2, 4)]
 SWITCHES = ("reversed_mask", "foreign_heads", "zeroed_text", "flat_scores", "unmasked", "missed_tokens")
 NONE = dict.fromkeys((*SWITCHES, "rounded_count"), False) | {"temperature": None}
-BLOCK, COUNT, WINDOW = 4, 3, 6
+
+
+def two_videos():
+    """Two samples packed: text, a video, text, another video, text; and a video of one frame with text around it."""
+    parts = [[2, (3, 2, 3), 3, (2, 3, 2), 2], [1, (1, 2, 2), 1]]
+    ids, positions, grids = [], [], []
+    for sample in parts:
+        own = [n for part in sample for n in ([0] * part if isinstance(part, int) else [1] * math.prod(part))]
+        ids, positions = ids + own, [*positions, *range(len(own))]
+        grids += [[t, 2 * h, 2 * w] for t, h, w in (part for part in sample if not isinstance(part, int))]
+    return layout_from_token_ids(torch.tensor([ids]), 1, torch.tensor(grids), text_positions=torch.tensor([positions]))
 
 
 def layer_of(heads, kind=Released, **deviations):
@@ -45,7 +55,8 @@ def layer_of(heads, kind=Released, **deviations):
 
 
 def plan_of(shapes):
-    plan = AttentionPlan(token_layout(shapes), (1, 0), Trace("cost", "choice"))
+    layout = two_videos() if shapes is None else token_layout(shapes)
+    plan = AttentionPlan(layout, (1, 0), Trace("cost", "choice", "gate_means"))
     plan.partition = lambda layer, x: make_partition("uniform", plan.sparse("video"), BLOCK)
     return plan
 
@@ -57,133 +68,13 @@ def inputs_of(plan, heads):
     return x, *random_heads(count, count, heads, torch.float64).all
 
 
-def softmax_over(q, keys, values, scale):
-    """[D]: one query [D] against lists of keys and values."""
-    if not keys:
-        return torch.zeros_like(q)
-    weights = torch.softmax(torch.stack([(q * key).sum() * scale for key in keys]), 0)
-    return sum(w * value for w, value in zip(weights, values, strict=True))
-
-
-def emulate(x, q, k, v, video, gate, deviations):
-    """One call of the published code for one sample: q [n, H, D], k and v [n, G, D], video a list of bools, gate a
-    function of one token's x that gives [H, 3]."""
-    (n, heads, d), groups = q.shape, k.shape[1]
-    scale, zero = d**-0.5, torch.zeros(d, dtype=q.dtype)
-    on = SimpleNamespace(**vars(deviations))
-    out = [[zero for _ in range(heads)] for _ in range(n)]
-    for t in range(n):
-        for h in range(heads):
-            own = h // (heads // groups)
-            if not video[t]:
-                out[t][h] = softmax_over(q[t, h], list(k[: t + 1, own]), list(v[: t + 1, own]), scale)
-            elif on.unmasked and not all(video):
-                out[t][h] = v[: t + 1, own].mean(0)
-    if not any(video):
-        return torch.stack([torch.stack(row) for row in out])
-
-    places = list(range(n)) if on.zeroed_text else [t for t in range(n) if video[t]]
-    length = len(places)
-    count = 2 ** math.ceil(math.log2(COUNT)) if on.rounded_count else COUNT
-    padded = heads
-    if on.foreign_heads:
-        padded = 1
-        while padded < 2 * heads:
-            padded *= 2
-    real = 2 * heads if on.foreign_heads else heads
-    blocks = [range(first, min(first + BLOCK, length)) for first in range(0, length, BLOCK)]
-
-    def clean(tensor, t, head):
-        return tensor[t, head] if video[t] else zero
-
-    def query(i, p):
-        return clean(q, places[i], p % heads) if p < real else zero
-
-    def group(p):
-        return p // (padded // groups)
-
-    def mean(tensor, j, g):
-        return sum(clean(tensor, places[i], g) for i in blocks[j]) / len(blocks[j])
-
-    pooled_k = [[mean(k, j, g) for g in range(groups)] for j in range(len(blocks))]
-    pooled_v = [[mean(v, j, g) for g in range(groups)] for j in range(len(blocks))]
-
-    def visible(i):
-        if on.reversed_mask:
-            return [j for j in range(len(blocks)) if BLOCK * (j + 1) - 1 >= i]
-        return [j for j in range(len(blocks)) if blocks[j][-1] <= i]
-
-    def log_sum(p, i):
-        logits = [float((query(i, p) * pooled_k[j][group(p)]).sum().detach() * scale) for j in visible(i)]
-        return math.log(sum(map(math.exp, logits))) if logits else -math.inf
-
-    table = [[log_sum(p, i) for i in range(length)] for p in range(padded)]
-
-    def read(p, i):
-        if not on.flat_scores:
-            return table[p][i]
-        flat = i * padded + p
-        return table[flat // length][flat % length]
-
-    gates = {t: gate(x[t]) if video[t] else torch.full((heads, 3), 0.5, dtype=q.dtype) for t in places}
-    for i, t in enumerate(places):
-        if not video[t] and not on.unmasked:
-            continue
-        chosen = []
-        for g in range(groups):
-            score = {}
-            members = [p for p in range(padded) if group(p) == g]
-            for j in range(i // BLOCK):
-                logits = [(p, float((query(i, p) * pooled_k[j][g]).sum().detach() * scale)) for p in members]
-                score[j] = sum(math.exp(logit - read(p, i)) for p, logit in logits)
-            sure = not (on.flat_scores or on.reversed_mask)
-            score[i // BLOCK] = math.inf if sure else float(len(members))
-            chosen.append(sorted(score, key=lambda j: (-score[j], j))[:count])
-        found = []
-        for p in range(padded):
-            g, own = group(p), query(i, p)
-            tokens = [m for j in chosen[g] for m in blocks[j] if m <= i]
-            near = range(max(0, i - WINDOW + 1), i + 1)
-            compressed = [[pooled[j][g] for j in visible(i)] for pooled in (pooled_k, pooled_v)]
-            picked = [[[clean(z, places[m], g) for m in some] for z in (k, v)] for some in (tokens, near)]
-            found.append([softmax_over(own, *given, scale) for given in (compressed, *picked)])
-        for h in range(heads):
-            copies = (h, h + heads) if on.foreign_heads else (h,)
-            parts = [sum(gates[t][h, c] * found[p][c] for c in range(3)) for p in copies]
-            out[t][h] = out[t][h] + sum(parts) / len(parts)
-    return torch.stack([torch.stack(row) for row in out])
-
-
-def emulate_all(layer, x, q, k, v, layout):
-    ends, on = layout.cu_seqlens.tolist(), layer.deviations
-
-    def one_gate(row):
-        hidden = torch.nn.functional.gelu(layer.sparse.gate.up.weight @ row + layer.sparse.gate.up.bias)
-        logits = layer.sparse.gate.down.weight @ hidden + layer.sparse.gate.down.bias
-        return torch.sigmoid(logits / (1.0 if on.temperature is None else on.temperature)).view(-1, 3)
-
-    outputs = []
-    for begin, end in pairwise(ends):
-        video, first = [], None
-        for t in range(begin, end):
-            is_video = bool(layout.is_video[t])
-            if is_video and first is None:
-                first = int(layout.frame[t])
-            if is_video and on.missed_tokens:
-                columns = int(layout.grids[int(layout.video[t])][2])
-                place = divmod(int(layout.cell[t]), columns)
-                is_video = len({(int(layout.frame[t]) - first) * 2, *place}) > 1
-            video.append(is_video)
-        parts = (part[begin:end] for part in (x, q, k, v))
-        outputs.append(emulate(*parts, video, one_gate, on))
-    return torch.cat(outputs)
-
-
 CASES = [
     ((4, 2, 8), {}),
     ((4, 2, 8), NONE),
     *(((4, 2, 8), NONE | {name: True}) for name in SWITCHES),
     *(((4, 2, 8), {name: False}) for name in SWITCHES),
+    *(((4, 2, 8), change) for change in ({"rounded_count": False}, {"temperature": None})),
+    *(((4, 2, 8), NONE | change) for change in ({"rounded_count": True}, {"temperature": 0.3})),
     *((heads, {}) for heads in HEADS[1:]),
 ]
 
@@ -202,9 +93,20 @@ def name_of(heads, deviations):
 )
 def test_it_is_what_the_published_code_computes(heads, deviations, monkeypatch):
     monkeypatch.setattr(ops, "PIECE_BYTES", 9000)  # pieces of a few queries
-    layer, plan = layer_of(heads, **deviations), plan_of(ODD)
+    compare(layer_of(heads, **deviations), plan_of(ODD), heads)
+
+
+@pytest.mark.parametrize("deviations", [{}, pytest.param(NONE, marks=pytest.mark.slow)], ids=["all", "none"])
+def test_text_between_the_videos_of_a_sample(deviations, monkeypatch):
+    monkeypatch.setattr(ops, "PIECE_BYTES", 9000)
+    layer, plan = layer_of((4, 2, 8), **deviations), plan_of(None)
+    compare(layer, plan, (4, 2, 8))
+    assert plan.layout.sample[-1] == 1 and len(plan.layout.grids) == 3
+
+
+def compare(layer, plan, heads):
     x, *given = inputs_of(plan, heads)
-    expected = emulate_all(layer, x, *given, plan.layout)
+    expected = emulate(layer, x, *given, plan.layout)
     actual = layer.prefill(x, *given, plan)
     assert_close(actual, expected, 1e-12, "forward")
     weight = torch.randn(actual.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -217,14 +119,47 @@ def test_it_is_what_the_published_code_computes(heads, deviations, monkeypatch):
 
 @pytest.mark.parametrize("heads", HEADS[:3], ids=str)
 def test_without_deviations_it_is_the_paper_s_method(heads):
-    plan = plan_of(ODD)
+    plan, lengths = plan_of(ODD), torch.tensor([24, 12, 4, 12])
     x, *given = inputs_of(plan, heads)
     ours, papers = layer_of(heads, **NONE), layer_of(heads, NSA)
     papers.sparse.gate.load_state_dict(ours.sparse.gate.state_dict())
-    assert_close(ours.prefill(x, *given, plan), papers.prefill(x, *given, plan), 1e-12)
+    outputs, gradients, costs, means = [], [], [], []
+    for layer in (ours, papers):
+        outputs.append(layer.prefill(x, *given, plan))
+        gradients.append(torch.autograd.grad(outputs[-1].square().sum(), [*given, *layer.sparse.gate.parameters()]))
+        cost = layer.cost(plan.trace, lengths)
+        costs.append((cost.keys, cost.pooled))
+        means.append(plan.trace.found[0, "gate_means"])
+    assert_close(*outputs, 1e-12)
+    for one, other in zip(*gradients, strict=True):
+        assert_close(one, other, 1e-11, "gradient")
+    assert costs[0] == pytest.approx(costs[1]) and means[0] == pytest.approx(means[1])
     released = layer_of(heads)
     released.sparse.gate.load_state_dict(ours.sparse.gate.state_dict())
-    assert (released.prefill(x, *given, plan) - ours.prefill(x, *given, plan)).abs().max() > 0.05
+    assert (released.prefill(x, *given, plan) - outputs[0]).abs().max() > 0.05
+
+
+def test_28_heads_read_the_groups_that_the_published_code_reads():
+    """Heads 0-3, 4-15, 16-19 and 20-27 meet two of the four groups each; values that name their group show which."""
+    plan, layer = plan_of([(0, (3, 2, 3), 0)]), layer_of((28, 4, 4), missed_tokens=False)
+    x, q, k, _ = inputs_of(plan, (28, 4, 4))
+    torch.nn.init.zeros_(layer.sparse.gate.down.weight)
+    torch.nn.init.zeros_(layer.sparse.gate.down.bias)
+    out = layer.prefill(x, q, k, torch.eye(4, dtype=torch.float64).expand(18, -1, -1), plan)
+    pairs = [(0, 1)] * 4 + [(0, 2)] * 12 + [(1, 2)] * 4 + [(1, 3)] * 8
+    read = torch.eye(4, dtype=torch.float64)[torch.tensor(pairs)].sum(1)
+    assert_close(out, (3 * 0.5 / 2 * read).expand(18, -1, -1), 1e-12)
+
+
+def test_blocks_that_compression_sees_and_entries_that_selection_reads():
+    """Of 1,024 tokens query 500 sees blocks 7 to 15, the last its own; head 37 of query 100 reads head 6 at 293."""
+    shape = ops.Shape(64, 32, 256, 1.0, Deviations())
+    seen = ops._visible(slice(0, 1024), 16, 1024, shape, torch.device("cpu"))
+    assert seen[500].nonzero().flatten().tolist() == list(range(7, 16)) and seen[-1].tolist() == [False] * 15 + [True]
+    queries = torch.randn(1024, 4, 16, 2, generator=torch.Generator().manual_seed(0))
+    pooled = torch.randn(16, 4, 2, generator=torch.Generator().manual_seed(1))
+    right = ops._lse(queries, pooled, 1024, replace(shape, deviations=Deviations(flat_scores=False))).flatten(1)
+    assert ops._lse(queries, pooled, 1024, shape).flatten(1)[100, 37] == right[293, 6]
 
 
 def test_its_cost_is_what_its_queries_read():
@@ -238,6 +173,54 @@ def test_its_cost_is_what_its_queries_read():
     blocks = sum(t + 1 for t in range(3, 12)) / 9  # three blocks, of which at most three are read: all up to the query
     later = (1 * 3 + 4 * 2 + 4 * 1) / 9  # own and later blocks of the query at 3, of 4 to 7, of 8 to 11
     assert cost.keys == pytest.approx(window + blocks) and cost.pooled == pytest.approx(later)
+
+
+def test_bfloat16_is_rounded_once():
+    """Against float64 of the same inputs; a mean that ran in bfloat16 was off by a tenth."""
+    plan, layer = plan_of([(20, (50, 3, 4), 20)]), layer_of((4, 2, 8))
+    torch.nn.init.zeros_(layer.sparse.gate.down.weight)
+    x, *given = (part.detach().bfloat16() for part in inputs_of(plan, (4, 2, 8)))
+    exact = layer.prefill(x.double(), *(part.double() for part in given), plan)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = layer.bfloat16().prefill(x, *given, plan)
+    assert rounded.dtype == torch.bfloat16 and (rounded - exact).norm() < 0.01 * exact.norm()
+
+
+def test_what_backward_keeps_grows_with_the_tokens_not_with_their_square(monkeypatch):
+    monkeypatch.setattr(ops, "PIECE_BYTES", 2**16)
+
+    def kept(frames):
+        plan, layer, sizes = plan_of([(2, (frames, 2, 3), 40)]), layer_of((4, 2, 8)), {}
+        x, *given = inputs_of(plan, (4, 2, 8))
+
+        def note(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            out = layer.prefill(x, *given, plan)
+        assert out.requires_grad
+        return sum(sizes.values())
+
+    assert kept(80) < 5 * kept(20)
+
+
+def test_its_gates_are_told_of_the_video_tokens_alone():
+    plan, layer = plan_of([(3, (2, 2, 3), 9), (4, (0, 2, 2), 0)]), layer_of((4, 2, 8))
+    x, *given = inputs_of(plan, (4, 2, 8))
+    layer.prefill(x, *given, plan)
+    told = plan.trace.found[0, "gate_means"]
+    seen = [t for t in plan.layout.video_index.tolist() if int(plan.layout.cell[t]) or int(plan.layout.frame[t])]
+    want = (layer.sparse.gate(x[seen]).sum(0) + 0.5).mean(0) / 12  # the first token passes for text
+    assert list(told) == ["compression", "selection", "window"]
+    assert list(told.values()) == pytest.approx(want.tolist(), abs=1e-6)
+
+
+def test_a_forward_without_video_costs_nothing():
+    plan, layer = plan_of([(4, (0, 2, 2), 0)]), layer_of((4, 2, 8))
+    x, *given = inputs_of(plan, (4, 2, 8))
+    layer.prefill(x, *given, plan)
+    assert layer.cost(plan.trace, torch.tensor([])) == Cost() and (0, "gate_means") not in plan.trace.found
 
 
 def test_the_paper_s_budget_counts_the_blocks_that_are_really_read():
@@ -260,6 +243,7 @@ def test_heads_that_cannot_be_padded_as_published_are_refused():
         ("attention.branches.selection.local_blocks=2", "the published code has 1 alone"),
         ("attention.branches.selection.block_count=40", "more than 32, beyond which"),
         ("attention.released.temperature=0", "is not positive"),
+        ("attention.backend=torch", "torch is not read by method=released"),
         ("attention.released.time_step=0", "is not positive"),
         ("attention.branches.compression.log_length_bias=true", "the published code has False alone"),
     ],

@@ -26,7 +26,13 @@ from nsa_lab.plugin import build, switched_on
 MOST_BLOCKS = 32
 """Above it the published kernel merges its lists by chunks, which is no choice of the best blocks any more."""
 
-SELECTION = {"scorer": "compression", "rule": "top_n", "initial_blocks": 0, "local_blocks": 1, "query_tile": 1}
+SELECTION: dict[str, Any] = {
+    "scorer": "compression",
+    "rule": "top_n",
+    "initial_blocks": 0,
+    "local_blocks": 1,
+    "query_tile": 1,
+}
 """How the published code selects, and no other way."""
 
 
@@ -80,20 +86,17 @@ class Released(NSA):
     @classmethod
     def problems(cls, config: Any, design: Any) -> Iterator[Problem]:
         yield from super().problems(config, design)
+        if design.backend != "auto":
+            yield Problem(
+                "backend", f"{design.backend} is not read by method=released, which is plain PyTorch; use auto"
+            )
         only: dict[str, Any] = {"partition.kind": "uniform", "compressor.kind": "mean", "context": "video"}
         only["branches.compression.log_length_bias"] = False
         for path, value in only.items():
             if (other := attrgetter(path)(config)) != value:
                 yield Problem(path, f"{other}: the published code has {value} alone; leave it out")
         selection = config.branches.selection
-        plain: dict[str, Any] = {
-            "scorer": "compression",
-            "rule": "top_n",
-            "initial_blocks": 0,
-            "local_blocks": 1,
-            "query_tile": 1,
-        }
-        for name, value in plain.items() if selection.enabled else ():
+        for name, value in SELECTION.items() if selection.enabled else ():
             if getattr(selection, name) != value:
                 yield Problem(f"branches.selection.{name}", f"the published code has {value} alone; leave it out")
         if selection.enabled and config.released.rounded_count and selection.block_count > MOST_BLOCKS:
@@ -121,17 +124,22 @@ class Released(NSA):
 
     def prefill(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
         video = self._seen_as_video(plan.layout)
-        gates = torch.where(video[:, None, None], self.sparse.gate(x).to(q.dtype), 0.5)
-        ends = plan.layout.cu_seqlens.tolist()
-        found = [
-            self._sample(*(part[begin:end] for part in (q, k, v, gates, video, plan.layout.is_video)))
-            for begin, end in pairwise(ends)
-        ]
-        if plan.trace.wants("gates"):
-            plan.trace.record(self.layer, "gates", gates[plan.layout.video_index].detach())
+        gates = torch.where(video[:, None, None], self.sparse.gate(x), 0.5)
+        self._record_gates(gates[plan.layout.video_index], plan.trace)
+        wide, ends = torch.promote_types(q.dtype, torch.float32), plan.layout.cu_seqlens.tolist()
+        parts = (*(part.to(wide) for part in (q, k, v, gates)), video, plan.layout.is_video)
+        with torch.autocast(q.device.type, enabled=False):  # a running mean in bfloat16 would be off by a tenth
+            found = [self._sample(*(part[begin:end] for part in parts)) for begin, end in pairwise(ends)]
         if plan.trace.wants("cost"):
             plan.trace.record(self.layer, "cost", [cost for _, cost in found if cost is not None])
-        return torch.cat([out for out, _ in found]) if found else q
+        return torch.cat([out for out, _ in found]).to(q.dtype) if found else q
+
+    def _record_gates(self, gates: Tensor, trace: Trace) -> None:
+        """gates [Tq, H, R] of the video tokens."""
+        trace.record(self.layer, "gates", gates.detach())
+        if trace.wants("gate_means") and len(gates):
+            means = gates.detach().float().mean((0, 1)).tolist()
+            trace.record(self.layer, "gate_means", dict(zip(self.names, means, strict=True)))
 
     def _sample(
         self, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, video: Tensor, real: Tensor
@@ -165,6 +173,8 @@ class Released(NSA):
     def cost(self, trace: Trace, lengths: Tensor) -> Cost:
         """The mean over the video queries, as counted in the forward (the trace must want `cost`)."""
         found = trace.found[self.layer, "cost"]
+        if not found:
+            return Cost()
         total = sum(count for count, _ in found)
         parts = ("keys", "pooled", "scored")
         return Cost(*(sum(count * getattr(own, part) for count, own in found) / total for part in parts))

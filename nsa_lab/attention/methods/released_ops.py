@@ -4,17 +4,19 @@ n tokens of the sample, H query heads, G key/value heads, D head dim, N blocks, 
 P / G of which read one key/value head.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from nsa_lab.attention.budget import Cost
 
 PIECE_BYTES = 2**28
-"""What the logits of one piece of queries take at most, so that nothing of size n x n is ever held."""
+"""What the logits of one piece of queries take at most. Backward computes pieces again: nothing n x n is held."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,43 @@ def branches(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, ...], shape: Sha
     grouped = _grouped(q, k.shape[1], shape.deviations.foreign_heads)
     pooled_k, pooled_v = (_pooled(x, shape.size) for x in (k, v))
     lse = _lse(grouped.detach(), pooled_k.detach(), len(q), shape) if "selection" in names else None
-    outputs, counts = [], {name: q.new_zeros(len(q)) for name in names}
-    for rows in _pieces(grouped, k):
-        own = []
-        for name in names:
-            seen = MASKS[name](rows, grouped, pooled_k, lse, len(q), shape)
-            keys = (pooled_k, pooled_v) if name == "compression" else (k, v)
-            own.append(attend(grouped[rows], *keys, seen, shape.scale))
-            counts[name][rows] = seen.sum(-1).double().mean(1).to(q.dtype)
-        outputs.append(torch.stack(own, 2))
-    out = torch.cat(outputs)
+
+    compute = partial(_piece, names=names, shape=shape, lse=lse)
+    found = _each(compute, list(_pieces(grouped, k)), grouped, k, v, pooled_k, pooled_v)
+    out = torch.cat([own for own, _ in found])
+    counts = dict(zip(names, torch.cat([count for _, count in found], 1), strict=True))
     if shape.deviations.foreign_heads:
         out = (out[:, :heads] + out[:, heads : 2 * heads]) / 2
     return out, counts
+
+
+def _piece(
+    rows: slice,
+    grouped: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pooled_k: Tensor,
+    pooled_v: Tensor,
+    *,
+    names: tuple[str, ...],
+    shape: Shape,
+    lse: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """[C, P, R, D] of the queries `rows`, and how many keys each reads, [R, C] float64."""
+    outputs, counts = [], []
+    for name in names:
+        seen = MASKS[name](rows, grouped, pooled_k, lse, len(k), shape)
+        keys = (pooled_k, pooled_v) if name == "compression" else (k, v)
+        outputs.append(attend(grouped[rows], *keys, seen, shape.scale))
+        counts.append(seen.sum(-1).double().mean(1))
+    return torch.stack(outputs, 2), torch.stack(counts)
+
+
+def _each(compute: Callable[..., Any], pieces: list[slice], *inputs: Tensor) -> list[Any]:
+    """`compute` of every piece; of several, the backward pass computes each again instead of keeping its weights."""
+    if len(pieces) > 1 and torch.is_grad_enabled():
+        compute = partial(checkpoint, compute, use_reentrant=False, preserve_rng_state=False)
+    return [compute(rows, *inputs) for rows in pieces]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> Tensor:
@@ -59,12 +85,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> Tenso
 
 def dense_rows(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, reach: Tensor, scale: float) -> Tensor:
     """[n', H, D]: the queries `rows` [n'] of a sample, each against its last `reach` [n'] tokens; q [n, H, D]."""
-    grouped, outputs = _grouped(q[rows], k.shape[1], foreign=False), []
-    place = torch.arange(len(k), device=k.device)
-    for piece in _pieces(grouped, k):
+    grouped, place = _grouped(q[rows], k.shape[1], foreign=False), torch.arange(len(k), device=k.device)
+
+    def compute(piece: slice, grouped: Tensor, k: Tensor, v: Tensor) -> Tensor:
         own = rows[piece, None]
         seen = (place <= own) & (place > own - reach[piece, None])
-        outputs.append(attend(grouped[piece], k, v, seen[:, None].expand(-1, k.shape[1], -1), scale))
+        return attend(grouped[piece], k, v, seen[:, None].expand(-1, k.shape[1], -1), scale)
+
+    outputs = _each(compute, list(_pieces(grouped, k)), grouped, k, v)
     return torch.cat(outputs) if outputs else q[rows]
 
 
