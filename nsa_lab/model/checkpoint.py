@@ -141,8 +141,7 @@ def _check_fit(
 
 def stored_design(path: str | Path) -> dict[str, Any]:
     """The settings of `attention` stored with the weights at `path`, empty where there are none. Raises NsaLabError."""
-    text_config = _stored(path).get("text_config") or {}
-    return dict(text_config.get("video_nsa") or published_design(text_config) or {})
+    return _design(path, _stored(path)) or {}
 
 
 def stored_positions(path: str | Path) -> str:
@@ -206,17 +205,36 @@ def _read_config(path: str | Path, attention: AttentionConfig | None, positions:
             *(path, trained, positions, trained),
         )
     config = _typed(path, stored | {"positions": positions or trained})
+    design = _design(path, stored)
     if attention is not None:
+        if design and attention.method != design.get("method", attention.method):
+            log.warning(
+                "%s was trained with attention.method=%s and is used with %s; set attention.method=%s to go on",
+                *(path, design["method"], attention.method, design["method"]),
+            )
         if beyond := list(beyond_the_last_layer(attention, config.text_config.num_hidden_layers)):
             raise ConfigError(beyond)
         set_design(config, attention)
-    elif (published := published_design(stored.get("text_config") or {})) is not None:
-        set_design(config, attention_from_dict(published))
-    elif getattr(config.text_config, "video_nsa", None) is None:
+    elif design:
+        set_design(config, attention_from_dict(design))
+    else:
         raise NsaLabError(
             f"model.path={path} stores no attention design; pass one (the `attention` section of a config)"
         )
     return config
+
+
+def _design(path: str | Path, stored: dict[str, Any]) -> dict[str, Any] | None:
+    """The design in a config.json: ours before the published fields, which stay when such weights are saved again."""
+    text_config = stored.get("text_config")
+    if not isinstance(text_config, dict):
+        return None
+    if ours := text_config.get("video_nsa"):
+        return dict(ours)
+    try:
+        return published_design(text_config)
+    except ValueError as error:
+        raise NsaLabError(f"model.path={path}: text_config.{error} in its config.json; get it again") from error
 
 
 def _reason(error: Exception) -> str:

@@ -37,14 +37,16 @@ def get_design(text_config: Any) -> AttentionConfig:
 def published_design(text_config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The design of VideoNSA's published checkpoint, as a tree, by its text config: None where it is another's.
 
-    Blocks of 64, four key/value heads and the gate's temperature are constants of the published code.
+    Blocks of 64, four key/value heads and the gate's temperature are constants of the published code. Raises ValueError
+    where a count is no positive integer.
     """
     if "block_counts" not in text_config:
         return None
-    branches = {
-        "selection": {"block_count": int(text_config["block_counts"])},
-        "window": {"size": int(text_config.get("window_size", 256))},
-    }
+    count, size = text_config["block_counts"], text_config.get("window_size", 256)
+    for name, value in (("block_counts", count), ("window_size", size)):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name}={value!r} is no positive integer")
+    branches = {"selection": {"block_count": count}, "window": {"size": size}}
     return {"method": "released", "partition": {"block_size": 64}, "branches": branches}
 
 

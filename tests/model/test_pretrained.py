@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from nsa_lab.attention.trace import Trace
+from nsa_lab.errors import NsaLabError
 from nsa_lab.model import VideoNSAForConditionalGeneration, build_model, gate_metrics, load_model
 from nsa_lab.model.checkpoint import stored_design
 from nsa_testing import model_batch, tiny_config
@@ -80,12 +81,11 @@ def test_auto_classes_refuse_our_checkpoint(ours, tmp_path):
     assert isinstance(load_model(tmp_path), VideoNSAForConditionalGeneration)
 
 
-@pytest.mark.parametrize("prefix", ["model.", "model.language_model."])
-def test_the_published_checkpoint_s_names_and_settings_are_read(published, tokenizer, tmp_path, prefix):
-    """A made-up state dict under both prefixes that it may have, with its gates, block_counts and window_size."""
-    folder, qwen = published
+def released_folder(published, path, prefix, **fields):
+    """The weights of a made-up checkpoint in `path`: VideoNSA's names after `prefix`, its gates and config fields."""
+    folder, _ = published
     stored = json.loads((folder / "config.json").read_text())
-    stored["text_config"] |= {"block_counts": 8, "window_size": 12}
+    stored["text_config"] |= {"block_counts": 8, "window_size": 12} | fields
     text = stored["text_config"]
     hidden, heads = text["hidden_size"], text["num_attention_heads"]
     weights = load_file(folder / "model.safetensors")
@@ -95,8 +95,15 @@ def test_the_published_checkpoint_s_names_and_settings_are_read(published, token
         gate = f"{prefix}layers.{layer}.self_attn.g_proj_"
         weights |= {f"{gate}1.weight": torch.randn(hidden, hidden), f"{gate}1.bias": torch.randn(hidden)}
         weights |= {f"{gate}2.weight": torch.randn(3 * heads, hidden), f"{gate}2.bias": torch.randn(3 * heads)}
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "config.json").write_text(json.dumps(stored))
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    (path / "config.json").write_text(json.dumps(stored))
+    return weights
+
+
+@pytest.mark.parametrize("prefix", ["model.", "model.language_model."])
+def test_the_published_checkpoint_s_names_and_settings_are_read(published, tmp_path, prefix, caplog):
+    weights = released_folder(published, tmp_path, prefix)
+    qwen = published[1]
 
     model = load_model(tmp_path)
     attention = model.attentions()[1]
@@ -110,9 +117,39 @@ def test_the_published_checkpoint_s_names_and_settings_are_read(published, token
     assert all(torch.equal(state[name], weight) for name, weight in qwen.state_dict().items())
     assert stored_design(tmp_path)["method"] == "released"
 
+    assert not caplog.text
     papers = load_model(tmp_path, tiny_config().attention)
+    assert "was trained with attention.method=released and is used with nsa" in caplog.text
     assert torch.equal(papers.attentions()[1].method.sparse.gate.up.weight, gate.up.weight), "the paper's method too"
     model.save_pretrained(tmp_path / "again")
     again = load_model(tmp_path / "again")
     assert again.attentions()[1].design == design
     assert all(torch.equal(weight, state[name]) for name, weight in again.state_dict().items())
+    papers.save_pretrained(tmp_path / "papers")
+    assert load_model(tmp_path / "papers").attentions()[1].design == papers.attentions()[1].design
+    assert stored_design(tmp_path / "papers")["method"] == "nsa", "what it was saved under, whatever it came from"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda w: w.pop("model.layers.1.self_attn.q_proj.bias"), "1 missing .such as model.language_model.layers.1"),
+        (lambda w: w.update({"model.layers.0.self_attn.phi.weight": torch.ones(2)}), "1 unexpected .such as .*phi"),
+        (lambda w: w.update({"model.layers.0.self_attn.g_proj_2.bias": torch.ones(4)}), "1 of another shape .*bias"),
+    ],
+)
+def test_a_published_checkpoint_with_other_names_is_refused_in_one_line(published, tmp_path, change, said):
+    weights = released_folder(published, tmp_path, "model.")
+    change(weights)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NsaLabError, match=said) as error:
+        load_model(tmp_path)
+    assert "\n" not in str(error.value) and f"model.path={tmp_path}" in str(error.value)
+
+
+@pytest.mark.parametrize("fields", [{"block_counts": None}, {"block_counts": [8, 8]}, {"window_size": 0}], ids=str)
+def test_published_settings_that_are_no_numbers_are_named(published, tmp_path, fields):
+    released_folder(published, tmp_path, "model.", **fields)
+    for read in (load_model, stored_design):
+        with pytest.raises(NsaLabError, match=f"{next(iter(fields))}=.* is no positive integer"):
+            read(tmp_path)
