@@ -222,6 +222,7 @@ def test_all_faults_of_all_files_are_said_at_once(write):
 @pytest.mark.parametrize(
     ("override", "path", "said"),
     [
+        ("attention.semantics=released", "attention.semantics", "method (nsa is the paper's, released the published"),
         ("training.steps=1.5", "training.steps", "1.5 is not an integer"),
         ("training.steps=true", "training.steps", "True is not an integer"),
         ("training.threads=true", "training.threads", "True is not an integer or null"),
