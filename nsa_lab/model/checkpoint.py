@@ -29,7 +29,7 @@ from nsa_lab.model.config import (
     published_design,
     set_design,
 )
-from nsa_lab.model.gates import same_branches
+from nsa_lab.model.gates import with_gates_of
 from nsa_lab.model.trained import last_weights
 from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration, is_plugged_in, plugged_in
 
@@ -68,11 +68,12 @@ def bare_model(config: ExperimentConfig, tokenizer: Any) -> VideoNSAForCondition
 def take_weights(model: VideoNSAForConditionalGeneration, run: Path) -> None:
     """Put the last weights of the folder `run` into `model`; raises as `load_model`.
 
-    Gates keep the columns of the branches that both have, whatever other branches there are.
+    Gates keep the columns of the branches that both have, whatever other branches there are; of another kind they start
+    fresh.
     """
     weights, own = last_weights(run), model.state_dict()
     trained = load_saved_config(run / RUN_CONFIG).attention
-    weights |= same_branches(model, weights, get_design(model.config.text_config), trained)
+    weights = with_gates_of(model, weights, get_design(model.config.text_config), trained)
     other = [name for name, weight in weights.items() if name in own and own[name].shape != weight.shape]
     found = model.load_state_dict({k: v for k, v in weights.items() if k not in other}, strict=False)
     missing = [key for key in found.missing_keys if key not in other]

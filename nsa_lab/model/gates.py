@@ -10,24 +10,27 @@ from nsa_lab.config import AttentionConfig, layer_attention
 from nsa_lab.plugin import switched_on
 
 
-def same_branches(
+def with_gates_of(
     model: nn.Module, weights: Mapping[str, Tensor], design: AttentionConfig, trained: AttentionConfig
 ) -> dict[str, Tensor]:
-    """The gates' weights of `model`, with the columns of branches that its `design` shares with the `trained` one taken
-    from `weights`.
+    """`weights` of the `trained` design for `model`, whose `design` may have other branches and gates.
 
-    Only of layers whose branches differ; a branch that `trained` does not have keeps the column it starts with.
+    Gates keep the columns of the branches that both have; a branch that `trained` does not have keeps the column it
+    starts with. Gates of another kind are left out.
     """
-    found: dict[str, Tensor] = {}
+    found = dict(weights)
     for place, module in model.named_modules():
         if not isinstance(module, Gate):
             continue
         layer = int(re.findall(r"layers\.(\d+)\.", place)[0])
-        here, there = (list(switched_on(layer_attention(one, layer).branches)) for one in (design, trained))
+        ours, theirs = (layer_attention(one, layer) for one in (design, trained))
+        here, there = list(switched_on(ours.branches)), list(switched_on(theirs.branches))
+        if ours.gate.kind != theirs.gate.kind:
+            found = {key: weight for key, weight in found.items() if not key.startswith(f"{place}.")}
         for name in module.per_branch if here != there else ():
             own, key = module.get_parameter(name).detach(), f"{place}.{name}"
-            if key in weights:
-                found[key] = _columns(own, weights[key], module.shape[0], here, there)
+            if key in found:
+                found[key] = _columns(own, found[key], module.shape[0], here, there)
     return found
 
 

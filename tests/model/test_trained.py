@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,6 +84,19 @@ def test_gates_keep_the_columns_of_the_branches_that_stay(clips, tokenizer, tmp_
     found = build_model(load_config(None, other), tokenizer).state_dict()[column(kind)].reshape(heads, 2, -1)
     assert torch.equal(found[:, 0], before[:, 1]), "selection"
     assert not found[:, 1].any(), "a window that was not trained starts as it does"
+
+
+@pytest.mark.parametrize("kind", ["linear", "softmax"])
+def test_gates_of_another_kind_start_fresh(run, tokenizer, caplog, kind):
+    """Though their weights have names and shapes in common."""
+    path, model = run
+    torch.nn.init.normal_(dict(model.named_parameters())[column("mlp")])
+    path = stored_run(
+        Path(f"{path}-2"), tiny_config("model.intermediate_size=48", "data.positions=transformers"), model
+    )
+    with caplog.at_level(logging.WARNING):
+        found = build_model(load_config(None, [NEEDLE, f"model.path={path}", f"attention.gate.kind={kind}"]), tokenizer)
+    assert not found.state_dict()[column("mlp")].any() and "start fresh" in caplog.text
 
 
 def column(kind):
