@@ -113,8 +113,7 @@ def _experiments(ablation: Ablation, base: Path) -> Iterator[Experiment]:
     for reading, values in (ablation.readings or {"": {}}).items():
         trained = f"{base.stem}-{reading}" if reading else base.stem
         given = {**ablation.settings, **values}
-        start = None if ablation.start is None else {**given, **ablation.start}
-        training = Experiment(trained, base, given, start)
+        training = Experiment(trained, base, given, ablation.start)
         yield replace(training, asked="training" in ablation.at)
         for design in _weights(ablation) if "inference" in ablation.at else ():
             name = f"{trained}-inference" if len(_weights(ablation)) == 1 else f"{trained}-weights-of-{design}"

@@ -8,8 +8,12 @@ from typing import Any
 
 from nsa_lab.comparison.spec import START, Comparison, Experiment, Training, variant_config
 from nsa_lab.config import config_hash
+from nsa_lab.config.load import parse_overrides
+from nsa_lab.errors import NsaLabError
 from nsa_lab.runner.recovery import last_checkpoint
 
+OWN = ("seed", "name", "output", "tracking")
+"""Settings of the comparison itself; a variant that had its own would leave it."""
 VALIDATE_ONLY = {"training.steps": 0, "training.warmup_steps": 0}
 
 
@@ -18,14 +22,35 @@ def trainings(
 ) -> list[Training]:
     """Every training with the `overrides`, seed by seed, so that an unfinished comparison has whole pairs.
 
-    What another one starts from comes before it, asked for or not. Raises ConfigError.
+    Overrides count above what the experiments set and below what makes a variant or a start; those of a key that a
+    variant sets are refused. What another one starts from comes before it, asked for or not. Raises NsaLabError.
     """
+    _check_keys(comparison, parse_overrides(overrides))
     plan = _Plan(comparison, overrides)
     for seed in seeds:
         for experiment in comparison.experiments:
             for name in variants if experiment.asked else ():
                 plan.design(experiment, name, seed)
-    return list(plan.known.values())
+    found = list(plan.known.values())
+    if len({training.directory for training in found}) < len(found):
+        raise NsaLabError(f"{comparison.path}: names of readings and variants run into each other; rename some")
+    return found
+
+
+def _check_keys(comparison: Comparison, overrides: Mapping[str, Any]) -> None:
+    """Raise NsaLabError where a variant, or an override, sets what is not its own."""
+    led = any(one.start is not None or one.weights is not None for one in comparison.experiments)
+    path = ["model.path"] if led else []
+    for name, settings in comparison.variants.items():
+        for key in settings:
+            if str(key).partition(".")[0] in OWN or key in path:
+                raise NsaLabError(f"{comparison.path}: variant {name} sets {key}, which all share; leave it out")
+            if key in overrides:
+                raise NsaLabError(
+                    f"{key} is what makes variant {name} of {comparison.path}; leave it off the command line"
+                )
+    if taken := [key for key in ("seed", "name", *path) if key in overrides]:
+        raise NsaLabError(f"{taken[0]} is set for each training of {comparison.path}; leave it off the command line")
 
 
 class _Plan:
@@ -50,9 +75,9 @@ class _Plan:
     ) -> Training:
         key = (experiment.name, name, seed)
         if key not in self.known:
-            given = {**experiment.settings, **settings, "seed": seed}
-            texts = (f"{k}={json.dumps(value)}" for k, value in given.items())
-            config = variant_config(name, experiment.file, [*self.overrides, *texts])
+            above = [f"{key}={json.dumps(value)}" for key, value in {**settings, "seed": seed}.items()]
+            below = [f"{key}={json.dumps(value)}" for key, value in experiment.settings.items()]
+            config = variant_config(name, experiment.file, [*below, *self.overrides, *above])
             # A start is nobody's own: comparisons that start alike share it.
             config.name = f"{name}-seed{seed}" if name == START else f"{experiment.name}-{name}-seed{seed}"
             if source is not None:

@@ -91,6 +91,25 @@ def test_inference_may_take_the_weights_of_several_designs(study):
     assert found[f"tiny-weights-of-{ALL}", "window"].source is found["tiny", ALL]
 
 
+def test_overrides_count_above_the_file_and_a_variant_keeps_what_makes_it(study):
+    comparison = read_comparison(study(readings={}, settings={"training.steps": 6}, at="training"), seeds=1)
+    start, design = trainings(comparison, ["window"], [0], ["training.steps=4"])
+    assert (start.config.training.steps, design.config.training.steps) == (3, 4)
+    with pytest.raises(NsaLabError, match=r"attention\.branches\.window\.enabled is what makes variant"):
+        trainings(comparison, ["window"], [0], ["attention.branches.window.enabled=true"])
+    with pytest.raises(NsaLabError, match="seed is set for each training"):
+        trainings(comparison, ["window"], [0], ["seed=9"])
+    with pytest.raises(NsaLabError, match=r"variant other sets seed, which all share"):
+        planned(read_comparison(study(variants={"other": {"seed": 7}})))
+
+
+def test_names_that_run_into_each_other_are_refused(study):
+    variants = {"b": {}, "a-b": {}}
+    file = study(readings={"r": {}, "r-a": {}}, subsets=False, variants=variants, at="training", start=None)
+    with pytest.raises(NsaLabError, match="names of readings and variants run into each other"):
+        planned(read_comparison(file))
+
+
 def test_readings_are_everything_once_more_each_from_a_start_of_its_own(study):
     found = {(t.experiment, t.variant): t for t in planned(read_comparison(study()), ["window"], 1)}
     assert {e for e, _ in found} == {
