@@ -137,6 +137,7 @@ def _checked(file: Path, place: str, tree: Mapping[str, Any]) -> dict[str, Any]:
     kinds = {f.name: f.type for f in fields(Ablation)}
     plain = {int: int, str: str, bool: bool}
     for key, value in tree.items():
+        _check_texts(file, f"{place}{key}", key, value)
         if key not in kinds or (place and key == "presets"):
             near = difflib.get_close_matches(str(key), kinds, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(kinds)}"
@@ -151,6 +152,23 @@ def _checked(file: Path, place: str, tree: Mapping[str, Any]) -> dict[str, Any]:
                 f"{file}: {place}{key} is {value!r}; write keys and values, such as {{training.steps: 200}}"
             )
     return dict(tree)
+
+
+def _check_texts(file: Path, place: str, key: str, value: Any) -> None:
+    """Raise NsaLabError where a list of names, or the names of a mapping, are not texts (YAML reads `on` as true)."""
+    if key in LISTS and not isinstance(value, list | str):
+        raise NsaLabError(f"{file}: {place} is {value!r}; write a list of names")
+    names = value if key in LISTS and isinstance(value, list) else value if isinstance(value, dict) else ()
+    if strange := [name for name in names if not isinstance(name, str)]:
+        raise NsaLabError(f'{file}: {place} has {strange[0]!r}, which YAML reads as no text; quote it: "{strange[0]}"')
+    for name in value if key == "presets" and isinstance(value, dict) else ():
+        if unfit := unfit_for_a_folder(name):
+            raise NsaLabError(f"{file}: {place} has {name!r}, which cannot name a folder: {unfit}")
+        if not isinstance(value[name], dict):
+            raise NsaLabError(f"{file}: {place} maps {name} to {value[name]!r}; write the keys that it replaces")
+    for name in value if key in ("variants", "readings") and isinstance(value, dict) else ():
+        if isinstance(value[name], dict):
+            _check_texts(file, f"{place}.{name}", "settings", value[name])
 
 
 def _faults(ablation: Ablation) -> Iterator[str]:

@@ -10,6 +10,7 @@ from nsa_lab.comparison.spec import START, Comparison, Experiment, Training, var
 from nsa_lab.config import config_hash
 from nsa_lab.config.load import parse_overrides
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import SUMMARY
 from nsa_lab.runner.recovery import last_checkpoint
 
 OWN = ("seed", "name", "output", "tracking")
@@ -95,6 +96,8 @@ def stages(missing: Sequence[Training]) -> list[list[Training]]:
     for training in missing:
         source = training.source
         while source is not None and not last_checkpoint(source.directory):
+            if (source.directory / SUMMARY).exists():
+                source.config.training.resume = False  # it is over, and its weights are gone: over again
             needed[source.directory] = source
             source = source.source
     depths = sorted({training.depth for training in needed.values()})

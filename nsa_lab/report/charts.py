@@ -39,10 +39,12 @@ def means_chart(comparison: Comparison, rows: Sequence[Row], metric: str) -> str
             y = place + shift
             half = 0 if math.isnan(value.half) else scale * value.half
             axes.plot([scale * v for v in seeds.values()], [y] * len(seeds), ".", color=colour, alpha=0.35, ms=4)
-            axes.errorbar(scale * value.mean, y, xerr=half, fmt=shape, color=colour, ms=5, lw=1.4, label=experiment)
+            axes.errorbar(
+                scale * value.mean, y, xerr=half, fmt=shape, color=colour, ms=5, lw=1.4, label=_plain(experiment)
+            )
     if "accuracy" in metric:
         axes.set_xlim(-3, 103)
-    axes.set_yticks(range(len(variants)), variants)
+    axes.set_yticks(range(len(variants)), map(_plain, variants))
     axes.set_ylim(len(variants) - 0.5, -0.5)
     axes.set_xlabel("per cent" if "accuracy" in metric else metric)
     axes.grid(axis="x", color=GRID, lw=0.8)
@@ -89,7 +91,13 @@ def _label(axes: Any, points: Mapping[str, tuple[float, float]]) -> None:
         ]
         box = (free or boxes)[0]
         taken.append(box)
-        axes.text(*box[:2], name, transform=axes.transAxes, fontsize=6.5, color=INK)
+        axes.text(*box[:2], _plain(name), transform=axes.transAxes, fontsize=6.5, color=INK)
+
+
+def _plain(name: str) -> str:
+    """A name as matplotlib draws it letter by letter: no mathematics, and in legends too."""
+    escaped = name.replace("$", r"\$")
+    return f"\u200b{escaped}" if escaped.startswith("_") else escaped
 
 
 def _meet(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

@@ -173,6 +173,12 @@ def test_a_preset_replaces_keys_and_has_a_folder_of_its_own(study):
         ({"at": "infer"}, "at is infer; use training, inference"),
         ({"at": []}, "at is empty"),
         ({"start": 5}, "start is 5; write keys and values"),
+        ({"variants": {True: {}}}, "variants has True, which YAML reads as no text; quote it"),
+        ({"variants": {"a": {5: 1}}}, "variants.a has 5, which YAML reads as no text"),
+        ({"references": 5}, "references is 5; write a list of names"),
+        ({"weights": [["a"]]}, "weights has ['a'], which YAML reads as no text"),
+        ({"presets": {"q": None}}, "presets maps q to None; write the keys"),
+        ({"presets": {"a/b": {}}}, "presets has 'a/b', which cannot name a folder"),
     ],
 )
 def test_faults_of_the_file_are_named(study, changed, said):
@@ -211,7 +217,6 @@ def test_it_trains_validates_and_goes_on(study, tmp_path, capfd):
     capfd.readouterr()
     for weights in tmp_path.rglob("tiny-three*/checkpoints/*.ckpt"):
         weights.unlink()
-    next(tmp_path.rglob("tiny-three*/summary.json")).unlink()
     compare(read_comparison(file), workers=2)
     said = capfd.readouterr().out
     assert "5 trainings, 4 done before" in said and "1/2  tiny three" in said, "it is trained again for its weights"

@@ -14,7 +14,7 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.report import write_page, write_results
 from nsa_lab.report.charts import budget_chart, means_chart
 
-DESIGNS = {"compression+window": ("compression", "window"), "window": ("window",), "a <b> & c": ()}
+DESIGNS = {"compression+window": ("compression", "window"), "window": ("window",), "$a_{$ <b> & c": ()}
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_page_holds_numbers_pictures_and_origin_and_fetches_nothing(folder, tm
     assert not elements.open and not elements.fetched
     assert "80.0 ± 24.8 %" in text and "<dt>Question</dt><dd>which is best?</dd>" in text
     assert "nsa-lab ablate" in text and "--preset quick training.steps=5" in text
-    assert "a &lt;b&gt; &amp; c" in text and "a <b>" not in text
+    assert "$a_{$ &lt;b&gt; &amp; c" in text and "<b>" not in text
     assert text.count("data:image/png;base64,") == 2 and "gate means" in text
     assert text.count("<svg") == 3, "two accuracies and the budget"
     assert "<td>compression+window</td><td>49.3</td>" in text, "the paper's numbers of the same branches"
