@@ -1,5 +1,6 @@
 """A comparison kept beside its rows, so that a report needs no other file."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +35,7 @@ def command(comparison: Comparison, overrides: Sequence[str]) -> str:
     """What makes the rows of a comparison, but for workers and folders."""
     verb = "compare" if comparison.path.suffix == ".py" else "ablate"
     preset = ["--preset", comparison.preset] if comparison.preset else []
-    return " ".join(["nsa-lab", verb, str(comparison.path), *preset, *overrides])
+    return shlex.join(["nsa-lab", verb, str(comparison.path), *preset, *overrides])
 
 
 def load_stored(folder: Path) -> tuple[Comparison, str]:

@@ -72,5 +72,8 @@ def _compared(folder: Path) -> Compared:
     rows = list(read_rows(folder / ROWS).values())
     known = {one.name for one in comparison.experiments}
     mine = [row for row in rows if row["experiment"] in known]
-    check_one_training_each(mine)
+    try:
+        check_one_training_each(mine)
+    except NsaLabError as error:
+        raise NsaLabError(f"{folder / ROWS}: {error}") from error
     return Compared(folder, comparison, command, mine)
