@@ -95,6 +95,7 @@ def test_a_sweep_is_no_comparison_and_the_answer_names_one():
     assert load_comparison(example).name == "partition"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workers")
 def test_it_trains_what_is_missing_and_nothing_else(study, tmp_path, capfd):
     out = compare(study, seeds=1, workers=2)
