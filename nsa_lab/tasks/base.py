@@ -18,13 +18,15 @@ from nsa_lab.tasks.words import COLOURS
 
 @dataclass(frozen=True)
 class Event:
-    """A disc of one colour at a place, seen from frame `start` (even) for `frames` frames. A ring has a white core."""
+    """A disc of one colour at a place, seen from frame `start` (even) for `frames` frames. A ring has a white core.
+    Places beside each other are `apart` of the frame's side from each other."""
 
     colour: str
     place: str
     start: int
     frames: int
     ring: bool = False
+    apart: float = 0.5
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ import numpy as np
 from nsa_lab.errors import Problem
 from nsa_lab.layout import FRAMES_PER_PATCH
 from nsa_lab.tasks.base import Event, Script, free_starts
-from nsa_lab.tasks.events import Skill
+from nsa_lab.tasks.events import PlacesSkill
 from nsa_lab.tasks.words import NUMBERS, PLACES
 
 
-class Count(Skill):
+class Count(PlacesSkill):
     """More than half of the flashes are at one place, the second question's answer; between two it is dark."""
 
     @dataclass
-    class Config(Skill.Config):
+    class Config(PlacesSkill.Config):
         """One flash up to `most`; with one question, how many alone."""
 
         event_frames: int = 6
@@ -25,7 +25,7 @@ class Count(Skill):
 
     summary = "flashes of a white disc: how many (of 4) and, with two questions, where most of them (of 4)"
     stands_for = "VSIBench"
-    counts = (*Skill.counts, "questions")
+    counts = (*PlacesSkill.counts, "questions")
 
     @classmethod
     def problems(cls, config: Config, design: object) -> Iterator[Problem]:
@@ -50,7 +50,7 @@ class Count(Skill):
         span = config.event_frames + FRAMES_PER_PATCH
         starts = free_starts(config.frames - config.closing_frames, span, flashes, rng)
         events = tuple(
-            Event("white", str(place), start, config.event_frames)
+            Event("white", str(place), start, config.event_frames, apart=config.apart)
             for place, start in zip(rng.permutation(places), starts, strict=True)
         )
         turns = (("How many?", NUMBERS[flashes - 1]), ("Where was it most?", main))

@@ -8,7 +8,7 @@ import numpy as np
 from nsa_lab.errors import Problem
 from nsa_lab.layout import FRAMES_PER_PATCH
 from nsa_lab.tasks.base import Event, Script
-from nsa_lab.tasks.events import Skill
+from nsa_lab.tasks.events import PlacesSkill
 
 LANES = {
     "up": (("southwest", "northwest"), ("southeast", "northeast")),
@@ -19,11 +19,11 @@ LANES = {
 """The places that a disc leaves and reaches: two ways for each direction."""
 
 
-class Direction(Skill):
+class Direction(PlacesSkill):
     """No frame shows two places, and no temporal patch a movement: the answer lies between the frames alone."""
 
     @dataclass
-    class Config(Skill.Config):
+    class Config(PlacesSkill.Config):
         """The disc stands at either place for `event_frames` frames or more, up to the grey end."""
 
         event_frames: int = 8
@@ -46,5 +46,6 @@ class Direction(Skill):
         lane = LANES[answer][index // len(LANES) % 2]
         end, least = config.frames - config.closing_frames, -(-config.event_frames // FRAMES_PER_PATCH)
         move = FRAMES_PER_PATCH * int(rng.integers(least, end // FRAMES_PER_PATCH - least + 1))
-        events = (Event("white", lane[0], 0, move), Event("white", lane[1], move, end - move))
+        stays = zip(lane, (0, move), (move, end - move), strict=True)
+        events = tuple(Event("white", place, start, frames, apart=config.apart) for place, start, frames in stays)
         return Script(events, (("Which way?", answer),))

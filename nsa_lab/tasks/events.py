@@ -51,3 +51,18 @@ class Skill(EventsTask):
         event_frames: int = 4
 
     counts = (*EventsTask.counts, "event_frames")
+
+
+class PlacesSkill(Skill):
+    @dataclass
+    class Config(Skill.Config):
+        """Neighbouring places are `apart` of the side from each other. At 0.5 discs stand in the middle of their tokens
+        and look alike everywhere; nearer to each other, a token's own pixels tell its place."""
+
+        apart: float = 0.3
+
+    @classmethod
+    def problems(cls, config: Any, design: Any) -> Iterator[Problem]:
+        yield from super().problems(config, design)
+        if not 0 < config.apart <= 0.5:
+            yield Problem("apart", f"{config.apart} is not above 0 and at most 0.5 of the side")

@@ -108,7 +108,7 @@ def _disc(event: Event, height: int, width: int, rng: np.random.Generator) -> Dr
     """An event's disc, drawn on its frames only."""
     shorter = min(height, width)
     row, column = (
-        share * side + rng.uniform(-0.02, 0.02) * shorter
+        (0.5 + 2 * event.apart * (share - 0.5)) * side + rng.uniform(-0.02, 0.02) * shorter
         for share, side in zip(CENTRES[event.place], (height, width), strict=True)
     )
     colour = np.array(RGB[event.colour], np.float32) / 255

@@ -26,7 +26,7 @@ NAMES = list(RGB)
 PALETTE = np.array([RGB[name] for name in NAMES], float)
 
 
-def look(frame):
+def look(frame, apart):
     """The tint of a frame (None: grey), and by place the colour of a disc there and whether its core is white."""
     background = frame[26:30, 26:30].mean((0, 1))
     tint = None
@@ -35,8 +35,8 @@ def look(frame):
         tint = NAMES[np.linalg.norm(rest - rest.mean(1, keepdims=True), axis=1).argmin()]
     discs = {}
     for place, (down, across) in CENTRES.items():
-        y, x = int(down * SIDE), int(across * SIDE)
-        core, rim = frame[y, x].astype(float), frame[y, x + 9].astype(float)
+        y, x = (int((0.5 + 2 * apart * (share - 0.5)) * SIDE) for share in (down, across))
+        core, rim = frame[y, x].astype(float), frame[y, x + (9 if across > 0.5 else -9)].astype(float)
         distances = np.linalg.norm(PALETTE - rim, axis=1)
         if distances.min() < 8:
             colour = NAMES[distances.argmin()]
@@ -58,7 +58,7 @@ def watch(config, script, index):
             rng=np.random.default_rng([7, index]),
         )
     )
-    seen = [look(frame) for frame in frames]
+    seen = [look(frame, getattr(config, "apart", 0.5)) for frame in frames]
     assert seen[::2] == seen[1::2], "no movement and no cut inside a temporal patch"
     assert all(tint is None and not discs for tint, discs in seen[config.frames - config.closing_frames :])
     return seen[::2]
@@ -147,6 +147,22 @@ def test_the_ring_and_the_asked_moment_give_nothing_away():
         places[ring.place] += 1
         assert len({event.colour for event in script.events}) == config.decoys + 1
     assert set(times.values()) == {240} and min(places.values()) > 200
+
+
+@pytest.mark.parametrize("task", [Direction, Count])
+def test_a_place_is_told_by_the_pixels_of_its_own_token(task):
+    """A disc in the middle of its token looks alike at every place; these two ask for the place."""
+    config, half = task.Config(), SIDE // 2
+    tokens = {}
+    for script in scripts(task, config, 64):
+        (event, *_), seed = script.events, np.random.default_rng(5)
+        (frame,) = render(
+            1, SIDE, SIDE, events=[dataclasses.replace(event, start=0)], distractors=0, noise=0.0, rng=seed
+        )
+        down, across = (int(2 * share) * half for share in CENTRES[event.place])
+        tokens[event.place] = frame[down : down + half, across : across + half].astype(float)
+    assert len(tokens) == 4
+    assert all(np.abs(a - b).mean() > 40 for a, b in itertools.combinations(tokens.values(), 2))
 
 
 def test_count_has_every_number_at_every_place():
