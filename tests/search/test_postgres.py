@@ -75,14 +75,18 @@ def test_a_server_restarted_in_the_middle_costs_time_alone(folder, server, monke
 
 def test_a_server_restarted_under_two_sweeps_costs_time_alone(folder, server, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "0.5")
-    processes = [launch(folder, 5, 2, "output.dir=runs-a"), launch(folder, 4, 1, "output.dir=runs-b")]
-    for count in (3, 6):
+    first = launch(folder, 4, 1, "output.dir=runs-b")
+    wait_for_lines(folder, 1)  # a sweep that has not opened its study yet does not wait for a server
+    processes = [first, launch(folder, 8, 2, "output.dir=runs-a")]
+    while not list(folder.glob("runs-a/studies/space/trial-*")):
+        time.sleep(0.05)
+    for count in (4, 7):
         wait_for_lines(folder, count)
         server.stop()
         time.sleep(2)
-        assert all(process.is_alive() for process in processes)
+        assert processes[1].is_alive() and not first.exitcode
         server.start()
-    check(folder, server, processes, 9)
+    check(folder, server, processes, 12)
     homes = [{file.name for file in folder.glob(f"runs-{name}/studies/space/trial-*")} for name in "ab"]
     assert not homes[0] & homes[1] and all(homes), "each trained its own"
 

@@ -54,7 +54,8 @@ class Postgres:
         self._run("pg_ctl", "-D", self.data, "-w", "-m", "immediate", "stop")
 
     def remove(self):
-        self.stop()
+        if (self.data / "postmaster.pid").exists():
+            self.stop()
         shutil.rmtree(self.place)
 
     def cut(self):
