@@ -25,7 +25,7 @@ from nsa_lab.model.generation import Generation
 from nsa_lab.model.partitions import LayerPartitions
 from nsa_lab.model.plan import AttentionPlan
 from nsa_lab.model.positions import rope_index, token_types
-from nsa_lab.model.vision import batch_windows
+from nsa_lab.model.vision import speed_up
 from nsa_lab.plugin import build
 
 
@@ -143,7 +143,7 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
     def __init__(self, config: VideoNSAConfig):
         qwen.Qwen2_5_VLPreTrainedModel.__init__(self, config)
         self.visual = qwen.Qwen2_5_VisionTransformerPretrainedModel._from_config(config.vision_config)
-        batch_windows(self.visual)
+        speed_up(self.visual)
         self.language_model = VideoNSATextModel._from_config(config.text_config)
         self.rope_deltas: Tensor | None = None
         self.post_init()
