@@ -41,6 +41,10 @@ def check(
     ],
     seeds: Annotated[int, typer.Option(help="Trainings of each design.", min=1)] = 3,
     steps: Annotated[int | None, typer.Option(help="Steps of each; by default the suite's.", min=1)] = None,
+    conversion: Annotated[
+        int | None,
+        typer.Option(help="Train all named tasks together; designs go on from a dense model of so many steps.", min=1),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes that train at the same time.", min=1)] = 1,
     suite: Annotated[
         str, typer.Option(help="Experiments with the tasks' dials, by commas; the first decides.", metavar="FILES")
@@ -60,22 +64,25 @@ def check(
     `nsa-lab tasks check recall gist --seeds 5 --workers 16 --out experiments/results/tasks`
 
     `nsa-lab tasks check gist --steps 600 tasks.gist.lead_frames=4`
+
+    `nsa-lab tasks check needle order recall --conversion 2000 --steps 100`
     """
-    from nsa_lab.evaluation.task_check import check_task
+    from nsa_lab.evaluation.task_check import check_tasks
 
     names = [text for text in arguments if "=" not in text]
     if not names:
         raise NsaLabError("tasks check names no task; write for example: nsa-lab tasks check gist")
-    for name in names:
-        card = check_task(
-            name,
-            suite=[Path(file) for file in suite.split(",")],
-            overrides=[text for text in arguments if "=" in text],
-            seeds=seeds,
-            steps=steps,
-            workers=workers,
-            out=out,
-            command=f"nsa-lab {shlex.join(sys.argv[1:])}",
-        )
+    cards = check_tasks(
+        names,
+        suite=[Path(file) for file in suite.split(",")],
+        overrides=[text for text in arguments if "=" in text],
+        seeds=seeds,
+        steps=steps,
+        conversion=conversion,
+        workers=workers,
+        out=out,
+        command=f"nsa-lab {shlex.join(sys.argv[1:])}",
+    )
+    for card in cards:
         typer.echo(card.read_text())
         typer.echo(card)

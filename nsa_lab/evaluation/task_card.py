@@ -34,7 +34,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a task before it is trained; `answers` that a validation asks for, `subsets` of branches."""
+    """What is known of a task before it is trained; `answers` that a validation asks for, `subsets` of branches,
+    `regime`: how it is trained, where not from scratch and alone."""
 
     name: str
     summary: str
@@ -45,6 +46,7 @@ class Facts:
     tokens: int
     dials: str
     subsets: tuple[str, ...]
+    regime: str = ""
 
     @property
     def noise(self) -> float:
@@ -123,7 +125,8 @@ def markdown(facts: Facts, outcomes: Sequence[Outcome], command: str, origin: st
     parts = [
         f"# {facts.name}",
         f"{facts.summary[0].upper()}{facts.summary[1:]}.{stands} Asked: {facts.question} Chance {facts.chance:.1%};"
-        f" {facts.tokens:,} video tokens a clip ({facts.dials}); {facts.answers} answers a validation.",
+        f" {facts.tokens:,} video tokens a clip ({facts.dials}); {facts.answers} answers a validation."
+        + f" {facts.regime}".rstrip(),
         f"**{'Belongs' if fit else 'Does not belong'} to the suite**, by the criteria with {readings[0]}.",
     ]
     for name, found in by_reading.items():

@@ -32,7 +32,7 @@ class WindowedVisionAttention(qwen.Qwen2_5_VLVisionAttention):
 
 
 class LinearPatchEmbed(qwen.Qwen2_5_VisionPatchEmbed):
-    """The convolution's windows do not overlap, so that it is one matrix product; as Conv3d it takes ten times as long."""
+    """The convolution's windows do not overlap: it is one matrix product, four times as fast on a CPU as Conv3d."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """hidden_states [P, C * frames * pixels * pixels], P patches; [P, hidden]."""

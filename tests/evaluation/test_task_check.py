@@ -12,7 +12,7 @@ from nsa_lab.comparison.plan import trainings
 from nsa_lab.comparison.rows import key_of, make_row, write_rows
 from nsa_lab.errors import NsaLabError
 from nsa_lab.evaluation import task_check
-from nsa_lab.evaluation.task_check import check_task, designs, facts_of
+from nsa_lab.evaluation.task_check import check_tasks, designs, facts_of
 
 ORIGIN = dict.fromkeys(
     ("device", "cores", "threads", "python", "torch", "transformers", "commit", "code", "date"), "here"
@@ -46,8 +46,8 @@ def suite(clips, tmp_path):
     return [tmp_path / "suite.yaml", tmp_path / "dense.yaml"]
 
 
-def planned(monkeypatch, suite, name, **options):
-    """The trainings that check_task asks `compare` for; nothing is trained."""
+def planned(monkeypatch, suite, *names, **options):
+    """The trainings that check_tasks asks `compare` for; nothing is trained."""
     asked = []
 
     def note(comparison, *, overrides, **others):
@@ -56,7 +56,7 @@ def planned(monkeypatch, suite, name, **options):
 
     monkeypatch.setattr(task_check, "compare", note)
     with pytest.raises(InterruptedError):
-        check_task(name, suite=suite, **options)
+        check_tasks(names, suite=suite, **options)
     return asked[0]
 
 
@@ -77,6 +77,33 @@ def test_one_task_is_trained_by_every_design_in_both_readings(monkeypatch, suite
         assert not expected or "+".join(kept) == one.variant
 
 
+def test_by_conversion_all_tasks_are_trained_together_from_one_dense_model_a_seed(monkeypatch, suite):
+    found = planned(monkeypatch, suite, "gist", "count", seeds=2, steps=3, conversion=5)
+    starts, rest = [one for one in found if one.variant == "start"], [one for one in found if one.variant != "start"]
+    assert len(starts) == 2 * 2 and len(rest) == 2 * 2 * len(designs())
+    assert all(one.config.training.steps == 5 and one.config.attention.method == "dense" for one in starts)
+    assert {(one.source.seed, one.source.experiment) == (one.seed, one.experiment) for one in rest} == {True}
+    assert all(one.config.tasks.gist.enabled and one.config.tasks.count.enabled for one in found)
+    assert {one.config.training.steps for one in rest} == {3}
+
+
+def test_a_card_by_conversion_is_of_its_own_task(monkeypatch, suite, tmp_path):
+    options = {"seeds": 3, "conversion": 5, "out": tmp_path / "cards"}
+    wanted = planned(monkeypatch, suite, "gist", "count", **options)
+    monkeypatch.undo()
+    rows = []
+    for one in wanted:
+        metrics = {"val/accuracy": 0.9, "val/accuracy/gist": 0.25, "val/accuracy/count": 1.0}
+        rows.append(make_row(one, metrics | {"throughput/seconds_per_step": 30.0}, ORIGIN))
+    monkeypatch.setattr(task_check, "compare", lambda *_, **__: wanted[-1].directory.parent)
+    write_rows(wanted[-1].directory.parent / "runs.csv", rows)
+    gist, count = check_tasks(["gist", "count"], suite=suite, **options)
+    assert "| dense | 25.0 ± 0.0 % | 25.0, 25.0, 25.0 |" in gist.read_text()
+    assert "| dense | 100.0 ± 0.0 % |" in count.read_text()
+    said = "Conversion: each seed's designs go on from one dense model of 5 steps on gist, count."
+    assert said in gist.read_text() and said in count.read_text()
+
+
 def test_facts_are_the_config_s(monkeypatch, suite):
     config = planned(monkeypatch, suite, "count")[0].config
     facts = facts_of("count", config)
@@ -87,7 +114,7 @@ def test_facts_are_the_config_s(monkeypatch, suite):
 
 def test_a_name_that_is_no_task_is_refused(suite):
     with pytest.raises(NsaLabError, match="gits is no task; did you mean 'gist'"):
-        check_task("gits", suite=suite)
+        check_tasks(["gist", "gits"], suite=suite)
 
 
 def test_what_is_trained_becomes_a_card(monkeypatch, suite, tmp_path, capsys):
@@ -105,7 +132,7 @@ def test_what_is_trained_becomes_a_card(monkeypatch, suite, tmp_path, capsys):
         curve = [{"step": step, "metrics": {"val/accuracy": accuracy * (step > 1)}} for step in (1, 2)]
         (one.directory / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in curve))
     write_rows(wanted[0].directory.parent / "runs.csv", rows)
-    card = check_task("gist", suite=suite, seeds=3, out=tmp_path / "cards", command="nsa-lab tasks check gist")
+    (card,) = check_tasks(["gist"], suite=suite, seeds=3, out=tmp_path / "cards", command="nsa-lab tasks check gist")
     assert "36 trainings, 36 done before" in capsys.readouterr().out
     text = card.read_text()
     assert card == tmp_path / "cards" / "gist.md" and "**Belongs to the suite**" in text

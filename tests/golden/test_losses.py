@@ -17,7 +17,7 @@ from nsa_lab.training.directory import read_series
 GOLDEN = Path(__file__).with_name("losses.json")
 STEPS = 20
 TOLERANCE = {"train/loss": 5e-3, "val/loss": 5e-3, "gradient_norm": 2e-2}
-"""Relative or absolute. Between machines, gradient norms of needle differed by up to 0.5%, a loss of recall by 0.29%."""
+"""Relative or absolute. Between machines gradient norms of needle differed by up to 0.5%, losses of recall by 0.29%."""
 FEW_CLIPS = 320
 EXPERIMENTS = ("experiments/smoke.yaml", "experiments/tasks/needle.yaml", "experiments/partition/recall.yaml")
 FEW = dict.fromkeys(EXPERIMENTS, pytest.mark.slow) | {"experiments/smoke.yaml": ()}
