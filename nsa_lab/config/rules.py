@@ -12,6 +12,7 @@ from nsa_lab.config.sizes import is_run, model_size
 from nsa_lab.config.tree import flatten, layer_attention, parse_layer_range, read_settings, to_dict
 from nsa_lab.errors import Problem
 from nsa_lab.files import unfit_for_a_folder
+from nsa_lab.layout import FRAMES_PER_PATCH
 from nsa_lab.plugin import at, problems_of, settings, switched_on
 from nsa_lab.tasks import TASKS, task_settings
 
@@ -63,7 +64,7 @@ def notices(config: ExperimentConfig) -> list[str]:
     said = [
         notice
         for name, task in enabled_tasks(config).items()
-        for notice in method.notices(own, name, TASKS[name].video_tokens(task))
+        for notice in method.notices(own, name, _tokens(config, name, task))
     ]
     said += [f"{key}={value} is read by nothing that is chosen" for key, value in _misplaced(config)]
     return said + [
@@ -101,9 +102,19 @@ def enabled_tasks(config: ExperimentConfig) -> dict[str, Any]:
     return {name: task_settings(config.tasks, name) for name in switched_on(config.tasks)}
 
 
+def shown_frames(config: ExperimentConfig, frames: int) -> int:
+    """How many of a clip's `frames` the model is shown, by data.fps and data.max_frames."""
+    return min(int(frames * min(1.0, config.data.fps / config.tasks.fps)), config.data.max_frames)
+
+
 def clip_tokens(config: ExperimentConfig) -> dict[str, int]:
-    """Video tokens of one clip of each task that is switched on."""
-    return {name: TASKS[name].video_tokens(task) for name, task in enabled_tasks(config).items()}
+    """Video tokens of one clip, as the model is shown it, of each task that is switched on."""
+    return {name: _tokens(config, name, task) for name, task in enabled_tasks(config).items()}
+
+
+def _tokens(config: ExperimentConfig, name: str, task: Any) -> int:
+    shown = shown_frames(config, task.frames)
+    return TASKS[name].video_tokens(dataclasses.replace(task, frames=shown + shown % FRAMES_PER_PATCH))
 
 
 def _task_rules(config: ExperimentConfig) -> Iterator[Problem]:

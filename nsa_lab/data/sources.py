@@ -4,7 +4,7 @@ import hashlib
 import logging
 from pathlib import Path
 
-from nsa_lab.config.rules import enabled_tasks
+from nsa_lab.config.rules import enabled_tasks, shown_frames
 from nsa_lab.config.schema import ExperimentConfig
 from nsa_lab.data.annotations import Samples, read_annotations
 from nsa_lab.tasks.clips import ensure_clips
@@ -34,7 +34,7 @@ def _tasks(config: ExperimentConfig) -> dict[str, Samples]:
 
 def _warn_of_unseen_frames(name: str, config: ExperimentConfig) -> None:
     frames = enabled_tasks(config)[name].frames
-    shown = min(int(frames * min(1.0, config.data.fps / config.tasks.fps)), config.data.max_frames)
+    shown = shown_frames(config, frames)
     if shown < frames:
         logger.warning(
             "only %d of the %d frames of a %s clip are shown, events may be missed;"

@@ -201,3 +201,13 @@ def test_one_dial_sets_the_length_of_every_task(tmp_path):
         by_task = dataclasses.replace(TasksConfig(), **{name: own})
         assert clip_folder(name, tasks, tmp_path) == clip_folder(name, by_task, tmp_path)
         assert clip_folder(name, TasksConfig(), tmp_path) != clip_folder(name, tasks, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fps", "most", "side", "tokens"),
+    [(8.0, 768, 56, 144), (3.5556, 768, 84, 144), (2.0, 768, 112, 144), (8.0, 9, 56, 20)],
+)
+def test_tokens_are_those_of_the_frames_that_are_shown(fps, most, side, tokens):
+    sides = [f"tasks.recall.{name}={side}" for name in ("width", "height")]
+    sampled = [f"data.fps={fps}", f"data.max_frames={most}", "tasks.recall.frames=72"]
+    assert clip_tokens(load_config(SUITE.parent / "demo.yaml", [*sampled, *sides])) == {"recall": tokens}
