@@ -68,11 +68,22 @@ def _short(metric: str) -> str:
     return metric.removeprefix(TASK_ACCURACY)
 
 
+def format_value(metric: str, value: float) -> str:
+    """A single number; accuracies in per cent."""
+    scale, digits, unit = _unit(metric)
+    return f"{scale * value:.{digits}f}{unit}"
+
+
+def _unit(metric: str) -> tuple[int, int, str]:
+    """By what a metric is multiplied, its digits, and the sign behind it."""
+    return (100, 1, " %") if "accuracy" in metric else (1, 4, "")
+
+
 def format_interval(metric: str, value: Interval | None, sign: str = "") -> str:
     """`0.1234 ± 0.0012`, or `0.1234 (n=2)` of too few seeds; accuracies in per cent."""
     if value is None:
         return ""
-    scale, digits, unit = (100, 1, " %") if "accuracy" in metric else (1, 4, "")
+    scale, digits, unit = _unit(metric)
     middle = f"{scale * value.mean:{sign}.{digits}f}"
     if math.isnan(value.half):
         return f"{middle}{unit} (n={value.count})"

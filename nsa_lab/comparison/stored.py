@@ -4,24 +4,26 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from nsa_lab.comparison.spec import Comparison, Experiment
-from nsa_lab.errors import NsaLabError
+from nsa_lab.errors import NsaLabError, short
 from nsa_lab.files import read_json, write_json
 
 STORED = "comparison.json"
-KEYS = (
-    "command",
-    "path",
-    "experiments",
-    "variants",
-    "references",
-    "metrics",
-    "seeds",
-    "preset",
-    "question",
-    "branches",
-)
+SHAPE: dict[str, Any] = {
+    "command": str,
+    "path": str,
+    "experiments": [{"*": object}],
+    "variants": {"*": {"*": object}},
+    "references": [str],
+    "metrics": {"*": str},
+    "seeds": [int],
+    "preset": str,
+    "question": str,
+    "branches": {"*": [str]},
+}
+"""What STORED holds: `[one]` is a list of such, `{"*": one}` an object of such."""
 
 
 def store(comparison: Comparison, overrides: Sequence[str], folder: Path) -> None:
@@ -41,9 +43,13 @@ def command(comparison: Comparison, overrides: Sequence[str]) -> str:
 def load_stored(folder: Path) -> tuple[Comparison, str]:
     """The comparison of a folder, and the command that made its rows. Raises NsaLabError where it is damaged."""
     file, remedy = folder / STORED, "run the comparison again: what is trained is not trained again"
-    tree = read_json(file, remedy, KEYS)
+    tree = read_json(file, remedy, tuple(SHAPE))
+    if wrong := [key for key, shape in SHAPE.items() if not _fits(tree.get(key), shape)]:
+        raise NsaLabError(f"{file} is damaged ({wrong[0]} is {short(tree.get(wrong[0]))}); {remedy}")
     try:
         experiments = tuple(Experiment(**{**one, "file": Path(one["file"])}) for one in tree["experiments"])
+        if not experiments or not all(isinstance(one.name, str) for one in experiments):
+            raise ValueError("its experiments have no names")
         comparison = Comparison(
             path=Path(tree["path"]),
             experiments=experiments,
@@ -58,3 +64,11 @@ def load_stored(folder: Path) -> tuple[Comparison, str]:
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise NsaLabError(f"{file} is damaged ({type(error).__name__}: {error}); {remedy}") from error
     return comparison, str(tree["command"])
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(one, shape[0]) for one in value)
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(_fits(one, shape["*"]) for one in value.values())
+    return isinstance(value, shape)
