@@ -63,8 +63,8 @@ def write_tables(comparison: Comparison, rows: Sequence[Row], out: Path) -> list
     out.mkdir(parents=True, exist_ok=True)
     table, text, latex = (out / f"table.{ending}" for ending in ("csv", "md", "tex"))
     write_csv(table, _tests(comparison, rows))
-    text.write_text(f"{comparison.question}\n\n{to_markdown(comparison, rows, comparison.name)}")
-    latex.write_text(to_latex(comparison, rows, comparison.name))
+    text.write_text(f"{comparison.question}\n\n{to_markdown(comparison, rows, comparison.title)}")
+    latex.write_text(to_latex(comparison, rows, comparison.title))
     return [table, text, latex]
 
 

@@ -86,6 +86,18 @@ def check_one_training_each(rows: Iterable[Row]) -> None:
             )
 
 
+def check_settings(file: Path, rows: Iterable[Row], trainings: Iterable[Training]) -> None:
+    """Raise NsaLabError where a row of `file` is one of the `trainings` under other settings: tables would mix them."""
+    wanted = {key_of(training)[:3]: key_of(training)[3] for training in trainings}
+    for row in rows:
+        experiment, variant, seed, there = (row[name] for name in KEY)
+        if (here := wanted.get((experiment, variant, seed), there)) != there:
+            raise NsaLabError(
+                f"{file} holds {experiment}, {variant}, seed {seed} with other settings (hash {there}, now {here}); "
+                "give these a folder of their own (output.dir=FOLDER; of ablate and compare also --out FOLDER)"
+            )
+
+
 def write_rows(file: Path, rows: Iterable[Row]) -> None:
     """Write rows sorted by key, so that a reader sees the old file or the new one."""
     ordered = sorted(rows, key=lambda row: (row["experiment"], row["variant"], int(row["seed"]), row["config_hash"]))

@@ -66,7 +66,8 @@ class Experiment:
 class Comparison:
     """What a comparison file defines: `variants` maps a name to the settings that make it, `references` are the
     variants that all others are tested against, `metrics` maps what is judged to a direction. `branches` are those of
-    each variant, where tables have a check mark for them."""
+    each variant, where tables have a check mark for them. `asked` are the options with which its file was read, and
+    `command` is all that was typed, as far as it decides what is trained."""
 
     path: Path
     experiments: tuple[Experiment, ...]
@@ -77,6 +78,13 @@ class Comparison:
     preset: str = ""
     question: str = ""
     branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
+    command: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name, and what was typed for it."""
+        return f"{self.name} (`{self.command}`)" if self.command else self.name
 
     @property
     def name(self) -> str:

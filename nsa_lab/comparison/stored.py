@@ -26,22 +26,30 @@ SHAPE: dict[str, Any] = {
 """What STORED holds: `[one]` is a list of such, `{"*": one}` an object of such."""
 
 
-def store(comparison: Comparison, overrides: Sequence[str], folder: Path) -> None:
+def store(comparison: Comparison, folder: Path) -> None:
     """Write STORED into `folder`."""
-    tree = asdict(comparison) | {"path": str(comparison.path), "command": command(comparison, overrides)}
+    tree = {key: value for key, value in asdict(comparison).items() if key in SHAPE} | {"path": str(comparison.path)}
     tree["experiments"] = [asdict(one) | {"file": str(one.file)} for one in comparison.experiments]
     write_json(folder / STORED, tree)
 
 
-def command(comparison: Comparison, overrides: Sequence[str]) -> str:
+def command(comparison: Comparison, variants: Sequence[str], seeds: int | None, overrides: Sequence[str]) -> str:
     """What makes the rows of a comparison, but for workers and folders."""
     verb = "compare" if comparison.path.suffix == ".py" else "ablate"
-    preset = ["--preset", comparison.preset] if comparison.preset else []
-    return shlex.join(["nsa-lab", verb, str(comparison.path), *preset, *overrides])
+    chosen = ["--variants", ",".join(variants)] * bool(variants) + ["--seeds", str(seeds)] * (seeds is not None)
+    return shlex.join(["nsa-lab", verb, str(comparison.path), *comparison.asked, *chosen, *overrides])
 
 
-def load_stored(folder: Path) -> tuple[Comparison, str]:
-    """The comparison of a folder, and the command that made its rows. Raises NsaLabError where it is damaged."""
+def stored_command(folder: Path) -> str:
+    """The command of the comparison that a folder holds, nothing where there is none or it is damaged."""
+    try:
+        return str(read_json(folder / STORED, "").get("command", ""))
+    except NsaLabError:
+        return ""
+
+
+def load_stored(folder: Path) -> Comparison:
+    """The comparison of a folder. Raises NsaLabError where it is damaged."""
     file, remedy = folder / STORED, "run the comparison again: what is trained is not trained again"
     tree = read_json(file, remedy, tuple(SHAPE))
     if wrong := [key for key, shape in SHAPE.items() if not _fits(tree.get(key), shape)]:
@@ -50,7 +58,7 @@ def load_stored(folder: Path) -> tuple[Comparison, str]:
         experiments = tuple(Experiment(**{**one, "file": Path(one["file"])}) for one in tree["experiments"])
         if not experiments or not all(isinstance(one.name, str) for one in experiments):
             raise ValueError("its experiments have no names")
-        comparison = Comparison(
+        return Comparison(
             path=Path(tree["path"]),
             experiments=experiments,
             variants=dict(tree["variants"]),
@@ -60,10 +68,10 @@ def load_stored(folder: Path) -> tuple[Comparison, str]:
             preset=tree["preset"],
             question=tree["question"],
             branches={name: tuple(own) for name, own in tree["branches"].items()},
+            command=tree["command"],
         )
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise NsaLabError(f"{file} is damaged ({type(error).__name__}: {error}); {remedy}") from error
-    return comparison, str(tree["command"])
 
 
 def _fits(value: Any, shape: Any) -> bool:

@@ -65,6 +65,7 @@ def check_task(
         seeds=tuple(range(seeds)),
         preset=name,
         question=f"Question: is {name} fit to tell designs of attention apart?",
+        command=command,
     )
     home = compare(comparison, overrides=given, workers=workers, runner=runner)
     wanted = trainings(comparison, list(comparison.variants), comparison.seeds, given)

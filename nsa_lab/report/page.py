@@ -50,7 +50,7 @@ def _tell_faults(found: Found, out: Path) -> None:
 def write_results(folders: Sequence[Path], out: Path) -> Path:
     """Write the comparisons and trainings in or below `folders` as Markdown; returns `out`. Raises as `write_page`."""
     found = find(folders)
-    parts = [to_markdown(c.comparison, c.rows, f"{c.comparison.name} (`{c.command}`)") for c in found.compared]
+    parts = [to_markdown(c.comparison, c.rows, c.comparison.title) for c in found.compared]
     parts += [f"## Runs\n\n{runs_table(found.trained).markdown()}\n"] * bool(found.trained)
     parts += ["\n".join(["## Not here", "", *(f"- {fault}" for fault in found.faults)])] * bool(found.faults)
     if not parts:
@@ -94,7 +94,8 @@ def _compared(one: Compared) -> dict[str, Any]:
         "title": comparison.name,
         "name": comparison.name.replace(" ", "-"),
         "question": list(_question(comparison.question)),
-        "command": one.command,
+        "command": comparison.command,
+        "others": one.others,
         "origin": [(name, ", ".join(sorted({row[name] for row in rows}))) for name in ORIGIN if rows],
         "charts": [(_short(m), Markup(means_chart(comparison, rows, m))) for m in metrics],
         "budget": _markup(budget_chart(comparison, rows, metrics[-1])) if metrics else None,

@@ -21,12 +21,11 @@ Source = TypeVar("Source")
 
 @dataclass(frozen=True)
 class Compared:
-    """A comparison's folder with its rows, and the command that made them."""
+    """A comparison with its rows; of `others`, experiments that were not asked for last, its folder has rows too."""
 
-    folder: Path
     comparison: Comparison
-    command: str
     rows: list[Row]
+    others: list[str]
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _compared(folder: Path) -> Compared:
-    comparison, command = load_stored(folder)
+    comparison = load_stored(folder)
     rows = list(read_rows(folder / ROWS).values())
     known = {one.name for one in comparison.experiments}
     mine = [row for row in rows if row["experiment"] in known]
@@ -101,4 +100,4 @@ def _compared(folder: Path) -> Compared:
         check_one_training_each(mine)
     except NsaLabError as error:
         raise NsaLabError(f"{folder / ROWS}: {error}") from error
-    return Compared(folder, comparison, command, mine)
+    return Compared(comparison, mine, sorted({row["experiment"] for row in rows} - known))

@@ -9,9 +9,11 @@ import yaml
 from nsa_lab.attention.branches import BRANCHES
 from nsa_lab.comparison import compare, read_comparison
 from nsa_lab.comparison.plan import stages, trainings
-from nsa_lab.comparison.rows import read_rows
+from nsa_lab.comparison.rows import ORIGIN, make_row, read_rows, write_rows
 from nsa_lab.comparison.spec import chosen
+from nsa_lab.comparison.stored import load_stored
 from nsa_lab.errors import ConfigError, NsaLabError
+from nsa_lab.report import write_page
 
 ALL = "+".join(BRANCHES)
 FILE = {
@@ -223,6 +225,45 @@ def test_it_trains_validates_and_goes_on(study, tmp_path, capfd):
     table = (out / "table.md").read_text()
     assert "| design | compression | selection | window | needle ↑ | recall ↑ | val/accuracy ↑ |" in table
     assert "| window |  |  | ✓ |" in table and "| three | ✓ | ✓ | ✓ |" in table
+
+
+@pytest.fixture
+def done(study, tmp_path):
+    """Writes the rows of an ablation as if it were trained; gives its folder."""
+
+    def write(comparison, **chosen_by):
+        wanted = trainings(comparison, *chosen(comparison, chosen_by.get("variants", ()), None), ())
+        out = wanted[-1].directory.parent
+        known = list(read_rows(out / "runs.csv").values())
+        rows = [make_row(t, {"val/accuracy": 0.5, "val/loss": 1.0}, dict.fromkeys(ORIGIN, "x")) for t in wanted]
+        write_rows(out / "runs.csv", [*known, *rows])
+        return compare(comparison, **chosen_by)
+
+    return write
+
+
+def test_what_was_asked_is_kept_and_another_selection_says_what_it_replaces(study, done, capfd):
+    file = study(at="training", readings={}, start=None)
+    out = done(read_comparison(file, "quick", "both", 2), variants=["window", "dense"])
+    typed = f"nsa-lab ablate {file} --preset quick --at both --seeds 2 --variants window,dense"
+    assert load_stored(out).command == typed and f"## study-quick (`{typed}`)" in (out / "table.md").read_text()
+    assert "were of" not in capfd.readouterr().out
+    compare(read_comparison(file, "quick", "both", 2), variants=["window", "dense"], workers=2)
+    assert "were of" not in capfd.readouterr().out, "the same command"
+    compare(read_comparison(file, "quick"), variants=["window"])
+    said = capfd.readouterr().out
+    assert f"tables in {out} were of `{typed}`; now of `nsa-lab ablate {file} --preset quick --variants window`" in said
+    page = write_page([out], out / "page.html").read_text()
+    assert "rows of tiny-inference, which this command does not ask for" in page
+
+
+def test_other_settings_do_not_join_rows_of_their_design(study, done):
+    out = done(read_comparison(study(at="training", readings={}, start=None), seeds=1), variants=["window"])
+    before = [(out / name).read_bytes() for name in ("runs.csv", "table.md", "comparison.json")]
+    other = read_comparison(study(at="training", readings={}, start=None, settings={"training.steps": 9}), seeds=1)
+    with pytest.raises(NsaLabError, match=r"runs\.csv holds tiny, window, seed 0 with other settings .*--out FOLDER"):
+        compare(other, variants=["window"])
+    assert before == [(out / name).read_bytes() for name in ("runs.csv", "table.md", "comparison.json")]
 
 
 def only(branch):
