@@ -61,11 +61,12 @@ def check(
 
     `nsa-lab tasks check gist --steps 600 tasks.gist.lead_frames=4`
     """
-    from nsa_lab.evaluation.task_check import check_task
+    from nsa_lab.evaluation.task_check import check_names, check_task
 
     names = [text for text in arguments if "=" not in text]
     if not names:
         raise NsaLabError("tasks check names no task; write for example: nsa-lab tasks check gist")
+    check_names(names)
     for name in names:
         card = check_task(
             name,

@@ -52,8 +52,7 @@ def check_task(
     Returns the path of NAME.md. `out` is by default where the trainings are, {output.dir}/comparisons/suite-NAME. What
     is trained already is not trained again. Raises NsaLabError where `name` is no task or a training failed.
     """
-    if name not in TASKS:
-        raise NsaLabError(f"{name} is no task; {nearest(name, TASKS)}known: {', '.join(TASKS)}")
+    check_names([name])
     alone = [f"tasks.{task}.enabled={str(task == name).lower()}" for task in TASKS]
     given = [*alone, *([] if steps is None else [f"training.steps={steps}"]), *overrides]
     comparison = Comparison(
@@ -77,6 +76,13 @@ def check_task(
         write_csv(out / f"{name}.csv", table(name, outcomes))
         write_text(out / card, markdown(facts, outcomes, command, _origin(rows[key_of(wanted[0])])))
     return out / card
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise NsaLabError where one of `names` is no task."""
+    for name in names:
+        if name not in TASKS:
+            raise NsaLabError(f"{name} is no task; {nearest(name, TASKS)}known: {', '.join(TASKS)}")
 
 
 def facts_of(name: str, config: ExperimentConfig) -> Facts:

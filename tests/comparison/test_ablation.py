@@ -242,6 +242,15 @@ def done(study, tmp_path):
     return write
 
 
+@pytest.mark.parametrize("at", ["training", "inference"])
+def test_a_variant_of_another_shape_than_its_weights_is_refused_before_anything_is_trained(study, at):
+    file = study(readings={}, subsets=False, variants={"plain": {}, "wide": {"model.hidden_size": 64}}, at=at)
+    with pytest.raises(
+        ConfigError, match=r"wide: model\.hidden_size: 64 is set, but model\.path=\S+ was trained with 32"
+    ):
+        planned(read_comparison(file))
+
+
 def test_what_was_asked_is_kept_and_another_selection_says_what_it_replaces(study, done, capfd):
     file = study(at="training", readings={}, start=None)
     out = done(read_comparison(file, "quick", "both", 2), variants=["window", "dense"])
