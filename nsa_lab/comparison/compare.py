@@ -106,12 +106,12 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _show(comparison: Comparison, wanted: Sequence[Training], rows: Mapping[Key, Row], out: Path) -> list[Path]:
-    """Print the tables of the wanted trainings that ended, and write them; the files."""
+    """Write the tables of the wanted trainings that ended, and print them (whoever reads may be gone); the files."""
     mine = [rows[key] for key in map(key_of, wanted) if key in rows]
     if not mine:
         return []
-    print_tables(comparison, mine)
     files = write_tables(comparison, mine, out)
+    print_tables(comparison, mine)
     for path in files:
         print(path)
     return [*files, out / ROWS]

@@ -10,7 +10,7 @@ from rich.console import Console
 from nsa_lab.comparison.ablation import read_comparison
 from nsa_lab.comparison.markdown import to_latex, to_markdown
 from nsa_lab.comparison.rows import Row, check_one_training_each, read_rows
-from nsa_lab.comparison.sections import sections
+from nsa_lab.comparison.sections import footnotes, sections
 from nsa_lab.comparison.spec import Comparison
 from nsa_lab.comparison.tables import differences, experiments_of, mean, variants_of
 from nsa_lab.errors import NsaLabError
@@ -72,10 +72,14 @@ def print_tables(comparison: Comparison, rows: Sequence[Row], console: Console |
     """The tables of the Markdown, and what they say."""
     console = console or make_console()
     for section in sections(comparison, rows):
+        if section.note:
+            console.print(f"{section.title}: {section.note}", highlight=False, markup=False)
         for grid in section.grids:
             console.print(grid.named(section.title).drawn())
         for said in section.conclusions:
             console.print(f"{section.title}: {said}", highlight=False, markup=False)
+    for said in footnotes(comparison, rows):
+        console.print(said, highlight=False, markup=False)
 
 
 def _tests(comparison: Comparison, rows: Sequence[Row]) -> list[list[Any]]:

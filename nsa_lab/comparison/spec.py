@@ -184,7 +184,9 @@ def chosen(comparison: Comparison, variants: Iterable[str], seeds: int | None) -
         )
     count = len(comparison.seeds) if seeds is None else seeds
     if not 1 <= count <= len(comparison.seeds):
-        raise NsaLabError(f"--seeds {count}: {comparison.path} has {len(comparison.seeds)} seeds")
+        raise NsaLabError(
+            f"--seeds {count}: {comparison.path} has {len(comparison.seeds)} seed{'s' * (len(comparison.seeds) > 1)}"
+        )
     return names, list(comparison.seeds[:count])
 
 

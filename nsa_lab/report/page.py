@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from nsa_lab.comparison.markdown import how_to_read, to_markdown
 from nsa_lab.comparison.rows import ORIGIN
-from nsa_lab.comparison.sections import MARK, sections
+from nsa_lab.comparison.sections import MARK, footnotes, sections
 from nsa_lab.comparison.spec import TASK_ACCURACY
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import writing
@@ -101,6 +101,7 @@ def _compared(one: Compared) -> dict[str, Any]:
         "budget": _markup(budget_chart(comparison, rows, metrics[-1])) if metrics else None,
         "first": comparison.experiments[0].name,
         "sections": sections(comparison, rows),
+        "footnotes": footnotes(comparison, rows),
         "how": how_to_read(comparison, rows) if rows else "there are no rows yet",
         "settings": [(name, _settings(own)) for name, own in comparison.variants.items()],
         "paper": _paper(comparison.branches),
