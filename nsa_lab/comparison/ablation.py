@@ -195,6 +195,10 @@ def _faults(ablation: Ablation) -> Iterator[str]:
         )
         if strangers:
             yield f"{key} names {', '.join(strangers)}; write a list of variants, of {', '.join(ablation.variants)}"
+    for key in LISTS:
+        names = getattr(ablation, key)
+        if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+            yield f"{key} names {twice[0]} twice; name it once"
     if not ablation.at or (unknown := [str(name) for name in ablation.at if name not in AT]):
         yield f"at is {', '.join(unknown) if ablation.at else 'empty'}; use {', '.join(AT)} or a list of both"
 

@@ -78,7 +78,8 @@ class _Plan:
         if key not in self.known:
             above = [f"{key}={json.dumps(value)}" for key, value in {**settings, "seed": seed}.items()]
             below = [f"{key}={json.dumps(value)}" for key, value in experiment.settings.items()]
-            config = variant_config(name, experiment.file, [*below, *self.overrides, *above])
+            typed = parse_overrides(self.overrides)
+            config = variant_config(name, experiment.file, [*below, *self.overrides, *above], typed)
             # A start is nobody's own: comparisons that start alike share it.
             config.name = f"{name}-seed{seed}" if name == START else f"{experiment.name}-{name}-seed{seed}"
             if source is not None:

@@ -2,7 +2,7 @@
 `nsa_lab.comparison.ablation` reads one from YAML."""
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -164,6 +164,10 @@ def _faults(module: ModuleType) -> Iterator[str]:
     strangers = [name for name in module.REFERENCES if name not in module.VARIANTS]
     if strangers:
         yield f"REFERENCES names {', '.join(map(str, strangers))}, of which VARIANTS knows nothing"
+    for key in ("EXPERIMENTS", "REFERENCES", "SEEDS"):
+        names = getattr(module, key)
+        if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+            yield f"{key} names {twice[0]} twice; name it once"
     unknown = [name for name in module.METRICS if not is_measured(name)]
     if unknown:
         yield f"METRICS names {', '.join(map(str, unknown))}; a comparison can judge by {', '.join(MEASURED)}"
@@ -190,9 +194,13 @@ def chosen(comparison: Comparison, variants: Iterable[str], seeds: int | None) -
     return names, list(comparison.seeds[:count])
 
 
-def variant_config(name: str, file: Path, overrides: Sequence[str] | Mapping[str, Any]) -> ExperimentConfig:
-    """The config of a variant, its faults under its name. Raises ConfigError."""
+def variant_config(
+    name: str, file: Path, overrides: Sequence[str] | Mapping[str, Any], shared: Collection[str] = ()
+) -> ExperimentConfig:
+    """The config of a variant, its faults under its name, but for those of the `shared` keys. Raises ConfigError."""
     try:
         return load_config(file, overrides)
     except ConfigError as error:
-        raise ConfigError([replace(p, path=f"{name}: {p.path}") for p in error.problems]) from error
+        raise ConfigError(
+            [p if p.path in shared else replace(p, path=f"{name}: {p.path}") for p in error.problems]
+        ) from error

@@ -1,13 +1,19 @@
 """Ablation files: what they become, what they refuse, and a small one from beginning to end."""
 
+import inspect
 import json
+import re
+from dataclasses import fields
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import yaml
 
 from nsa_lab.attention.branches import BRANCHES
+from nsa_lab.cli.ablate import ablate
 from nsa_lab.comparison import compare, read_comparison
+from nsa_lab.comparison.ablation import Ablation
 from nsa_lab.comparison.plan import stages, trainings
 from nsa_lab.comparison.rows import ORIGIN, make_row, read_rows, write_rows
 from nsa_lab.comparison.spec import chosen
@@ -15,6 +21,7 @@ from nsa_lab.comparison.stored import load_stored
 from nsa_lab.errors import ConfigError, NsaLabError
 from nsa_lab.report import write_page
 
+ROOT = Path(__file__).resolve().parents[2]
 ALL = "+".join(BRANCHES)
 FILE = {
     "base": "tiny.yaml",
@@ -101,8 +108,22 @@ def test_overrides_count_above_the_file_and_a_variant_keeps_what_makes_it(study)
         trainings(comparison, ["window"], [0], ["attention.branches.window.enabled=true"])
     with pytest.raises(NsaLabError, match="seed is set for each training"):
         trainings(comparison, ["window"], [0], ["seed=9"])
+    with pytest.raises(ConfigError) as caught:
+        trainings(comparison, ["window"], [0], ["training.steps=-4"])
+    assert str(caught.value) == "training.steps: -4 is negative; use 0 or more", "no variant is to blame"
     with pytest.raises(NsaLabError, match=r"variant other sets seed, which all share"):
         planned(read_comparison(study(variants={"other": {"seed": 7}})))
+
+
+def test_the_readme_explains_every_key_and_its_file_is_one(tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text().split("## Ablations")[1].split("\n## ")[0]
+    assert {f.name for f in fields(Ablation)} == set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "mine.yaml").write_text(example)
+    found = planned(read_comparison(tmp_path / "mine.yaml"))
+    assert [(t.variant, t.config.attention.branches.window.size) for t in found] == [("narrow", 4), ("wide", 8)]
+    assert all(f.name in inspect.getdoc(ablate) for f in fields(Ablation)), "`ablate --help` names them"
 
 
 def test_names_that_run_into_each_other_are_refused(study):
@@ -170,6 +191,9 @@ def test_a_preset_replaces_keys_and_has_a_folder_of_its_own(study):
         ({"variants": {"a/b": {}}}, "variants has 'a/b', which cannot name a folder"),
         ({"variants": {"start": {}}}, "variants has 'start'"),
         ({"references": ["windov"]}, "references names windov; write a list of variants"),
+        ({"references": ["window", "dense", "window"]}, "references names window twice; name it once"),
+        ({"weights": ["dense", "dense"]}, "weights names dense twice"),
+        ({"at": ["training", "training"]}, "at names training twice"),
         ({"references": "window"}, "references names window; write a list"),
         ({"weights": ["best"]}, "weights names best"),
         ({"at": "infer"}, "at is infer; use training, inference"),

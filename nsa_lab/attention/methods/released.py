@@ -65,7 +65,12 @@ class Deviations:
 class Released(NSA):
     @dataclass
     class Config(NSA.Config):
-        """Blocks, counts, window and gate are the settings of `nsa`; `released` are the deviations."""
+        """Blocks, counts, window and gate are the settings of `nsa`; `released` are the deviations.
+
+        A prompt given in parts, the later ones after a cache, is another computation than in one: what follows a cache
+        attends densely, without what `unmasked` adds to text rows, and the first part's rows do not reach what comes
+        after them, which `reversed_mask`, `flat_scores` and `zeroed_text` let them read in one forward.
+        """
 
         released: Deviations = field(default_factory=Deviations)
 
