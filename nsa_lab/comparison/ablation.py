@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from nsa_lab.attention.branches import BRANCHES
-from nsa_lab.comparison.spec import START, TASK_ACCURACY, Comparison, Experiment, load_comparison, variant_config
+from nsa_lab.comparison.spec import (
+    START,
+    TASK_ACCURACY,
+    Comparison,
+    Experiment,
+    load_comparison,
+    named_twice,
+    variant_config,
+)
 from nsa_lab.config import load_config
 from nsa_lab.config.load import read_yaml
 from nsa_lab.config.rules import enabled_tasks
@@ -196,9 +204,7 @@ def _faults(ablation: Ablation) -> Iterator[str]:
         if strangers:
             yield f"{key} names {', '.join(strangers)}; write a list of variants, of {', '.join(ablation.variants)}"
     for key in LISTS:
-        names = getattr(ablation, key)
-        if twice := [name for place, name in enumerate(names) if name in names[:place]]:
-            yield f"{key} names {twice[0]} twice; name it once"
+        yield from named_twice(key, getattr(ablation, key))
     if not ablation.at or (unknown := [str(name) for name in ablation.at if name not in AT]):
         yield f"at is {', '.join(unknown) if ablation.at else 'empty'}; use {', '.join(AT)} or a list of both"
 

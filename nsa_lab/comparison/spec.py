@@ -165,9 +165,7 @@ def _faults(module: ModuleType) -> Iterator[str]:
     if strangers:
         yield f"REFERENCES names {', '.join(map(str, strangers))}, of which VARIANTS knows nothing"
     for key in ("EXPERIMENTS", "REFERENCES", "SEEDS"):
-        names = getattr(module, key)
-        if twice := [name for place, name in enumerate(names) if name in names[:place]]:
-            yield f"{key} names {twice[0]} twice; name it once"
+        yield from named_twice(key, getattr(module, key))
     unknown = [name for name in module.METRICS if not is_measured(name)]
     if unknown:
         yield f"METRICS names {', '.join(map(str, unknown))}; a comparison can judge by {', '.join(MEASURED)}"
@@ -176,6 +174,12 @@ def _faults(module: ModuleType) -> Iterator[str]:
         yield f"METRICS maps a metric to maximize or minimize, not to {wrong}"
     if not all(isinstance(seed, int) for seed in module.SEEDS):
         yield f"SEEDS is {module.SEEDS!r}; seeds are whole numbers"
+
+
+def named_twice(key: str, names: Sequence[Any]) -> Iterator[str]:
+    """A fault where the list `key` of a file has one of its `names` twice."""
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        yield f"{key} names {twice[0]} twice; name it once"
 
 
 def chosen(comparison: Comparison, variants: Iterable[str], seeds: int | None) -> tuple[list[str], list[int]]:
