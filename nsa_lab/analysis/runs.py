@@ -35,13 +35,18 @@ class Row:
 
 def list_runs(folder: Path) -> list[Row]:
     """The runs in and below `folder`, the last begun first. Raises NsaLabError where there are none."""
-    found = sorted(file.parent for file in folder.rglob("config.yaml"))
-    homes = [home for home in found if any((home / mark).is_file() for mark in MARKS)]
+    homes = find_runs(folder)
     if not homes:
         what = "holds no runs" if folder.is_dir() else "does not exist"
         raise NsaLabError(f"{folder} {what}; give the folder that `nsa-lab train` wrote into (output.dir)")
     rows = [read_run(home, str(home.relative_to(folder)) if home != folder else home.resolve().name) for home in homes]
     return sorted(rows, key=lambda row: row.when, reverse=True)
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The runs' folders in and below `folder`, by name."""
+    found = sorted(file.parent for file in folder.rglob("config.yaml"))
+    return [home for home in found if any((home / mark).is_file() for mark in MARKS)]
 
 
 def read_run(home: Path, name: str) -> Row:

@@ -8,7 +8,7 @@ import typer
 
 def ablate(
     file: Annotated[
-        Path, typer.Argument(help="YAML of an ablation: base, variants, references, seeds.", metavar="FILE")
+        Path, typer.Argument(help="YAML of an ablation; README (Ablations) explains its keys.", metavar="FILE")
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings of every training.", metavar="[KEY=VALUE]...")
@@ -17,11 +17,11 @@ def ablate(
         str, typer.Option(help="A preset of the file, such as quick; it has an output folder of its own.")
     ] = "",
     at: Annotated[
-        Literal["", "training", "inference", "both"],
+        Literal["training", "inference", "both"] | None,
         typer.Option(
             help="Train each variant, or validate each with the weights of one, or both; by default as the file says."
         ),
-    ] = "",
+    ] = None,
     variants: Annotated[str, typer.Option(help="Variants to do, by commas; by default all.")] = "",
     seeds: Annotated[int | None, typer.Option(help="How many seeds, from 0; by default the file's.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that train at the same time.", min=1)] = 1,
@@ -36,6 +36,9 @@ def ablate(
     on the terminal, and as table.md, table.tex and table.csv in the output folder. The same command goes on after a
     kill and skips what is done. In MLflow the runs stand under comparison-NAME.
 
+    A file may hold base, settings, start, seeds, at, weights, readings, subsets, variants, references and presets; the
+    README's section Ablations says what each means, and has the smallest file that runs.
+
     `nsa-lab ablate experiments/ablations/branches.yaml --preset quick --workers 2`
 
     `nsa-lab ablate experiments/ablations/branches.yaml --at both --seeds 5 --workers 16`
@@ -43,7 +46,7 @@ def ablate(
     from nsa_lab.comparison import compare, read_comparison
 
     compare(
-        read_comparison(file, preset, at, seeds),
+        read_comparison(file, preset, at or "", seeds),
         overrides=overrides or (),
         variants=[name for name in variants.split(",") if name],
         workers=workers,

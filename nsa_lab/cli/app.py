@@ -15,6 +15,7 @@ from nsa_lab import origin
 from nsa_lab.cli.ablate import ablate
 from nsa_lab.cli.analyze import analyze_app
 from nsa_lab.cli.compare import compare, report
+from nsa_lab.cli.group import OneLineGroup
 from nsa_lab.cli.numbers import whole_numbers
 from nsa_lab.cli.runs import runs_app
 from nsa_lab.cli.sweep import sweep_app
@@ -38,6 +39,7 @@ Experiment = Annotated[
 ]
 
 app = typer.Typer(
+    cls=OneLineGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

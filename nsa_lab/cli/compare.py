@@ -64,6 +64,7 @@ def report(
     """Write one page on all that was found: tables, pictures, and where each number is from.
 
     A page (report.html) opens offline, on a phone and in print. With --out RESULTS.md it is the tables in Markdown.
+    What cannot be read is a line there and on stderr (exit code 2); the rest is written.
 
     `nsa-lab report runs`
 

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from nsa_lab.attention.branches import BRANCHES
-from nsa_lab.comparison.spec import START, TASK_ACCURACY, Comparison, Experiment, load_comparison, variant_config
+from nsa_lab.comparison.spec import (
+    START,
+    TASK_ACCURACY,
+    Comparison,
+    Experiment,
+    load_comparison,
+    named_twice,
+    variant_config,
+)
 from nsa_lab.config import load_config
 from nsa_lab.config.load import read_yaml
 from nsa_lab.config.rules import enabled_tasks
@@ -63,7 +71,9 @@ def read_comparison(path: str | Path, preset: str = "", at: str = "", seeds: int
     file = Path(path)
     if file.suffix in YAML:
         ablation = _ablation(file, preset, at)
-        return _comparison(file, ablation if seeds is None else replace(ablation, seeds=seeds), preset)
+        comparison = _comparison(file, ablation if seeds is None else replace(ablation, seeds=seeds), preset)
+        asked = [("--preset", preset), ("--at", at), ("--seeds", "" if seeds is None else str(seeds))]
+        return replace(comparison, asked=tuple(text for option in asked if option[1] for text in option))
     if preset or at or seeds is not None:
         raise NsaLabError(f"{file} is no ablation's YAML, such as {EXAMPLE_FILE}; `nsa-lab compare` takes Python files")
     return load_comparison(file)
@@ -193,6 +203,8 @@ def _faults(ablation: Ablation) -> Iterator[str]:
         )
         if strangers:
             yield f"{key} names {', '.join(strangers)}; write a list of variants, of {', '.join(ablation.variants)}"
+    for key in LISTS:
+        yield from named_twice(key, getattr(ablation, key))
     if not ablation.at or (unknown := [str(name) for name in ablation.at if name not in AT]):
         yield f"at is {', '.join(unknown) if ablation.at else 'empty'}; use {', '.join(AT)} or a list of both"
 

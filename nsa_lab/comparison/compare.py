@@ -3,17 +3,19 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from nsa_lab.comparison.ablation import read_comparison
 from nsa_lab.comparison.ledger import Ledger, job_of
 from nsa_lab.comparison.plan import stages, trainings
 from nsa_lab.comparison.report import print_tables, write_tables
-from nsa_lab.comparison.rows import Key, Row, key_of, read_rows
+from nsa_lab.comparison.rows import Key, Row, check_settings, key_of, read_rows
 from nsa_lab.comparison.spec import Comparison, Training, chosen
-from nsa_lab.comparison.stored import store
+from nsa_lab.comparison.stored import command, store, stored_command
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import FileLock, room_on_disk, writing
+from nsa_lab.redact import hide
 from nsa_lab.runner.job import TRAIN, JobList
 from nsa_lab.runner.parent_run import parent_run, without_passwords
 from nsa_lab.runner.pool import Pool, sigterm_as_interrupt
@@ -37,16 +39,22 @@ def compare(
 
     `out` is by default {output.dir}/comparisons/NAME. After `minutes` no training is started any more;
     one whose worker dies is tried again. `runner` is "module:function" with the signature of nsa_lab.train.
-    Raises NsaLabError where a training failed, after the tables of the others have been written, and where another
-    comparison writes `out`.
+    Raises NsaLabError where a training failed, after the tables of the others have been written, where another
+    comparison writes `out`, and where `out` holds the same designs under other settings.
     """
     comparison = what if isinstance(what, Comparison) else read_comparison(what)
+    typed = hide(comparison.command or command(comparison, variants, seeds, overrides))
+    comparison = replace(comparison, command=typed)
     wanted = trainings(comparison, *chosen(comparison, variants, seeds), overrides)
     home = wanted[-1].directory.parent
     out = out or home
     with _alone(out), sigterm_as_interrupt(), room_on_disk(out, lambda: "what was trained is kept"):
-        store(comparison, overrides, out)
         rows = read_rows(out / ROWS)
+        check_settings(out / ROWS, rows.values(), wanted)
+        before = stored_command(out)
+        store(comparison, out)
+        if before not in ("", typed) and rows:
+            print(f"tables in {out} were of `{before}`; now of `{typed}` (--out FOLDER keeps both)", flush=True)
         turns = stages([training for training in wanted if key_of(training) not in rows])
         todo = [training for turn in turns for training in turn]
         logs = f"; what they print: {home / 'logs'}" if todo else ""
@@ -98,12 +106,12 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _show(comparison: Comparison, wanted: Sequence[Training], rows: Mapping[Key, Row], out: Path) -> list[Path]:
-    """Print the tables of the wanted trainings that ended, and write them; the files."""
+    """Write the tables of the wanted trainings that ended, and print them (whoever reads may be gone); the files."""
     mine = [rows[key] for key in map(key_of, wanted) if key in rows]
     if not mine:
         return []
-    print_tables(comparison, mine)
     files = write_tables(comparison, mine, out)
+    print_tables(comparison, mine)
     for path in files:
         print(path)
     return [*files, out / ROWS]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from nsa_lab.comparison.grid import Grid
 from nsa_lab.comparison.rows import ORIGIN, Row
-from nsa_lab.comparison.sections import sections
+from nsa_lab.comparison.sections import PAST, sections
 from nsa_lab.comparison.spec import START, Comparison
 from nsa_lab.comparison.statistics import EXACT_PAIRS, FEWEST, FLIPS, smallest_sign_flip
 from nsa_lab.comparison.tables import experiments_of, metric_values, variants_of
@@ -14,7 +14,7 @@ def to_markdown(comparison: Comparison, rows: Sequence[Row], title: str, finding
     """A section: what was found in the rows of a comparison, tables, conclusions and origin."""
     parts = [f"## {title}", *([findings] if findings else []), how_to_read(comparison, rows)]
     for section in sections(comparison, rows):
-        parts.append(f"### {section.title}")
+        parts += [f"### {section.title}", *([section.note] if section.note else [])]
         for grid in section.grids:
             parts += [grid.title, grid.markdown()]
         parts += ["\n".join(f"- {said}" for said in section.conclusions)] * bool(section.conclusions)
@@ -42,8 +42,9 @@ def how_to_read(comparison: Comparison, rows: Sequence[Row]) -> str:
     limit = ", ".join(f"{smallest_sign_flip(count):.4g} for {count}" for count in counts if count >= FEWEST)
     average = " Averages and their costs are over the seeds that all tasks have." * (len(names) > 1)
     return (
-        f"{seeds} seeds, {steps} steps each, validation clips never trained on. `±` is the 95% interval of the mean"
-        f" (Student's t over seeds), of one design or difference alone; fewer than {FEWEST} seeds (n) have none."
+        f"{seeds} seed{'' if seeds == '1' else 's'}, {steps} steps each, validation clips never trained on. `±` is the"
+        " 95% interval of the mean (Student's t over seeds), of one design or difference alone; fewer than"
+        f" {FEWEST} seeds (n) have none. {PAST}"
         f" Differences are paired by seed; p-values are two-sided, first the paired t-test, then {flips}, both adjusted"
         " by Holm over all designs tested against the same reference, which the intervals are not;"
         f" before that adjustment a sign-flip test cannot go below {limit or 'anything: too few seeds'}.{average}"
@@ -61,6 +62,8 @@ def _origin(comparison: Comparison, rows: Sequence[Row]) -> str:
         ["Where the numbers come from:", "", f"- comparison: `{comparison.path}`", *lines, "",
          f"<details><summary>settings of the designs, and config hashes of the {len(rows)} trainings</summary>", "",
          Grid("", ["design", "settings"], settings).markdown(), "",
+         "A run's folder ends with its hash, and `nsa-lab runs` lists it by that name. The column hash there is",
+         "another where a run starts from weights: it counts their path, this one their folder's name.", "",
          Grid("", ["experiment", "design", "config hashes, one per seed"], trained).markdown(), "", "</details>"]
     )  # fmt: skip
 

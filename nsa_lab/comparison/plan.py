@@ -8,8 +8,8 @@ from typing import Any
 
 from nsa_lab.comparison.spec import START, Comparison, Experiment, Training, variant_config
 from nsa_lab.config import config_hash
-from nsa_lab.config.load import parse_overrides
-from nsa_lab.errors import NsaLabError
+from nsa_lab.config.load import parse_overrides, unlike
+from nsa_lab.errors import ConfigError, NsaLabError
 from nsa_lab.files import SUMMARY
 from nsa_lab.runner.recovery import last_checkpoint
 
@@ -78,11 +78,14 @@ class _Plan:
         if key not in self.known:
             above = [f"{key}={json.dumps(value)}" for key, value in {**settings, "seed": seed}.items()]
             below = [f"{key}={json.dumps(value)}" for key, value in experiment.settings.items()]
-            config = variant_config(name, experiment.file, [*below, *self.overrides, *above])
+            typed = parse_overrides(self.overrides)
+            config = variant_config(name, experiment.file, [*below, *self.overrides, *above], typed)
             # A start is nobody's own: comparisons that start alike share it.
             config.name = f"{name}-seed{seed}" if name == START else f"{experiment.name}-{name}-seed{seed}"
             if source is not None:
                 config.model = dataclasses.replace(config.model, path=source.directory.name)
+                if problems := list(unlike(config, source.config)):
+                    raise ConfigError([dataclasses.replace(p, path=f"{name}: {p.path}") for p in problems])
             owner = f"{START}s" if name == START else self.comparison.name
             directory = Path(config.output.dir) / "comparisons" / owner / f"{config.name}-{config_hash(config)}"
             self.known[key] = Training(experiment.name, name, seed, config, directory, source)

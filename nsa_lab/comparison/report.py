@@ -10,7 +10,7 @@ from rich.console import Console
 from nsa_lab.comparison.ablation import read_comparison
 from nsa_lab.comparison.markdown import to_latex, to_markdown
 from nsa_lab.comparison.rows import Row, check_one_training_each, read_rows
-from nsa_lab.comparison.sections import sections
+from nsa_lab.comparison.sections import footnotes, sections
 from nsa_lab.comparison.spec import Comparison
 from nsa_lab.comparison.tables import differences, experiments_of, mean, variants_of
 from nsa_lab.errors import NsaLabError
@@ -63,8 +63,8 @@ def write_tables(comparison: Comparison, rows: Sequence[Row], out: Path) -> list
     out.mkdir(parents=True, exist_ok=True)
     table, text, latex = (out / f"table.{ending}" for ending in ("csv", "md", "tex"))
     write_csv(table, _tests(comparison, rows))
-    text.write_text(f"{comparison.question}\n\n{to_markdown(comparison, rows, comparison.name)}")
-    latex.write_text(to_latex(comparison, rows, comparison.name))
+    text.write_text(f"{comparison.question}\n\n{to_markdown(comparison, rows, comparison.title)}")
+    latex.write_text(to_latex(comparison, rows, comparison.title))
     return [table, text, latex]
 
 
@@ -72,10 +72,14 @@ def print_tables(comparison: Comparison, rows: Sequence[Row], console: Console |
     """The tables of the Markdown, and what they say."""
     console = console or make_console()
     for section in sections(comparison, rows):
+        if section.note:
+            console.print(f"{section.title}: {section.note}", highlight=False, markup=False)
         for grid in section.grids:
             console.print(grid.named(section.title).drawn())
         for said in section.conclusions:
             console.print(f"{section.title}: {said}", highlight=False, markup=False)
+    for said in footnotes(comparison, rows):
+        console.print(said, highlight=False, markup=False)
 
 
 def _tests(comparison: Comparison, rows: Sequence[Row]) -> list[list[Any]]:

@@ -1,6 +1,7 @@
 """The trainings of a comparison as rows of a CSV: what was trained, what came out, and where the numbers come from."""
 
 import csv
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -30,7 +31,10 @@ def make_row(training: Training, metrics: Mapping[str, float], origin: Mapping[s
 
 
 def read_rows(file: Path) -> dict[Key, Row]:
-    """The rows of a CSV by key, none where there is no file. Raises NsaLabError on a file of another kind."""
+    """The rows of a CSV by key, none where there is no file.
+
+    Raises NsaLabError on a file of another kind, and names the line of a row that is damaged or there twice.
+    """
     if not file.exists():
         return {}
     needed = {*KEY, "steps", *ORIGIN}
@@ -43,10 +47,13 @@ def read_rows(file: Path) -> dict[Key, Row]:
     if not needed <= columns:
         lacks = ", ".join(sorted(needed - columns))
         raise NsaLabError(f"{file} holds no rows of a comparison (it lacks {lacks}); name another file")
+    lines: dict[Key, int] = {}
     for line, row in enumerate(rows, start=2):
         if None in row or None in row.values():
             raise NsaLabError(f"{file}:{line} has more or fewer cells than the first line; remove it or correct it")
         _check_numbers(f"{file}:{line}", row)
+        if (first := lines.setdefault(tuple(row[name] for name in KEY), line)) != line:
+            raise NsaLabError(f"{file}:{line} is the training of line {first} again; remove one of the two")
     return {tuple(row[name] for name in KEY): row for row in rows}
 
 
@@ -54,9 +61,11 @@ def _check_numbers(place: str, row: Row) -> None:
     for name in ("seed", "steps", *(name for name, value in row.items() if value and is_measured(name))):
         kind = int if name in ("seed", "steps") else float
         try:
-            kind(row[name])
+            finite = math.isfinite(kind(row[name]))
         except (ValueError, TypeError):
-            raise NsaLabError(f"{place}: {name} is {row[name]!r}, not a number; correct the row") from None
+            finite = False
+        if not finite:
+            raise NsaLabError(f"{place}: {name} is {row[name]!r}, not a number; correct the row")
 
 
 def check_one_training_each(rows: Iterable[Row]) -> None:
@@ -69,11 +78,23 @@ def check_one_training_each(rows: Iterable[Row]) -> None:
         if known != row["config_hash"]:
             raise NsaLabError(
                 f"two configs trained as {name}: {known} and {row['config_hash']}; "
-                "remove the rows of one, or compare them in different --out folders"
+                "remove the rows of one, or write them into folders of their own (--out)"
             )
         if row["variant"] != START and steps.setdefault(row["experiment"], row["steps"]) != row["steps"]:
             raise NsaLabError(
                 f"{name} took {row['steps']} steps, others {steps[row['experiment']]}; keep the rows of one length"
+            )
+
+
+def check_settings(file: Path, rows: Iterable[Row], trainings: Iterable[Training]) -> None:
+    """Raise NsaLabError where a row of `file` is one of the `trainings` under other settings: tables would mix them."""
+    wanted = {key_of(training)[:3]: key_of(training)[3] for training in trainings}
+    for row in rows:
+        experiment, variant, seed, there = (row[name] for name in KEY)
+        if (here := wanted.get((experiment, variant, seed), there)) != there:
+            raise NsaLabError(
+                f"{file} holds {experiment}, {variant}, seed {seed} with other settings (hash {there}, now {here}); "
+                "give these a folder of their own (output.dir=FOLDER; of ablate and compare also --out FOLDER)"
             )
 
 

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from nsa_lab.comparison.grid import Grid
 from nsa_lab.comparison.rows import Row
 from nsa_lab.comparison.spec import TASK_ACCURACY, Comparison
-from nsa_lab.comparison.statistics import Interval
+from nsa_lab.comparison.statistics import FEWEST, Interval
 from nsa_lab.comparison.tables import (
     LEVEL,
     Difference,
@@ -27,17 +28,22 @@ COSTS = {
     "budget/keys_per_query_with_compressed": "with pooled keys",
     "throughput/seconds_per_step": "seconds per step",
 }
+PAST = (
+    "An interval of an accuracy may reach past 0 or 100 %: Student's is symmetric about the mean, and is shown uncut,"
+    " so that widths can be compared."
+)
 Column = tuple[str, str, Sequence[str]]
 """A heading, and the metric whose mean over experiments stands below it."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """The tables of one task or of all, and a sentence for each family of tests."""
+    """The tables of one task or of all, and a sentence for each family of tests; `note` says whose weights."""
 
     title: str
     grids: list[Grid]
     conclusions: list[str]
+    note: str = ""
 
 
 def sections(comparison: Comparison, rows: Sequence[Row]) -> list[Section]:
@@ -59,8 +65,26 @@ def sections(comparison: Comparison, rows: Sequence[Row]) -> list[Section]:
             _means("means", rows, variants, [name], columns, _marks(comparison)),
             *(_tests(comparison, f) for f in families if f),
         ]
-        found.append(Section(name, grids, list(_conclusions(comparison, tests))))
+        found.append(Section(name, grids, list(_conclusions(comparison, tests)), _whose_weights(comparison, name)))
     return found
+
+
+def footnotes(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
+    """What the tables' figures alone would leave open: means without an interval, and intervals past 0 or 100%."""
+    places = product(comparison.metrics, experiments_of(comparison, rows), variants_of(comparison, rows))
+    means = [(metric, mean(rows, [experiment], variant, metric)) for metric, experiment, variant in places]
+    found = [(metric, value) for metric, value in means if value is not None]
+    few = sorted({value.count for _, value in found if math.isnan(value.half)})
+    past = [v for metric, v in found if "accuracy" in metric and (v.mean - v.half < 0 or v.mean + v.half > 1)]
+    counts = ", ".join(f"(n={count})" for count in few)
+    return [f"{counts}: fewer than {FEWEST} seeds have a mean and no interval."] * bool(few) + [PAST] * bool(past)
+
+
+def _whose_weights(comparison: Comparison, name: str) -> str:
+    for one in comparison.experiments:
+        if one.name == name and one.weights is not None:
+            return f"Nothing is trained here: validated with the weights of {one.design} as trained in {one.weights}."
+    return ""
 
 
 def _short(metric: str) -> str:
@@ -68,11 +92,25 @@ def _short(metric: str) -> str:
     return metric.removeprefix(TASK_ACCURACY)
 
 
+def format_value(metric: str, value: float) -> str:
+    """A single number; accuracies in per cent."""
+    scale, digits, unit = _unit(metric)
+    return f"{scale * value:.{digits}f}{unit}"
+
+
+def _unit(metric: str) -> tuple[int, int, str]:
+    """By what a metric is multiplied, its digits, and the sign behind it."""
+    return (100, 1, " %") if "accuracy" in metric else (1, 4, "")
+
+
 def format_interval(metric: str, value: Interval | None, sign: str = "") -> str:
-    """`0.1234 ± 0.0012`, or `0.1234 (n=2)` of too few seeds; accuracies in per cent."""
+    """`0.1234 ± 0.0012`, or `0.1234 (n=2)` of too few seeds; accuracies in per cent.
+
+    An interval is never cut, as PAST says where one reaches beyond what an accuracy can be.
+    """
     if value is None:
         return ""
-    scale, digits, unit = (100, 1, " %") if "accuracy" in metric else (1, 4, "")
+    scale, digits, unit = _unit(metric)
     middle = f"{scale * value.mean:{sign}.{digits}f}"
     if math.isnan(value.half):
         return f"{middle}{unit} (n={value.count})"
@@ -86,6 +124,8 @@ def _means(title: str, rows: Sequence[Row], variants: Sequence[str], scope: Sequ
     lines = []
     for v in variants:
         quality = [format_interval(metric, mean(rows, where, v, metric)) for _, metric, where in columns]
+        if not any(quality):
+            continue
         costs = [_cost(name, mean(rows, scope, v, name)) for name in COSTS]
         lines.append(
             [

@@ -2,7 +2,7 @@
 `nsa_lab.comparison.ablation` reads one from YAML."""
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -66,7 +66,8 @@ class Experiment:
 class Comparison:
     """What a comparison file defines: `variants` maps a name to the settings that make it, `references` are the
     variants that all others are tested against, `metrics` maps what is judged to a direction. `branches` are those of
-    each variant, where tables have a check mark for them."""
+    each variant, where tables have a check mark for them. `asked` are the options with which its file was read, and
+    `command` is all that was typed, as far as it decides what is trained."""
 
     path: Path
     experiments: tuple[Experiment, ...]
@@ -77,6 +78,13 @@ class Comparison:
     preset: str = ""
     question: str = ""
     branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
+    command: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name, and what was typed for it."""
+        return f"{self.name} (`{self.command}`)" if self.command else self.name
 
     @property
     def name(self) -> str:
@@ -156,6 +164,8 @@ def _faults(module: ModuleType) -> Iterator[str]:
     strangers = [name for name in module.REFERENCES if name not in module.VARIANTS]
     if strangers:
         yield f"REFERENCES names {', '.join(map(str, strangers))}, of which VARIANTS knows nothing"
+    for key in ("EXPERIMENTS", "REFERENCES", "SEEDS"):
+        yield from named_twice(key, getattr(module, key))
     unknown = [name for name in module.METRICS if not is_measured(name)]
     if unknown:
         yield f"METRICS names {', '.join(map(str, unknown))}; a comparison can judge by {', '.join(MEASURED)}"
@@ -164,6 +174,12 @@ def _faults(module: ModuleType) -> Iterator[str]:
         yield f"METRICS maps a metric to maximize or minimize, not to {wrong}"
     if not all(isinstance(seed, int) for seed in module.SEEDS):
         yield f"SEEDS is {module.SEEDS!r}; seeds are whole numbers"
+
+
+def named_twice(key: str, names: Sequence[Any]) -> Iterator[str]:
+    """A fault where the list `key` of a file has one of its `names` twice."""
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        yield f"{key} names {twice[0]} twice; name it once"
 
 
 def chosen(comparison: Comparison, variants: Iterable[str], seeds: int | None) -> tuple[list[str], list[int]]:
@@ -176,13 +192,19 @@ def chosen(comparison: Comparison, variants: Iterable[str], seeds: int | None) -
         )
     count = len(comparison.seeds) if seeds is None else seeds
     if not 1 <= count <= len(comparison.seeds):
-        raise NsaLabError(f"--seeds {count}: {comparison.path} has {len(comparison.seeds)} seeds")
+        raise NsaLabError(
+            f"--seeds {count}: {comparison.path} has {len(comparison.seeds)} seed{'s' * (len(comparison.seeds) > 1)}"
+        )
     return names, list(comparison.seeds[:count])
 
 
-def variant_config(name: str, file: Path, overrides: Sequence[str] | Mapping[str, Any]) -> ExperimentConfig:
-    """The config of a variant, its faults under its name. Raises ConfigError."""
+def variant_config(
+    name: str, file: Path, overrides: Sequence[str] | Mapping[str, Any], shared: Collection[str] = ()
+) -> ExperimentConfig:
+    """The config of a variant, its faults under its name, but for those of the `shared` keys. Raises ConfigError."""
     try:
         return load_config(file, overrides)
     except ConfigError as error:
-        raise ConfigError([replace(p, path=f"{name}: {p.path}") for p in error.problems]) from error
+        raise ConfigError(
+            [p if p.path in shared else replace(p, path=f"{name}: {p.path}") for p in error.problems]
+        ) from error

@@ -4,47 +4,61 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from nsa_lab.comparison.spec import Comparison, Experiment
-from nsa_lab.errors import NsaLabError
+from nsa_lab.errors import NsaLabError, short
 from nsa_lab.files import read_json, write_json
 
 STORED = "comparison.json"
-KEYS = (
-    "command",
-    "path",
-    "experiments",
-    "variants",
-    "references",
-    "metrics",
-    "seeds",
-    "preset",
-    "question",
-    "branches",
-)
+SHAPE: dict[str, Any] = {
+    "command": str,
+    "path": str,
+    "experiments": [{"*": object}],
+    "variants": {"*": {"*": object}},
+    "references": [str],
+    "metrics": {"*": str},
+    "seeds": [int],
+    "preset": str,
+    "question": str,
+    "branches": {"*": [str]},
+}
+"""What STORED holds: `[one]` is a list of such, `{"*": one}` an object of such."""
 
 
-def store(comparison: Comparison, overrides: Sequence[str], folder: Path) -> None:
+def store(comparison: Comparison, folder: Path) -> None:
     """Write STORED into `folder`."""
-    tree = asdict(comparison) | {"path": str(comparison.path), "command": command(comparison, overrides)}
+    tree = {key: value for key, value in asdict(comparison).items() if key in SHAPE} | {"path": str(comparison.path)}
     tree["experiments"] = [asdict(one) | {"file": str(one.file)} for one in comparison.experiments]
     write_json(folder / STORED, tree)
 
 
-def command(comparison: Comparison, overrides: Sequence[str]) -> str:
+def command(comparison: Comparison, variants: Sequence[str], seeds: int | None, overrides: Sequence[str]) -> str:
     """What makes the rows of a comparison, but for workers and folders."""
     verb = "compare" if comparison.path.suffix == ".py" else "ablate"
-    preset = ["--preset", comparison.preset] if comparison.preset else []
-    return shlex.join(["nsa-lab", verb, str(comparison.path), *preset, *overrides])
+    chosen = ["--variants", ",".join(variants)] * bool(variants) + ["--seeds", str(seeds)] * (seeds is not None)
+    return shlex.join(["nsa-lab", verb, str(comparison.path), *comparison.asked, *chosen, *overrides])
 
 
-def load_stored(folder: Path) -> tuple[Comparison, str]:
-    """The comparison of a folder, and the command that made its rows. Raises NsaLabError where it is damaged."""
+def stored_command(folder: Path) -> str:
+    """The command of the comparison that a folder holds, nothing where there is none or it is damaged."""
+    try:
+        return str(read_json(folder / STORED, "").get("command", ""))
+    except NsaLabError:
+        return ""
+
+
+def load_stored(folder: Path) -> Comparison:
+    """The comparison of a folder. Raises NsaLabError where it is damaged."""
     file, remedy = folder / STORED, "run the comparison again: what is trained is not trained again"
-    tree = read_json(file, remedy, KEYS)
+    tree = read_json(file, remedy, tuple(SHAPE))
+    if wrong := [key for key, shape in SHAPE.items() if not _fits(tree.get(key), shape)]:
+        raise NsaLabError(f"{file} is damaged ({wrong[0]} is {short(tree.get(wrong[0]))}); {remedy}")
     try:
         experiments = tuple(Experiment(**{**one, "file": Path(one["file"])}) for one in tree["experiments"])
-        comparison = Comparison(
+        if not experiments or not all(isinstance(one.name, str) for one in experiments):
+            raise ValueError("its experiments have no names")
+        return Comparison(
             path=Path(tree["path"]),
             experiments=experiments,
             variants=dict(tree["variants"]),
@@ -54,7 +68,15 @@ def load_stored(folder: Path) -> tuple[Comparison, str]:
             preset=tree["preset"],
             question=tree["question"],
             branches={name: tuple(own) for name, own in tree["branches"].items()},
+            command=tree["command"],
         )
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise NsaLabError(f"{file} is damaged ({type(error).__name__}: {error}); {remedy}") from error
-    return comparison, str(tree["command"])
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(one, shape[0]) for one in value)
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(_fits(one, shape["*"]) for one in value.values())
+    return isinstance(value, shape)

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nsa_lab.config.identity import ADDED_AS
 from nsa_lab.config.rules import broken_rules
 from nsa_lab.config.schema import ExperimentConfig, ModelConfig
-from nsa_lab.config.sizes import RUN_CONFIG, decoder_layers, is_run, model_size
+from nsa_lab.config.sizes import RUN_CONFIG, decoder_layers, is_run, model_size, no_such_folder
 from nsa_lab.config.tree import apply, check_layer_overrides, merged, read_settings, schema_of, to_dict, unflatten
 from nsa_lab.errors import ConfigError, NsaLabError, Problem, short
 from nsa_lab.redact import hide, keep
@@ -32,11 +32,13 @@ def load_config(path: str | Path | None = None, overrides: Overrides = ()) -> Ex
     """
     layers = [*_file_layers(path), _as_tree(overrides)]
     start = _named_start(layers)
-    if not is_run(start):
+    if start is not None and (fault := no_such_folder(start)):
+        raise ConfigError([Problem("model.path", fault)])
+    if start is None or not is_run(start):
         return _validated(layers)
     run = load_saved_config(Path(start) / RUN_CONFIG)
     config = _validated([_taken_over(run), *layers])
-    if problems := list(_unlike(config, run)):
+    if problems := list(unlike(config, run)):
         raise ConfigError(problems)
     return config
 
@@ -57,7 +59,7 @@ def shape_source(model: ModelConfig) -> ModelConfig:
     return model
 
 
-def _named_start(layers: Sequence[Tree]) -> Any:
+def _named_start(layers: Sequence[Tree]) -> str | None:
     """model.path, before anything is checked; None where it is no text."""
     models = [layer["model"] for layer in layers if isinstance(layer.get("model"), Mapping)]
     named = [model["path"] for model in models if "path" in model]
@@ -71,7 +73,7 @@ def _taken_over(run: ExperimentConfig) -> Tree:
     return {"model": shape, "attention": to_dict(run.attention), "data": data}
 
 
-def _unlike(config: ExperimentConfig, run: ExperimentConfig) -> Iterator[Problem]:
+def unlike(config: ExperimentConfig, run: ExperimentConfig) -> Iterator[Problem]:
     """What cannot be other than it was where the weights of `run` were trained."""
     mine, theirs = to_dict(config.model), to_dict(run.model)
     other = [key for key in mine if key != "path" and mine[key] != theirs[key]]

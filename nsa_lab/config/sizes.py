@@ -5,12 +5,16 @@ steps. It has four layers or more, because video rows of the last layer reach no
 """
 
 import dataclasses
+import difflib
+import itertools
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from nsa_lab.config.schema import ModelConfig
+from nsa_lab.errors import nearest
 
 RUN_CONFIG = "config.yaml"
 
@@ -64,6 +68,32 @@ def model_size(config: ModelConfig) -> ModelSize:
 def is_run(path: str | None) -> bool:
     """Whether `path`, as model.path names it, is the folder of a run rather than one of weights or a hub id."""
     return path is not None and os.path.isfile(os.path.join(path, RUN_CONFIG))
+
+
+def no_such_folder(path: str) -> str | None:
+    """What to say of a `path` that does not exist and cannot be a hub id, with the run or weights nearest to it.
+
+    A hub id is `owner/name` or a name; it is taken for a mistyped folder where its owner is a folder here, or where a
+    run here is called nearly so.
+    """
+    place = Path(path)
+    if os.path.exists(path):
+        return None
+    beside = {str(file.parent) for file in _weights_below(place.parent)}
+    alike = difflib.get_close_matches(path, sorted(beside | _runs_here()), n=1, cutoff=0.8)
+    owned = place.parent != Path() and os.path.isdir(place.parent)
+    if not (alike or owned or place.is_absolute() or path.startswith((".", "~")) or len(place.parts) > 2):
+        return None
+    hint = f"did you mean {alike[0]!r}? " if alike else nearest(path, beside)
+    return f"{path} does not exist; {hint}give the folder of a run or of weights, or a hub id"
+
+
+def _weights_below(folder: Path) -> Iterator[Path]:
+    return itertools.chain(*(folder.glob(f"*/{name}") for name in (RUN_CONFIG, "config.json")))
+
+
+def _runs_here() -> set[str]:
+    return {str(file.parent) for pattern in ("*", "*/*") for file in Path().glob(f"{pattern}/{RUN_CONFIG}")}
 
 
 def decoder_layers(config: ModelConfig) -> int | None:

@@ -56,14 +56,12 @@ def check_tasks(
     are, {output.dir}/comparisons/suite-... . What is trained already is not trained again. Raises NsaLabError where
     a name is no task (before anything is trained) or a training failed.
     """
-    for name in names:
-        if name not in TASKS:
-            raise NsaLabError(f"{name} is no task; {nearest(name, TASKS)}known: {', '.join(TASKS)}")
+    _check_names(names)
     cards = []
     for group in [names] if conversion else [[name] for name in names]:
         enabled = [f"tasks.{task}.enabled={str(task in group).lower()}" for task in TASKS]
         given = [*enabled, *([] if steps is None else [f"training.steps={steps}"]), *overrides]
-        comparison = _comparison(group, suite, seeds, conversion)
+        comparison = replace(_comparison(group, suite, seeds, conversion), command=command)
         home = compare(comparison, overrides=given, workers=workers, runner=runner)
         wanted = trainings(comparison, list(comparison.variants), comparison.seeds, given)
         designs_of = [training for training in wanted if training.variant != START]
@@ -112,6 +110,13 @@ def _write_card(
         write_csv(out / f"{name}.csv", table(name, outcomes))
         write_text(out / f"{name}.md", markdown(facts, outcomes, command, _origin(rows[key_of(wanted[0])])))
     return out / f"{name}.md"
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raise NsaLabError where one of `names` is no task."""
+    for name in names:
+        if name not in TASKS:
+            raise NsaLabError(f"{name} is no task; {nearest(name, TASKS)}known: {', '.join(TASKS)}")
 
 
 def facts_of(name: str, config: ExperimentConfig) -> Facts:

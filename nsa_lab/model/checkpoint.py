@@ -18,7 +18,7 @@ from nsa_lab.config import (
 from nsa_lab.config.load import RUN_CONFIG
 from nsa_lab.config.rules import beyond_the_last_layer
 from nsa_lab.config.schema import ModelConfig
-from nsa_lab.config.sizes import model_size
+from nsa_lab.config.sizes import model_size, no_such_folder
 from nsa_lab.data.positions import CONTINUED
 from nsa_lab.errors import ConfigError, NsaLabError, first_line
 from nsa_lab.model.config import (
@@ -169,6 +169,8 @@ def _positions(path: str | Path, stored: dict[str, Any]) -> str:
 
 
 def _stored(path: str | Path) -> dict[str, Any]:
+    if fault := no_such_folder(str(path)):
+        raise NsaLabError(f"model.path: {fault}")
     try:
         stored, _ = VideoNSAConfig.get_config_dict(str(path))
     except (OSError, ValueError) as error:

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nsa_lab.config import load_saved_config
 from nsa_lab.config.sizes import RUN_CONFIG
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import SUMMARY
 
 CHECKPOINTS = "checkpoints"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -35,12 +37,20 @@ def last_weights(run: Path) -> dict[str, Tensor]:
     """
     checkpoint = find_checkpoint(run / CHECKPOINTS)
     if checkpoint is None:
-        raise NsaLabError(
-            f"{run / CHECKPOINTS / LAST} does not exist; train first: nsa-lab train {run / RUN_CONFIG} --dir {run}"
-        )
+        raise NsaLabError(f"{run / CHECKPOINTS / LAST} does not exist; {_where_weights_are(run)}")
     check_readable(checkpoint)
     state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     return {name.removeprefix(OURS): weight for name, weight in state.items() if name.startswith(OURS)}
+
+
+def _where_weights_are(run: Path) -> str:
+    """What to do where `run` has none of its own."""
+    config = load_saved_config(run / RUN_CONFIG)
+    if config.training.steps or not (run / SUMMARY).exists():
+        return f"train first: nsa-lab train {run / RUN_CONFIG} --dir {run}"
+    if config.model.path is None:
+        return "the run took no steps (training.steps=0) from random weights; train one with steps"
+    return f"the run took no steps (training.steps=0); its weights are those of its model.path: {config.model.path}"
 
 
 def find_checkpoint(folder: Path) -> Path | None:

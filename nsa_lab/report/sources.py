@@ -1,28 +1,31 @@
 """What lies in a folder that a report can tell of."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from nsa_lab.analysis.runs import find_runs
 from nsa_lab.comparison.compare import ROWS
 from nsa_lab.comparison.rows import Row, check_one_training_each, read_rows
 from nsa_lab.comparison.spec import Comparison
 from nsa_lab.comparison.stored import STORED, load_stored
 from nsa_lab.errors import NsaLabError
+from nsa_lab.report.runs import PlainRun, read_plain_run
 
 PICTURES = (".png", ".svg")
 FRONT = "pareto.png"
 ANALYSIS = "analysis"
+Source = TypeVar("Source")
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A comparison's folder with its rows, and the command that made them."""
+    """A comparison with its rows; of `others`, experiments that were not asked for last, its folder has rows too."""
 
-    folder: Path
     comparison: Comparison
-    command: str
     rows: list[Row]
+    others: list[str]
 
 
 @dataclass(frozen=True)
@@ -36,26 +39,47 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Found:
+    """`faults` say of each source that could not be read why, and what to do."""
+
     compared: list[Compared]
     studies: list[Pictures]
+    trained: list[PlainRun]
     runs: list[Pictures]
+    faults: list[str]
 
 
 def find(folders: Sequence[Path]) -> Found:
-    """All that stands in or below `folders`. Raises NsaLabError where one does not exist, or nothing is found."""
+    """All that stands in or below `folders`; what is damaged becomes a fault of its own and spares the rest.
+
+    Raises NsaLabError where a folder does not exist, or nothing is found.
+    """
     for folder in folders:
         if not folder.is_dir():
             raise NsaLabError(f"{folder} is no folder; name one with comparisons, studies or runs, such as runs")
-    compared = [_compared(file.parent) for file in _each(folders, STORED) if (file.parent / ROWS).is_file()]
+    faults: list[str] = []
+    homes = [file.parent for file in _each(folders, STORED) if (file.parent / ROWS).is_file()]
+    compared = list(_readable(_compared, homes, faults))
     studies = [Pictures(file.parent, file.parent.name, [file]) for file in _each(folders, FRONT)]
     places = (place for place in _each(folders, ANALYSIS) if place.is_dir())
     runs = [Pictures(place, place.parent.name, _pictures(place)) for place in places if _pictures(place)]
-    if not (compared or studies or runs):
+    alone = {home.resolve(): home for folder in folders for home in find_runs(folder)}
+    trained = list(_readable(read_plain_run, alone.values(), faults))
+    if not (compared or studies or runs or trained or faults):
         raise NsaLabError(
-            f"{', '.join(map(str, folders))}: nothing to report on; a comparison, an ablation, a sweep or"
+            f"{', '.join(map(str, folders))}: nothing to report on; a training, a comparison, an ablation, a sweep or"
             " `nsa-lab analyze` leaves something there"
         )
-    return Found(compared, studies, runs)
+    return Found(compared, studies, trained, runs, faults)
+
+
+def _readable(read: Callable[[Path], Source | None], homes: Iterable[Path], faults: list[str]) -> Iterator[Source]:
+    """What `read` makes of each folder; why it cannot joins `faults`."""
+    for home in homes:
+        try:
+            if (one := read(home)) is not None:
+                yield one
+        except NsaLabError as error:
+            faults += str(error).splitlines()
 
 
 def _each(folders: Sequence[Path], name: str) -> Iterator[Path]:
@@ -68,7 +92,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _compared(folder: Path) -> Compared:
-    comparison, command = load_stored(folder)
+    comparison = load_stored(folder)
     rows = list(read_rows(folder / ROWS).values())
     known = {one.name for one in comparison.experiments}
     mine = [row for row in rows if row["experiment"] in known]
@@ -76,4 +100,4 @@ def _compared(folder: Path) -> Compared:
         check_one_training_each(mine)
     except NsaLabError as error:
         raise NsaLabError(f"{folder / ROWS}: {error}") from error
-    return Compared(folder, comparison, command, mine)
+    return Compared(comparison, mine, sorted({row["experiment"] for row in rows} - known))

@@ -131,6 +131,8 @@ class Task(Plugin, ABC):
                 f" ({record.model}, {record.steps} steps, {record.seeds} seed{'s' * (record.seeds > 1)},"
                 f" commit {record.commit})"
             )
+        if len(lines) == 2:
+            lines.append(f"  accuracies: not measured; `nsa-lab tasks check {name}` does")
         return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from nsa_lab.config import ExperimentConfig, load_saved_config
+from nsa_lab.config.load import parse_overrides
 from nsa_lab.config.sizes import RUN_CONFIG
 from nsa_lab.data import load_tokenizer
 from nsa_lab.errors import NsaLabError
@@ -35,7 +36,7 @@ def restore_model(
     """The config of the run in `directory` with `overrides`, and its model; raises as `restore`."""
     config = _config(directory, overrides)
     tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
-    return config, _at_last_checkpoint(directory, config, tokenizer).model
+    return config, _at_last_checkpoint(directory, config, tokenizer, overrides).model
 
 
 def _config(directory: Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> ExperimentConfig:
@@ -49,13 +50,20 @@ def _config(directory: Path, overrides: Sequence[str] | Mapping[str, Any] = ()) 
     return config
 
 
-def _at_last_checkpoint(directory: Path, config: ExperimentConfig, tokenizer: Any) -> VideoModule:
+def _at_last_checkpoint(
+    directory: Path, config: ExperimentConfig, tokenizer: Any, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> VideoModule:
     module = build_module(config, tokenizer, bare_model)
     weights = last_weights(directory)
     try:
         module.model.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
+        given = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
+        if other := [f"{key}={value}" for key, value in given.items() if key.startswith(("attention", "model"))]:
+            raise NsaLabError(
+                f"{', '.join(other)}: the weights of {directory} do not fit ({reason}); leave it off, or train a run so"
+            ) from error
         raise NsaLabError(
             f"{find_checkpoint(directory / CHECKPOINTS)} does not fit {directory / RUN_CONFIG} ({reason}); "
             "restore the config that the run was trained with"

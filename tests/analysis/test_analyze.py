@@ -12,6 +12,7 @@ from nsa_lab import cli, load_model, train
 from nsa_lab.analysis.attention.report import analyze as analyze_model
 from nsa_lab.bench import branches as bench
 from nsa_lab.bench.measure import Measurement
+from nsa_lab.config import load_config, to_yaml
 from nsa_lab.errors import NsaLabError
 from nsa_lab.model import build_model
 from nsa_lab.tracking import Tracker, attach
@@ -141,8 +142,27 @@ def test_bad_input_is_named_in_one_line(analyze, trained, tokenizer, tmp_path):
     shutil.copy(trained / "config.yaml", tmp_path)
     code, _, err = analyze(tmp_path)
     assert code == 2 and "last.ckpt does not exist; train first" in err and err.count("\n") == 1
+    code, _, err = analyze(trained, "attention.branches.window.enabled=false")
+    assert code == 2 and err.count("\n") == 1, err
+    assert err.startswith(f"error: attention.branches.window.enabled=False: the weights of {trained} do not fit")
     with pytest.raises(NsaLabError, match="brings no data settings"):
         analyze_model(build_model(tiny_config(), tokenizer))
+
+
+def test_a_run_without_steps_names_whose_weights_it_has(analyze, trained, tokenizer, tmp_path):
+    run = tmp_path / "validated"
+    run.mkdir()
+    (run / "summary.json").write_text("{}")
+    config = load_config(trained / "config.yaml", {"model.path": str(trained), "training.steps": 0})
+    (run / "config.yaml").write_text(to_yaml(config))
+    code, _, err = analyze(run)
+    assert code == 2 and f"took no steps (training.steps=0); its weights are those of its model.path: {trained}" in err
+    with pytest.raises(NsaLabError, match=f"its weights are those of its model.path: {trained}"):
+        build_model(load_config(None, {"tasks.needle.enabled": True, "model.path": str(run)}), tokenizer)
+    config.model.path = None
+    (run / "config.yaml").write_text(to_yaml(config))
+    code, _, err = analyze(run)
+    assert code == 2 and "from random weights; train one with steps" in err
 
 
 @pytest.mark.slow

@@ -117,6 +117,16 @@ def compare(layer, plan, heads):
         assert_close(one, other, 1e-11, "gradient")
 
 
+def test_text_to_come_changes_the_rows_before_it_under_zeroed_text_alone():
+    """So that a prompt in parts is another computation than in one."""
+    whole, part = plan_of([(3, (3, 2, 3), 6)]), plan_of([(3, (3, 2, 3), 2)])
+    given, count = inputs_of(whole, (4, 2, 8)), len(part.layout.rows)
+    for deviations, same in (({}, False), ({"zeroed_text": False}, True), (NONE, True)):
+        layer = layer_of((4, 2, 8), **deviations)
+        first = layer.prefill(*(each[:count] for each in given), part)
+        assert torch.allclose(layer.prefill(*given, whole)[:count], first, rtol=0, atol=1e-12) == same
+
+
 @pytest.mark.parametrize("heads", HEADS[:3], ids=str)
 def test_without_deviations_it_is_the_paper_s_method(heads):
     plan, lengths = plan_of(ODD), torch.tensor([24, 12, 4, 12])

@@ -13,6 +13,7 @@ import yaml
 from nsa_lab import cli
 from nsa_lab.config import load_config
 from nsa_lab.config.identity import defaults
+from nsa_lab.config.sizes import no_such_folder
 from nsa_lab.training.directory import RunDirectory
 
 SWEEP = """
@@ -269,8 +270,13 @@ def test_output_that_cannot_be_written(folder, refused):
 
 def test_model_that_does_not_exist(folder, refused):
     one(
-        refused("train", "base.yaml", "model.path=weights/of/none"), "model.path=weights/of/none", "give a local folder"
+        refused("train", "base.yaml", "model.path=weights/of/none"), "model.path: weights/of/none", "give the folder of"
     )
+    RunDirectory.prepare(load_config("base.yaml"), folder / "runs" / "smoke-0123")
+    for typed in ("runs/smoke-0132", "run/smoke-0123"):
+        one(refused("train", "base.yaml", f"model.path={typed}"), typed, "did you mean 'runs/smoke-0123'?")
+    assert no_such_folder("Qwen/Qwen2.5-VL-3B-Instruct") is None and no_such_folder("runs/smoke-0123") is None
+    assert "does not exist" in no_such_folder("runs/other") and "Qwen" in no_such_folder("./Qwen")
 
 
 def test_nothing_to_push(folder, refused):

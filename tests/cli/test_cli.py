@@ -97,6 +97,25 @@ def test_usage_errors_exit_with_2(nsa_lab):
     assert nsa_lab("show", "--no-such-option")[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "No such command 'trian'. Did you mean 'train'? (nsa-lab --help)"),
+        (["ablate"], "Missing argument 'FILE' (nsa-lab ablate --help)"),
+        (
+            ["ablate", "x.yaml", "--at", "foo"],
+            "'--at': 'foo' is not one of 'training', 'inference', 'both' (",
+        ),
+        (["ablate", "x.yaml", "--at", ""], "'' is not one of 'training', 'inference', 'both' (nsa-lab ablate --help)"),
+        (["tasks", "check", "gist", "--workers", "0"], "'--workers': "),
+        (["runs", "diff", "a"], "' (nsa-lab runs diff --help)"),
+    ],
+)
+def test_usage_errors_are_one_line(nsa_lab, arguments, said):
+    code, out, err = nsa_lab(*arguments)
+    assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1 and said in err, err
+
+
 def test_show_prints_a_config_that_loads_again(nsa_lab, config_file, tmp_path):
     code, out, err = nsa_lab("show", config_file, "training.steps=7")
     assert code == 0
@@ -112,6 +131,12 @@ def test_show_needs_no_file(nsa_lab):
     assert code == 0
     assert yaml.safe_load(out)["attention"]["method"] == "dense"
     assert "dense" in err
+
+
+def test_tasks_says_where_nothing_was_measured(nsa_lab):
+    blocks = nsa_lab("tasks")[1].split("\n\n")
+    assert all(("not measured; `nsa-lab tasks check" in block) != (": dense " in block) for block in blocks)
+    assert any("not measured" in block for block in blocks)
 
 
 def test_tasks_lists_dials_and_chance(nsa_lab):

@@ -1,18 +1,27 @@
 """Ablation files: what they become, what they refuse, and a small one from beginning to end."""
 
+import inspect
 import json
+import re
+from dataclasses import fields
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import yaml
 
 from nsa_lab.attention.branches import BRANCHES
+from nsa_lab.cli.ablate import ablate
 from nsa_lab.comparison import compare, read_comparison
+from nsa_lab.comparison.ablation import Ablation
 from nsa_lab.comparison.plan import stages, trainings
-from nsa_lab.comparison.rows import read_rows
+from nsa_lab.comparison.rows import ORIGIN, make_row, read_rows, write_rows
 from nsa_lab.comparison.spec import chosen
+from nsa_lab.comparison.stored import load_stored
 from nsa_lab.errors import ConfigError, NsaLabError
+from nsa_lab.report import write_page
 
+ROOT = Path(__file__).resolve().parents[2]
 ALL = "+".join(BRANCHES)
 FILE = {
     "base": "tiny.yaml",
@@ -99,8 +108,22 @@ def test_overrides_count_above_the_file_and_a_variant_keeps_what_makes_it(study)
         trainings(comparison, ["window"], [0], ["attention.branches.window.enabled=true"])
     with pytest.raises(NsaLabError, match="seed is set for each training"):
         trainings(comparison, ["window"], [0], ["seed=9"])
+    with pytest.raises(ConfigError) as caught:
+        trainings(comparison, ["window"], [0], ["training.steps=-4"])
+    assert str(caught.value) == "training.steps: -4 is negative; use 0 or more", "no variant is to blame"
     with pytest.raises(NsaLabError, match=r"variant other sets seed, which all share"):
         planned(read_comparison(study(variants={"other": {"seed": 7}})))
+
+
+def test_the_readme_explains_every_key_and_its_file_is_one(tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text().split("## Ablations")[1].split("\n## ")[0]
+    assert {f.name for f in fields(Ablation)} == set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "mine.yaml").write_text(example)
+    found = planned(read_comparison(tmp_path / "mine.yaml"))
+    assert [(t.variant, t.config.attention.branches.window.size) for t in found] == [("narrow", 4), ("wide", 8)]
+    assert all(f.name in inspect.getdoc(ablate) for f in fields(Ablation)), "`ablate --help` names them"
 
 
 def test_names_that_run_into_each_other_are_refused(study):
@@ -168,6 +191,9 @@ def test_a_preset_replaces_keys_and_has_a_folder_of_its_own(study):
         ({"variants": {"a/b": {}}}, "variants has 'a/b', which cannot name a folder"),
         ({"variants": {"start": {}}}, "variants has 'start'"),
         ({"references": ["windov"]}, "references names windov; write a list of variants"),
+        ({"references": ["window", "dense", "window"]}, "references names window twice; name it once"),
+        ({"weights": ["dense", "dense"]}, "weights names dense twice"),
+        ({"at": ["training", "training"]}, "at names training twice"),
         ({"references": "window"}, "references names window; write a list"),
         ({"weights": ["best"]}, "weights names best"),
         ({"at": "infer"}, "at is infer; use training, inference"),
@@ -223,6 +249,54 @@ def test_it_trains_validates_and_goes_on(study, tmp_path, capfd):
     table = (out / "table.md").read_text()
     assert "| design | compression | selection | window | needle ↑ | recall ↑ | val/accuracy ↑ |" in table
     assert "| window |  |  | ✓ |" in table and "| three | ✓ | ✓ | ✓ |" in table
+
+
+@pytest.fixture
+def done(study, tmp_path):
+    """Writes the rows of an ablation as if it were trained; gives its folder."""
+
+    def write(comparison, **chosen_by):
+        wanted = trainings(comparison, *chosen(comparison, chosen_by.get("variants", ()), None), ())
+        out = wanted[-1].directory.parent
+        known = list(read_rows(out / "runs.csv").values())
+        rows = [make_row(t, {"val/accuracy": 0.5, "val/loss": 1.0}, dict.fromkeys(ORIGIN, "x")) for t in wanted]
+        write_rows(out / "runs.csv", [*known, *rows])
+        return compare(comparison, **chosen_by)
+
+    return write
+
+
+@pytest.mark.parametrize("at", ["training", "inference"])
+def test_a_variant_of_another_shape_than_its_weights_is_refused_before_anything_is_trained(study, at):
+    file = study(readings={}, subsets=False, variants={"plain": {}, "wide": {"model.hidden_size": 64}}, at=at)
+    with pytest.raises(
+        ConfigError, match=r"wide: model\.hidden_size: 64 is set, but model\.path=\S+ was trained with 32"
+    ):
+        planned(read_comparison(file))
+
+
+def test_what_was_asked_is_kept_and_another_selection_says_what_it_replaces(study, done, capfd):
+    file = study(at="training", readings={}, start=None)
+    out = done(read_comparison(file, "quick", "both", 2), variants=["window", "dense"])
+    typed = f"nsa-lab ablate {file} --preset quick --at both --seeds 2 --variants window,dense"
+    assert load_stored(out).command == typed and f"## study-quick (`{typed}`)" in (out / "table.md").read_text()
+    assert "were of" not in capfd.readouterr().out
+    compare(read_comparison(file, "quick", "both", 2), variants=["window", "dense"], workers=2)
+    assert "were of" not in capfd.readouterr().out, "the same command"
+    compare(read_comparison(file, "quick"), variants=["window"])
+    said = capfd.readouterr().out
+    assert f"tables in {out} were of `{typed}`; now of `nsa-lab ablate {file} --preset quick --variants window`" in said
+    page = write_page([out], out / "page.html").read_text()
+    assert "rows of tiny-inference, which this command does not ask for" in page
+
+
+def test_other_settings_do_not_join_rows_of_their_design(study, done):
+    out = done(read_comparison(study(at="training", readings={}, start=None), seeds=1), variants=["window"])
+    before = [(out / name).read_bytes() for name in ("runs.csv", "table.md", "comparison.json")]
+    other = read_comparison(study(at="training", readings={}, start=None, settings={"training.steps": 9}), seeds=1)
+    with pytest.raises(NsaLabError, match=r"runs\.csv holds tiny, window, seed 0 with other settings .*--out FOLDER"):
+        compare(other, variants=["window"])
+    assert before == [(out / name).read_bytes() for name in ("runs.csv", "table.md", "comparison.json")]
 
 
 def only(branch):

@@ -65,6 +65,8 @@ def test_every_design_meets_every_seed_and_seeds_come_first(study):
         ("METRICS = {", "METRICS = () and {", "METRICS is (); write a dict"),
         ("val/accuracy", "val/acuracy", "METRICS names val/acuracy; a comparison can judge by val/accuracy, val/loss"),
         ("(3, 4, 5)", '("a",)', "SEEDS is ('a',); seeds are whole numbers"),
+        ('REFERENCES = ("uniform",)', 'REFERENCES = ("uniform", "uniform")', "REFERENCES names uniform twice"),
+        ("(3, 4, 5)", "(3, 4, 3)", "SEEDS names 3 twice; name it once"),
         ("tiny.yaml", "tinny.yaml", "tinny.yaml does not exist"),
         ("SEEDS = (", "SEEDS = 1 / 0, (", "study.py:6: ZeroDivisionError"),
     ],

@@ -2,15 +2,19 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from nsa_lab.comparison import compare
 from nsa_lab.comparison.grid import Grid
 from nsa_lab.comparison.markdown import to_latex, to_markdown
+from nsa_lab.comparison.plan import trainings
 from nsa_lab.comparison.report import print_tables, report, write_tables
-from nsa_lab.comparison.rows import KEY, MEASURED, ORIGIN, read_rows, write_rows
-from nsa_lab.comparison.spec import load_comparison
+from nsa_lab.comparison.rows import KEY, MEASURED, ORIGIN, key_of, read_rows, write_rows
+from nsa_lab.comparison.sections import PAST, footnotes, sections
+from nsa_lab.comparison.spec import Experiment, load_comparison
 from nsa_lab.comparison.statistics import holm, paired_test
 from nsa_lab.comparison.tables import differences, mean
 from nsa_lab.errors import NsaLabError
@@ -230,3 +234,40 @@ def test_a_report_without_rows_is_refused(comparison, tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(NsaLabError, match="holds no rows of a comparison"):
         report(comparison.path, [tmp_path / "other.csv"])
+
+
+def test_what_figures_leave_open_is_said_below_them(comparison, tmp_path, capsys):
+    few = [row("plain", seed, 0.5) for seed in range(2)] + [row("good", seed, v) for seed, v in enumerate((1, 1, 0.8))]
+    assert footnotes(comparison, few) == ["(n=2): fewer than 3 seeds have a mean and no interval.", PAST]
+    assert footnotes(comparison, rows_of(plain=0.0)) == []
+    print_tables(comparison, few)
+    assert "(n=2): fewer than 3 seeds" in capsys.readouterr().out
+    assert PAST in to_markdown(comparison, few, "")
+    assert to_markdown(comparison, few[:1], "").startswith("## \n\n1 seed, 5 steps")
+
+
+def test_designs_validated_with_weights_say_whose_and_none_has_an_empty_row(comparison):
+    theirs = Experiment("base-inference", comparison.path, weights="base", design="plain")
+    comparison = replace(
+        comparison,
+        experiments=(*comparison.experiments, theirs),
+        branches={"plain": ("window",), "good": ("selection",)},
+    )
+    rows = [row("plain", 0, 0.5), row("good", 0, 0.5, experiment="base-inference")]
+    _, trained, validated = sections(comparison, rows)
+    assert [line[0] for line in trained.grids[0].lines] == ["plain"] and trained.note == ""
+    assert [line[0] for line in validated.grids[0].lines] == ["good"]
+    assert validated.note == "Nothing is trained here: validated with the weights of plain as trained in base."
+    assert f"### base-inference\n\n{validated.note}" in to_markdown(comparison, rows, "")
+
+
+def test_tables_are_written_though_whoever_reads_them_is_gone(comparison, tmp_path, monkeypatch):
+    def gone(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setitem(compare.__globals__, "print_tables", gone)
+    wanted = trainings(comparison, ["plain"], [0], [f"output.dir={tmp_path}", "tasks.needle.enabled=true"])
+    write_rows(tmp_path / "out" / "runs.csv", [row("plain", 0, 0.5, config_hash=key_of(wanted[0])[3])])
+    with pytest.raises(BrokenPipeError):
+        compare(comparison, variants=["plain"], seeds=1, overrides=["tasks.needle.enabled=true"], out=tmp_path / "out")
+    assert {"table.md", "table.tex", "table.csv"} < {file.name for file in (tmp_path / "out").iterdir()}

@@ -148,6 +148,7 @@ def test_what_is_trained_becomes_a_card(monkeypatch, suite, tmp_path, capsys):
     [
         (["seed=1"], "tasks check names no task; write for example"),
         (["gits"], "gits is no task; did you mean 'gist'"),
+        (["gist", "nix", "--suite", "nowhere.yaml"], "nix is no task; "),
         (["gist", "--suite", "nowhere.yaml"], "config file nowhere.yaml does not exist"),
     ],
 )

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ def test_a_run_is_where_the_next_one_begins(run, tokenizer):
     assert (config.model.intermediate_size, config.model.num_layers) == (48, 2)
     assert (config.attention.partition.block_size, config.data.positions) == (4, "transformers")
     assert same_weights(build_model(config, tokenizer), model)
+    shutil.copytree(path, f"{path}x")
     assert config_hash(config) != config_hash(load_config(None, [NEEDLE, f"model.path={path}x", "training.steps=3"]))
 
 

@@ -257,7 +257,7 @@ def test_weights_that_do_not_fit_are_refused(tokenizer, tmp_path, edit, said):
 
 
 def test_wrong_folders_are_refused(tokenizer, tmp_path):
-    with pytest.raises(NsaLabError, match="cannot be read"):
+    with pytest.raises(NsaLabError, match="nowhere does not exist; give the folder"):
         load_model(tmp_path / "nowhere")
     dense_qwen(make(tokenizer)).save_pretrained(tmp_path)
     with pytest.raises(NsaLabError, match="no attention design"):

@@ -65,7 +65,12 @@ class Deviations:
 class Released(NSA):
     @dataclass
     class Config(NSA.Config):
-        """Blocks, counts, window and gate are the settings of `nsa`; `released` are the deviations."""
+        """Blocks, counts, window and gate are the settings of `nsa`; `released` are the deviations.
+
+        A prompt given in parts, the later ones after a cache, is another computation than in one. What follows a cache
+        attends densely, without what `unmasked` adds to text rows. And `zeroed_text` counts text that comes later among
+        the blocks of the rows before it, which `reversed_mask`, `flat_scores` and `unmasked` let them read.
+        """
 
         released: Deviations = field(default_factory=Deviations)
 
