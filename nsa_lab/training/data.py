@@ -1,6 +1,7 @@
 """Batches for training: which clips step `n` sees is a function of the seed and `n` alone."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from nsa_lab.data import VideoDataset
 from nsa_lab.data.chat import IGNORED
+
+Collate = Callable[[Sequence[Any]], dict[str, Any]]
 
 
 @lru_cache(maxsize=2)
@@ -45,6 +48,23 @@ class MicroBatches(DataLoader):
             yield from step
 
 
+@dataclass(frozen=True)
+class StepCollate:
+    """The micro-batches of one optimiser step; each knows the step's labelled tokens as `step_labels`.
+
+    It stands alone, and not with the trainer, since it travels to loading processes, pickled where they are spawned.
+    """
+
+    collate: Collate
+    batch_size: int
+
+    def __call__(self, examples: Sequence[Any]) -> list[dict[str, Any]]:
+        size = self.batch_size
+        batches = [self.collate(examples[first : first + size]) for first in range(0, len(examples), size)]
+        labels = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+        return [batch | {"step_labels": labels} for batch in batches]
+
+
 class VideoDataModule(L.LightningDataModule):
     """Packed batches of a training and a validation dataset; `collate` packs a list of examples into one batch."""
 
@@ -52,7 +72,7 @@ class VideoDataModule(L.LightningDataModule):
         self,
         train: VideoDataset,
         val: VideoDataset,
-        collate: Callable[[Sequence[Any]], dict[str, Any]],
+        collate: Collate,
         *,
         batch_size: int,
         accumulate: int,
@@ -67,17 +87,11 @@ class VideoDataModule(L.LightningDataModule):
     def train_dataloader(self) -> "MicroBatches":
         """Batches from the trainer's step onwards, so that a resumed run draws what it would have drawn."""
         self.sampler.start = self.trainer.global_step
-        return MicroBatches(self.train, collate_fn=self.collate_step, batch_sampler=self.sampler, **self._workers())
+        collate = StepCollate(self.collate, self.batch_size)
+        return MicroBatches(self.train, collate_fn=collate, batch_sampler=self.sampler, **self._workers())
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.val, collate_fn=self.collate, batch_size=self.batch_size, **self._workers())
-
-    def collate_step(self, examples: Sequence[Any]) -> list[dict[str, Any]]:
-        """The micro-batches of one optimiser step; each knows the step's labelled tokens as `step_labels`."""
-        size = self.batch_size
-        batches = [self.collate(examples[first : first + size]) for first in range(0, len(examples), size)]
-        labels = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
-        return [batch | {"step_labels": labels} for batch in batches]
 
     def first_val_batch(self) -> dict[str, Any]:
         """The first validation batch, on the CPU."""

@@ -1,10 +1,12 @@
+import pickle
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from nsa_lab.training.data import MicroBatches, StepBatchSampler, VideoDataModule
+from nsa_lab.training.data import StepBatchSampler, VideoDataModule
 
 
 def test_batch_is_a_function_of_seed_and_number_alone():
@@ -48,13 +50,19 @@ def collate(rows):
     return {"labels": torch.cat(list(rows))[None]}
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_micro_batches_of_a_step_know_the_labels_of_all_of_it(workers):
+@pytest.mark.parametrize(
+    ("workers", "context"), [(0, None), (1, "fork"), pytest.param(1, "spawn", marks=pytest.mark.slow)]
+)
+def test_micro_batches_of_a_step_know_the_labels_of_all_of_it(workers, context):
+    """Also where loading processes are spawned, as under a sweep: what travels there knows nothing of the trainer."""
     drawn = {}
     for size, times in ((4, 1), (2, 2), (1, 4)):
         settings = {"batch_size": size, "accumulate": times, "seed": 3, "workers": workers}
         data = VideoDataModule(Labelled(10), Labelled(2), collate, **settings)
-        loader = MicroBatches(data.train, collate_fn=data.collate_step, batch_sampler=data.sampler, num_workers=workers)
+        data.trainer = SimpleNamespace(global_step=0, schedule=lambda step: step)
+        loader = data.train_dataloader()
+        pickle.dumps(loader.collate_fn)
+        loader.multiprocessing_context = context
         steps = list(islice(loader, 3 * times))
         for first in range(0, len(steps), times):
             labels = sum(int((b["labels"][:, 1:] >= 0).sum()) for b in steps[first : first + times])
