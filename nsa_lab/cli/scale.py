@@ -36,9 +36,9 @@ def plan(
     Nothing is trained or downloaded; no GPU is needed. Times rest on measured rates (nsa_lab/scale/rates.csv), and each
     says whether it was measured, derived from a larger measurement, or is an estimate.
 
-    `nsa-lab plan experiments/finetune/qwen2_5_vl_7b.yaml --gpus 64 --compiled --price 2.5`
+    `nsa-lab plan experiments/scale/videonsa_7b.yaml --gpus 32 --compiled --price 2.5`
 
-    `nsa-lab plan experiments/finetune/qwen2_5_vl_7b.yaml --gpus 2 --gpu h200 --tokens 131072 --json`
+    `nsa-lab plan experiments/scale/videonsa_7b.yaml --gpus 2 --gpu h200 --tokens 131072 --json`
     """
     from nsa_lab.config import load_config
     from nsa_lab.runner.view import make_console

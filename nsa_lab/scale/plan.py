@@ -38,11 +38,15 @@ class Fit:
 
 @dataclass(frozen=True)
 class Plan:
-    """A training on `setup.gpus` of `gpu`; times and FLOPs are of one micro-batch on each of them."""
+    """A training on `setup.gpus` of `gpu`; times and FLOPs are of one micro-batch on each of them.
+
+    batch: samples of an optimiser step.
+    """
 
     gpu: str
     setup: Setup
     load: Load
+    batch: int
     parameters: Mapping[str, int]
     memory: Memory
     flops: Mapping[str, Mapping[str, float]]
@@ -65,9 +69,18 @@ class Plan:
         """Of the GPU's dense bf16 peak; what is computed again does not count."""
         return 3 * self.forward_flops / self.step.seconds / (PEAK_TFLOPS * 1e12)
 
-    def gpu_hours(self, samples: int) -> float:
-        """Of a data set of samples as long as the planned one."""
-        return samples * self.load.tokens / self.load.samples / self.tokens_per_second / 3600
+    @property
+    def seconds(self) -> float:
+        """Of an optimiser step: its micro-batches on one GPU after the other; a GPU without a sample waits."""
+        return self.setup.accumulate * self.step.seconds
+
+    @property
+    def tokens_per_second_in_all(self) -> float:
+        return self.batch * (self.load.video_tokens + self.load.text) / self.seconds
+
+    def hours(self, samples: int) -> float:
+        """Of a training on so many samples, all as long as the planned one."""
+        return samples / self.batch * self.seconds / 3600
 
 
 class Subject:
@@ -169,6 +182,7 @@ def make_plan(
         gpu=gpu,
         setup=setup,
         load=load,
+        batch=samples,
         parameters=subject.parameters,
         memory=subject.memory(load, setup),
         flops=amounts,

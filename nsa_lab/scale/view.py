@@ -32,7 +32,7 @@ def print_plan(plan: Plan, console: Console, samples: int, price: float | None) 
 
 def as_json(plan: Plan, samples: int, price: float | None) -> dict[str, Any]:
     """The plan as plain numbers: bytes, FLOPs of one forward, seconds."""
-    hours = plan.gpu_hours(samples)
+    hours = plan.hours(samples)
     return {
         "gpu": GPUS[plan.gpu][0],
         "gpus": plan.setup.gpus,
@@ -50,12 +50,13 @@ def as_json(plan: Plan, samples: int, price: float | None) -> dict[str, Any]:
         }
         | {"exposed communication": {"seconds": plan.step.exposed}, "total": {"seconds": plan.step.seconds}},
         "tokens_per_second_per_gpu": plan.tokens_per_second,
+        "tokens_per_second": plan.tokens_per_second_in_all,
         "mfu": plan.mfu,
         "fits": [vars(fit) for fit in plan.fits],
         "samples": samples,
-        "gpu_hours": hours,
-        "hours": hours / plan.setup.gpus,
-        "price": None if price is None else price * hours,
+        "hours": hours,
+        "gpu_hours": hours * plan.setup.gpus,
+        "price": None if price is None else price * hours * plan.setup.gpus,
         "notes": list(plan.notes),
     }
 
@@ -118,9 +119,9 @@ def _fits(plan: Plan, gib: float) -> Table:
 
 
 def _summary(plan: Plan, samples: int, price: float | None) -> list[str]:
-    hours, gpus, speed = plan.gpu_hours(samples), plan.setup.gpus, plan.tokens_per_second
-    cost = "" if price is None else f", {price * hours:,.0f} at {price:g} a GPU-hour"
+    wall, gpus, together = plan.hours(samples), plan.setup.gpus, plan.tokens_per_second_in_all
+    cost = "" if price is None else f", {price * gpus * wall:,.0f} at {price:g} a GPU-hour"
     return [
-        f"{speed:,.0f} tokens/s a GPU, {gpus * speed:,.0f} in all; MFU {plan.mfu:.1%}",
-        f"{samples:,} such samples: {hours:,.0f} GPU-hours, {hours / gpus:,.1f} hours on {gpus}{cost}",
+        f"{plan.tokens_per_second:,.0f} tokens/s a GPU, {together:,.0f} in all; MFU {plan.mfu:.1%}",
+        f"{samples:,} such samples: {gpus * wall:,.0f} GPU-hours, {wall:,.1f} hours on {gpus}{cost}",
     ]

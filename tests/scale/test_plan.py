@@ -174,6 +174,13 @@ def test_more_gpus_hold_longer_samples_and_shards_shrink(big):
     assert subject.memory(at_most, Setup(gpus=64)).total / GIB < GPUS["h100"][1]
 
 
+def test_gpus_beyond_the_samples_of_a_step_wait_and_are_paid():
+    made = [make_plan(load_config("experiments/scale/videonsa_7b.yaml"), gpus=n) for n in (16, 32, 64)]
+    hours = [plan.hours(216_000) for plan in made]
+    assert hours[0] == pytest.approx(2 * hours[1], rel=0.02) and hours[1] == pytest.approx(hours[2], rel=0.02)
+    assert "32 of 64 GPUs have none" in " ".join(made[2].notes)
+
+
 def test_every_gpu_has_every_rate_and_each_says_where_it_is_from():
     kinds = {gpu: {(row.kind, row.direction) for row in rows() if row.gpu == gpu} for gpu in GPUS}
     assert kinds["h100"] == kinds["h200"]
