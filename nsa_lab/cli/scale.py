@@ -1,9 +1,11 @@
-"""`nsa-lab plan`: what a training needs and costs."""
+"""`nsa-lab plan` and `nsa-lab promote`: from a design to a large training."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from nsa_lab.cli.sweep import Storage
 
 Config = Annotated[Path, typer.Argument(help="YAML file of the experiment.", metavar="CONFIG")]
 Overrides = Annotated[
@@ -64,3 +66,41 @@ def plan(
         typer.echo(writer.dumps(as_json(made, count, price), indent=1))
     else:
         print_plan(made, make_console(), count, price)
+
+
+def promote(
+    study: Annotated[str, typer.Argument(help="A study's name, or its folder.", metavar="STUDY")],
+    to: Annotated[Path, typer.Option(help="The YAML file to write.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Where it was run: output.dir=DIR.", metavar="[KEY=VALUE]...")
+    ] = None,
+    trial: Annotated[int | None, typer.Option(help="Number of the trial; by default the recommended one.")] = None,
+    base: Annotated[Path, typer.Option(help="The config that gives all but the design.")] = Path(
+        "experiments/scale/videonsa_7b.yaml"
+    ),
+    storage: Storage = None,
+) -> None:
+    """Write the config of a large training with a trial's design, in the units of that scale.
+
+    Sizes of blocks follow the tokens of a frame, budgets the length of the clips; each change is listed with its
+    reason, here and in the file. A design that cannot run there is refused. The file trains, shows and plans as it is.
+
+    `nsa-lab promote demo --to experiments/scale/NAME.yaml`
+
+    `nsa-lab promote runs/studies/demo --trial 6 --to experiments/scale/NAME.yaml`
+    """
+    from nsa_lab.cli.output import say
+    from nsa_lab.config import load_config
+    from nsa_lab.scale.promote import promote as write
+
+    # Only the output folder is read; a task makes the config complete.
+    config = load_config(None, ["tasks.needle.enabled=true", *(overrides or ())])
+    made = write(study, to, trial=trial, base=base, storage=storage, output=config.output.dir)
+    typer.echo(f"{made.file}: {made.source.title} ({made.source.values}), with all else of {base}")
+    for change in made.changes:
+        typer.echo(f"  {change}")
+    for setting in made.left:
+        typer.echo(f"  not carried over: {setting}, which is no part of a design")
+    for notice in made.said:
+        say(f"notice: {notice}")
+    typer.echo(f"next: nsa-lab plan {made.file} --gpus {made.plan.setup.gpus}")

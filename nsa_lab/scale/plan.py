@@ -91,6 +91,7 @@ class Subject:
         self.model = meta_model(config)
         self.widths = Widths.of(self.model.config)
         self.parameters = parameters(self.model)
+        self.counted: dict[str, Mapping[str, Cost]] = {}
         e = BYTES[config.training.precision][3]
         gates: dict[str, float] = {}
         self.layers: list[tuple[Any, float]] = []
@@ -102,11 +103,12 @@ class Subject:
 
     def costs(self, load: Load) -> list[Mapping[str, Cost]]:
         """By layer; layers of one design are counted once."""
-        layout, found = load.layout(), dict[str, Mapping[str, Cost]]()
-        for number, (design, _) in enumerate(self.layers):
-            if (key := _key(design)) not in found:
-                found[key] = branch_costs(design, number, layout)
-        return [found[_key(design)] for design, _ in self.layers]
+        layout = load.layout()
+        keys = [f"{load.video_tokens} {load.text} {_key(design)}" for design, _ in self.layers]
+        for number, (key, (design, _)) in enumerate(zip(keys, self.layers, strict=True)):
+            if key not in self.counted:
+                self.counted[key] = branch_costs(design, number, layout)
+        return [self.counted[key] for key in keys]
 
     def memory(self, load: Load, setup: Setup) -> Memory:
         return memory(self.widths, self.parameters, self.layers, load, setup)
@@ -145,11 +147,13 @@ def make_plan(
     compiled: bool = False,
     chunked: bool = False,
     optimizer: bool = True,
+    subject: Subject | None = None,
 ) -> Plan:
     """Plan the training of `config` on `gpus`; nothing is downloaded and nothing trained.
 
     video_tokens: of a sample, by default the longest that the data settings allow. policy: what is computed again in
-    the backward (by default as training.activation_checkpointing says). Raises NsaLabError where the model's shape is
+    the backward (by default as training.activation_checkpointing says). subject: that of `config`, where it was made
+    before. Raises NsaLabError where the model's shape is
     not known here, or a number makes no sense.
 
     The samples of an optimiser step are spread over the GPUs, batch_size of them at a time on each.
@@ -168,7 +172,7 @@ def make_plan(
         return Setup(training.precision, count, policy, compiled, chunked, optimizer, steps)
 
     setup = setup_on(gpus)
-    subject, load = Subject(config), load_of(config, video_tokens)
+    subject, load = subject or Subject(config), load_of(config, video_tokens)
     costs = subject.costs(load)
     amounts = subject.flops(costs, load)
     step = step_time(subject.widths, subject.parameters, subject.layers, amounts, load, setup, gpu)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from nsa_lab.config import ExperimentConfig, is_run
-from nsa_lab.config.sizes import SIZES, ModelSize
+from nsa_lab.config import ExperimentConfig, is_run, shape_source
+from nsa_lab.config.sizes import SIZES, ModelSize, decoder_layers
 from nsa_lab.data import load_tokenizer
 from nsa_lab.data.tokenizer import OFFLINE
 from nsa_lab.errors import NsaLabError
@@ -56,6 +56,12 @@ def _by_name(path: str) -> ModelSize:
             "give model.path=null model.size=SIZE"
         )
     return SIZES[found[1]]
+
+
+def layers_of(config: ExperimentConfig) -> int:
+    """Decoder layers of the model of `config`. Raises NsaLabError as `meta_model`."""
+    shape = shape_source(config.model)
+    return decoder_layers(shape) or _by_name(str(shape.path)).num_layers
 
 
 @dataclass(frozen=True)
