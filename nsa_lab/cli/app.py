@@ -15,6 +15,7 @@ from nsa_lab import origin
 from nsa_lab.cli.ablate import ablate
 from nsa_lab.cli.analyze import analyze_app
 from nsa_lab.cli.compare import compare, report
+from nsa_lab.cli.export import export
 from nsa_lab.cli.numbers import whole_numbers
 from nsa_lab.cli.runs import runs_app
 from nsa_lab.cli.scale import plan, promote
@@ -68,6 +69,7 @@ app.command()(compare)
 app.command()(report)
 app.command()(plan)
 app.command()(promote)
+app.command()(export)
 app.add_typer(analyze_app, name="analyze")
 app.add_typer(runs_app, name="runs")
 app.add_typer(tasks_app, name="tasks")
