@@ -22,8 +22,10 @@ def plan(
     tokens: Annotated[
         int | None, typer.Option(help="Video tokens of a sample; by default the longest that data.* allows.")
     ] = None,
-    samples: Annotated[int | None, typer.Option(help="Samples of the data set; by default those of all steps.")] = None,
-    price: Annotated[float | None, typer.Option(help="Price of a GPU-hour.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Samples of the data set; by default those of all steps.", min=1)
+    ] = None,
+    price: Annotated[float | None, typer.Option(help="Price of a GPU-hour.", min=0)] = None,
     checkpointing: Annotated[
         Literal["none", "selective", "full"] | None,
         typer.Option(help="What the backward computes again; by default all where activation_checkpointing is on."),

@@ -220,6 +220,8 @@ def _notes(config: ExperimentConfig, subject: Subject, setup: Setup) -> list[str
     said = []
     if setup.gpus > 1:
         said.append("speed on several GPUs is an estimate: links and their overlap were not measured")
+    if not setup.precision.startswith("bf16"):
+        said.append(f"rates are those of bf16; training.precision={setup.precision} takes longer")
     if subject.widths.hidden < SMALLEST:
         said.append(f"a model {subject.widths.hidden} wide is bound by launches: its step takes longer than rates say")
     if "reducer" in subject.parameters or config.attention.reducer.kind != "none":

@@ -210,6 +210,7 @@ def test_plan_prints_tables_and_json(capsys, tmp_path):
         main(["plan", "experiments/smoke.yaml", "--gpus", "2", "--price", "2", f"data.cache_dir={tmp_path}"])
     printed = capsys.readouterr().out
     assert not end.value.code and "GPU-hours" in printed and "bound by launches" in printed
+    assert "rates are those of bf16; training.precision=32-true" in printed
     with pytest.raises(SystemExit):
         main(["plan", "experiments/smoke.yaml", "--json", "--samples", "10", "--price", "2"])
     made = json.loads(capsys.readouterr().out)
