@@ -47,11 +47,14 @@ class Setup:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one GPU at the moment of the peak, by what takes them, and which moment that is."""
+    """Bytes on one GPU at the moment of the peak, by what takes them, and which moment that is.
+
+    alone: what takes its memory for a moment, inside these parts or instead of them.
+    """
 
     parts: Mapping[str, float]
     moment: str
-    logits: Mapping[str, float] = field(default_factory=dict)
+    alone: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def total(self) -> float:
@@ -70,13 +73,16 @@ def memory(
     below += widths.vision_layers * vision.kept(seen)
     above = activations.around_decoder(widths, load, e) + sum(layer.kept(policy) for layer in decoder)
     passing = max(layer.passing(policy) for layer in decoder)
-    passing = max(passing, WORKSPACE if any(branches_of(design) for design, _ in layers) else 0.0)
-    heads = {
-        "every row": activations.logits(widths, load.tokens, e),
-        "labelled rows": activations.logits(widths, load.samples * load.answer, e),
-        "chunked": activations.logits(widths, min(CHUNK, load.samples * load.answer), e),
+    workspace = WORKSPACE if any(branches_of(design) for design, _ in layers) else 0
+    passing = max(passing, workspace)
+    labelled = load.samples * load.answer
+    alone = {
+        "logits of every row": activations.logits(widths, load.tokens, e),
+        "logits of the labelled rows": activations.logits(widths, labelled, e),
+        f"logits of {CHUNK:,} rows at a time": activations.logits(widths, min(CHUNK, labelled), e),
+        "workspace of the attention kernels": float(workspace),
     }
-    own = heads["chunked" if setup.chunked else "labelled rows"]
+    own = activations.logits(widths, min(CHUNK, labelled) if setup.chunked else labelled, e)
     states, gradients = _states(counts, setup)
     done = {
         moment: gradients if setup.accumulate > 1 else share * gradients for moment, share in _order(counts).items()
@@ -89,7 +95,7 @@ def memory(
         "the optimizer's step": {"activations": 0.0, "one layer's backward": 0.0},
     }
     found = [
-        Memory({**states, "gradients": done[moment], "gathered weights": gathered, **parts}, moment, heads)
+        Memory({**states, "gradients": done[moment], "gathered weights": gathered, **parts}, moment, alone)
         for moment, parts in moments.items()
     ]
     return max(found, key=lambda one: one.total)

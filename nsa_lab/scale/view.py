@@ -40,7 +40,7 @@ def as_json(plan: Plan, samples: int, price: float | None) -> dict[str, Any]:
         "micro_batch": vars(plan.load),
         "parameters": dict(plan.parameters),
         "memory_bytes": {**plan.memory.parts, "total": plan.memory.total, "moment": plan.memory.moment},
-        "logits_bytes": dict(plan.memory.logits),
+        "alone_bytes": dict(plan.memory.alone),
         "forward_flops": {group: dict(parts) for group, parts in plan.flops.items()},
         "keys_per_query": dict(plan.keys),
         "seconds": {
@@ -81,8 +81,8 @@ def _memory(plan: Plan, gib: float) -> Table:
     for what, size in plan.memory.parts.items():
         table.add_row(what, f"{size / GIB:.2f}")
     table.add_row("all", f"{plan.memory.total / GIB:.2f} of {gib:.0f}")
-    for what, size in plan.memory.logits.items():
-        table.add_row(f"(logits of {what}, by themselves)", f"{size / GIB:.2f}")
+    for what, size in plan.memory.alone.items():
+        table.add_row(f"({what}, alone)", f"{size / GIB:.2f}")
     return table
 
 
