@@ -22,6 +22,8 @@ def plan(
     tokens: Annotated[
         int | None, typer.Option(help="Video tokens of a sample; by default the longest that data.* allows.")
     ] = None,
+    text: Annotated[int, typer.Option(help="Text tokens of a sample.")] = 256,
+    labelled: Annotated[int, typer.Option(help="Text tokens with a label, of these.")] = 64,
     samples: Annotated[
         int | None, typer.Option(help="Samples of the data set; by default those of all steps.", min=1)
     ] = None,
@@ -56,6 +58,8 @@ def plan(
         gpus=gpus,
         gpu=gpu,
         video_tokens=tokens,
+        text=text,
+        answer=labelled,
         policy=checkpointing,
         compiled=compiled,
         chunked=chunked_loss,

@@ -11,7 +11,7 @@ from nsa_lab.plugin import settings
 from nsa_lab.scale import flops
 from nsa_lab.scale.activations import gate_bytes
 from nsa_lab.scale.keys import branch_costs
-from nsa_lab.scale.load import Load, load_of
+from nsa_lab.scale.load import ANSWER, TEXT, Load, load_of
 from nsa_lab.scale.memory import BYTES, GIB, Memory, Policy, Setup, memory
 from nsa_lab.scale.rates import GPUS, PEAK_TFLOPS
 from nsa_lab.scale.shape import Widths, branches_of, meta_model, parameters
@@ -143,6 +143,8 @@ def make_plan(
     gpus: int = 8,
     gpu: str = "h100",
     video_tokens: int | None = None,
+    text: int = TEXT,
+    answer: int = ANSWER,
     policy: Policy | None = None,
     compiled: bool = False,
     chunked: bool = False,
@@ -151,7 +153,8 @@ def make_plan(
 ) -> Plan:
     """Plan the training of `config` on `gpus`; nothing is downloaded and nothing trained.
 
-    video_tokens: of a sample, by default the longest that the data settings allow. policy: what is computed again in
+    video_tokens: of a sample, by default the longest that the data settings allow; `text` tokens follow it, of which
+    `answer` are labelled. policy: what is computed again in
     the backward (by default as training.activation_checkpointing says). subject: that of `config`, where it was made
     before. Raises NsaLabError where the model's shape is
     not known here, or a number makes no sense.
@@ -160,7 +163,8 @@ def make_plan(
     """
     if gpu not in GPUS:
         raise NsaLabError(f"--gpu {gpu!r} has no measured rates; known: {', '.join(GPUS)}")
-    for name, value in (("--gpus", gpus), ("--tokens", 1 if video_tokens is None else video_tokens)):
+    tokens = 1 if video_tokens is None else video_tokens
+    for name, value in (("--gpus", gpus), ("--tokens", tokens), ("--text", text), ("--labelled", answer)):
         if value < 1:
             raise NsaLabError(f"{name} {value} is not positive")
     training = config.training
@@ -172,7 +176,7 @@ def make_plan(
         return Setup(training.precision, count, policy, compiled, chunked, optimizer, steps)
 
     setup = setup_on(gpus)
-    subject, load = subject or Subject(config), load_of(config, video_tokens)
+    subject, load = subject or Subject(config), load_of(config, video_tokens, text, answer)
     costs = subject.costs(load)
     amounts = subject.flops(costs, load)
     step = step_time(subject.widths, subject.parameters, subject.layers, amounts, load, setup, gpu)

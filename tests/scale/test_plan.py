@@ -225,6 +225,7 @@ def test_plan_prints_tables_and_json(capsys, tmp_path):
         ([], {"gpu": "b200"}, "--gpu 'b200' has no measured rates; known: h100, h200"),
         ([], {"gpus": 0}, "--gpus 0 is not positive"),
         ([], {"video_tokens": -1}, "--tokens -1 is not positive"),
+        ([], {"answer": 0}, "--labelled 0 is not positive"),
     ],
 )
 def test_what_cannot_be_planned_is_said_in_one_line(changes, options, said):
