@@ -8,7 +8,7 @@ makes a section that picks one name (`partition.kind`), `parts` one whose parts 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from nsa_lab.errors import Problem
 
@@ -19,7 +19,13 @@ class Plugin:
     """What every plug-in has besides what its family asks for.
 
     Config: a dataclass of the plug-in's settings, their defaults included. It may nest dataclasses of its own.
+    scales: which settings mean another thing on longer videos or larger frames, and what they are a share of: a
+    `frame`'s tokens (a `tile` too, of which 1 means none), the `context`'s, or the context's in `blocks`.
+    control: there to be compared with; no design that anybody would train at scale.
     """
+
+    scales: ClassVar[Mapping[str, Literal["frame", "tile", "context", "blocks"]]] = {}
+    control: ClassVar[bool] = False
 
     @dataclass
     class Config:
@@ -91,6 +97,24 @@ def problems_of(section: Any, key: str, design: Any) -> Iterator[Problem]:
 def switched_on(section: Any) -> dict[str, Any]:
     """The parts of an `enabled` section that are on, by name."""
     return {name: getattr(section, name) for name in type(section).PARTS if getattr(section, name).enabled}
+
+
+def in_use(section: Any, path: str = "") -> Iterator[tuple[str, str, type[Plugin]]]:
+    """Path, name and class of each plug-in that a section names or has switched on, those below it included.
+
+    The path is that of the plug-in's settings: with a dot at its end, or empty.
+    """
+    kind = type(section)
+    for key, registry in getattr(kind, "CHOICES", {}).items():
+        yield path, getattr(section, key), registry[getattr(section, key)]
+    for name, plugin in getattr(kind, "PARTS", {}).items():
+        if getattr(section, name).enabled:
+            yield f"{path}{name}.", name, plugin
+    gone = unread(section)
+    for own in dataclasses.fields(section):
+        value = getattr(section, own.name)
+        if own.name not in gone and dataclasses.is_dataclass(value) and getattr(value, "enabled", True):
+            yield from in_use(value, f"{path}{own.name}.")
 
 
 def unread(section: Any) -> set[str]:

@@ -52,7 +52,7 @@ FLOORS = (
     ("training", "comparison"),
     ("search",),
     ("analysis", "evaluation"),
-    ("api", "bench", "report"),
+    ("api", "bench", "report", "scale"),
     ("cli",),
 )
 

@@ -230,3 +230,13 @@ def test_the_contracts_hold_for_what_is_new(copy):
     names = " or ".join(recipe.name for recipe in RECIPES)
     said = python(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", names, *tests)
     assert re.search(r"\[100%\]", said), said
+
+
+def test_plan_counts_what_plug_ins_own_and_read(nsa_lab):
+    made = json.loads(nsa_lab("plan", "new.yaml", *SMALL, *NEW, "--json").stdout)
+    assert made["keys_per_query"]["sink"] > 0 and made["seconds"]["sink"]["seconds"] > 0
+    assert min(made["parameters"][part] for part in ("scorers", "compressors")) > 0
+    method = json.loads(nsa_lab("plan", "new.yaml", *SMALL, "attention.method=block_mask", "--json").stdout)
+    assert method["keys_per_query"]["block_mask"] > 0
+    thin = json.loads(nsa_lab("plan", "new.yaml", *SMALL, "attention.reducer.kind=thin", "--json").stdout)
+    assert any("reducer" in note for note in thin["notes"])

@@ -58,6 +58,8 @@ class Rule(Plugin):
 
         block_count: int = 32
 
+    scales = {"block_count": "blocks"}
+
     def __init__(self, config: Any):
         self.config = config
 

@@ -15,9 +15,11 @@ from nsa_lab import origin
 from nsa_lab.cli.ablate import ablate
 from nsa_lab.cli.analyze import analyze_app
 from nsa_lab.cli.compare import compare, report
+from nsa_lab.cli.export import export
 from nsa_lab.cli.group import OneLineGroup
 from nsa_lab.cli.numbers import whole_numbers
 from nsa_lab.cli.runs import runs_app
+from nsa_lab.cli.scale import plan, promote
 from nsa_lab.cli.sweep import sweep_app
 from nsa_lab.cli.tasks import tasks_app
 from nsa_lab.errors import NsaLabError
@@ -67,6 +69,9 @@ app.add_typer(sweep_app, name="sweep")
 app.command()(ablate)
 app.command()(compare)
 app.command()(report)
+app.command()(plan)
+app.command()(promote)
+app.command()(export)
 app.add_typer(analyze_app, name="analyze")
 app.add_typer(runs_app, name="runs")
 app.add_typer(tasks_app, name="tasks")

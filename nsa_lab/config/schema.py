@@ -42,7 +42,7 @@ class ModelConfig:
     layers are then what is stored there. Of a run, the design, the tokenizer and data.positions too, unless set.
     """
 
-    size: Literal["nano", "micro", "mini", "3b", "7b"] = "nano"
+    size: Literal["nano", "micro", "mini", "3b", "7b", "32b", "72b"] = "nano"
     path: str | None = None
     hidden_size: int | None = None
     intermediate_size: int | None = None

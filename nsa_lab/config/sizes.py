@@ -1,4 +1,4 @@
-"""Model shapes by name. The proxies train on a laptop; `3b` and `7b` are Qwen2.5-VL's own.
+"""Model shapes by name. The proxies train on a laptop; from `3b` on they are Qwen2.5-VL's own.
 
 A proxy starts with weights of about 1 / sqrt(hidden size): at Qwen's 0.02 a width of 64 stays at chance for hundreds of
 steps. It has four layers or more, because video rows of the last layer reach no answer: its branches learn nothing.
@@ -49,6 +49,10 @@ SIZES: dict[str, ModelSize] = {
     "mini": ModelSize(256, 768, 8, 8, 2, 128, 256, 2, 4, (1,), True, rope_theta=1e4, initializer_range=0.0625),
     "3b": ModelSize(2048, 11008, 36, 16, 2, 1280, 3420, 32, 16, (7, 15, 23, 31), True, vocab_size=151936),
     "7b": ModelSize(3584, 18944, 28, 28, 4, 1280, 3420, 32, 16, (7, 15, 23, 31), False, vocab_size=152064),
+    # Text as Qwen2.5's of that size (transformers' defaults are the 72B's). That the vision MLP is 3,456 wide above 7B
+    # was read off a public copy of the 32B's config.json; no file of Qwen's own could be fetched here.
+    "32b": ModelSize(5120, 27648, 64, 40, 8, 1280, 3456, 32, 16, (7, 15, 23, 31), False, vocab_size=152064),
+    "72b": ModelSize(8192, 29568, 80, 64, 8, 1280, 3456, 32, 16, (7, 15, 23, 31), False, vocab_size=152064),
 }
 
 

@@ -126,6 +126,7 @@ class Partitioner(Plugin, nn.Module):
 
         block_size: int = 64
 
+    scales = {"block_size": "frame"}
     causality: ClassVar[Causality]
     prefix_consistent: ClassVar[bool]
     look_ahead_frames: ClassVar[int] = 0

@@ -13,6 +13,7 @@ class Foreign(Scene):
     The last video takes the first one's; a video alone in its batch takes its own, half its length later.
     """
 
+    control = True
     causality = "video"
     prefix_consistent = False
 

@@ -34,6 +34,8 @@ class Averaged(Partitioner):
         max_size: int | None = None
         min_size: int = 1
 
+    scales = {**Partitioner.scales, "max_size": "frame", "min_size": "tile"}
+
     @classmethod
     def longest(cls, config: Any) -> int:
         return int(2 * config.block_size if config.max_size is None else config.max_size)

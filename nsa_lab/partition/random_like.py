@@ -22,6 +22,7 @@ class RandomLike(Scene):
 
         seed: int = 0
 
+    control = True
     causality = "video"
     prefix_consistent = False
 

@@ -19,6 +19,8 @@ class Shifted(Partitioner):
 
         phase: int | None = None
 
+    scales = {**Partitioner.scales, "phase": "frame"}
+    control = True
     causality = "token"
     prefix_consistent = True
 

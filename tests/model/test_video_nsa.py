@@ -264,7 +264,7 @@ def test_wrong_folders_are_refused(tokenizer, tmp_path):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize(("size", "billions"), [("3b", 3.91), ("7b", 8.66)])
+@pytest.mark.parametrize(("size", "billions"), [("3b", 3.91), ("7b", 8.66), ("32b", 35.17), ("72b", 78.91)])
 def test_the_real_sizes_build_on_meta(tokenizer, size, billions):
     config = tiny_config(f"model.size={size}", "model.num_layers=null")
     with torch.device("meta"):

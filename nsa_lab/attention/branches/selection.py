@@ -40,6 +40,7 @@ class SelectionBranch(Branch):
             spanned = -(-(self.query_tile - 1) // max(1, block_size)) if self.local_blocks else 0
             return self.initial_blocks + self.local_blocks + spanned
 
+    scales = {"query_tile": "tile"}
     needs_pooling = True
 
     def __init__(self, config: Any, dims: HeadDims):

@@ -20,6 +20,8 @@ class WindowBranch(Branch):
         enabled: bool = True
         size: int = 256
 
+    scales = {"size": "context"}
+
     @classmethod
     def problems(cls, config: Config, design: object) -> Iterator[Problem]:
         if config.size < 1:

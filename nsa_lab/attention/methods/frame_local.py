@@ -17,6 +17,7 @@ class FrameLocal(Method):
     does not need the attention between frames.
     """
 
+    control = True
     reads = "the tokens of its own frame up to itself"
 
     def prefill(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:

@@ -26,6 +26,8 @@ class TokenBudget(Rule):
 
         token_budget: int | None = None
 
+    scales = {**Rule.scales, "token_budget": "context"}
+
     @classmethod
     def problems(cls, config: Config, design: Any) -> Iterator[Problem]:
         forced = design.branches.selection.most_forced(design.partition.block_size)

@@ -1,0 +1,112 @@
+"""`nsa-lab plan` and `nsa-lab promote`: from a design to a large training."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from nsa_lab.cli.sweep import Storage
+
+Config = Annotated[Path, typer.Argument(help="YAML file of the experiment.", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings on top, such as model.size=7b.", metavar="[KEY=VALUE]..."),
+]
+
+
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(help="GPUs to train on.")] = 8,
+    gpu: Annotated[str, typer.Option(help="Which GPU: h100 or h200.")] = "h100",
+    tokens: Annotated[
+        int | None, typer.Option(help="Video tokens of a sample; by default the longest that data.* allows.")
+    ] = None,
+    text: Annotated[int, typer.Option(help="Text tokens of a sample.")] = 256,
+    labelled: Annotated[int, typer.Option(help="Text tokens with a label, of these.")] = 64,
+    samples: Annotated[
+        int | None, typer.Option(help="Samples of the data set; by default those of all steps.", min=1)
+    ] = None,
+    price: Annotated[float | None, typer.Option(help="Price of a GPU-hour.", min=0)] = None,
+    checkpointing: Annotated[
+        Literal["none", "selective", "full"] | None,
+        typer.Option(help="What the backward computes again; by default all where activation_checkpointing is on."),
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Norms, rotary embedding and MLPs compiled.")] = False,
+    chunked_loss: Annotated[bool, typer.Option("--chunked-loss", help="Logits of 1,024 rows at a time.")] = False,
+    optimizer: Annotated[bool, typer.Option(help="With the optimizer, or forward and backward alone.")] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Say what a training needs and costs before it starts: parameters, memory, FLOPs, step time, GPU-hours.
+
+    Nothing is trained or downloaded; no GPU is needed. Times rest on measured rates (nsa_lab/scale/rates.csv), and each
+    says whether it was measured, derived from a larger measurement, or is an estimate.
+
+    `nsa-lab plan experiments/scale/videonsa_7b.yaml --gpus 32 --compiled --price 2.5`
+
+    `nsa-lab plan experiments/scale/videonsa_7b.yaml --gpus 2 --gpu h200 --tokens 131072 --json`
+    """
+    from nsa_lab.config import load_config
+    from nsa_lab.runner.view import make_console
+    from nsa_lab.scale.plan import make_plan
+    from nsa_lab.scale.view import as_json, print_plan
+
+    experiment = load_config(config, overrides or ())
+    training = experiment.training
+    made = make_plan(
+        experiment,
+        gpus=gpus,
+        gpu=gpu,
+        video_tokens=tokens,
+        text=text,
+        answer=labelled,
+        policy=checkpointing,
+        compiled=compiled,
+        chunked=chunked_loss,
+        optimizer=optimizer,
+    )
+    count = training.steps * training.accumulate * training.batch_size if samples is None else samples
+    if json:
+        import json as writer
+
+        typer.echo(writer.dumps(as_json(made, count, price), indent=1))
+    else:
+        print_plan(made, make_console(), count, price)
+
+
+def promote(
+    study: Annotated[str, typer.Argument(help="A study's name, or its folder.", metavar="STUDY")],
+    to: Annotated[Path, typer.Option(help="The YAML file to write.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Where it was run: output.dir=DIR.", metavar="[KEY=VALUE]...")
+    ] = None,
+    trial: Annotated[int | None, typer.Option(help="Number of the trial; by default the recommended one.")] = None,
+    base: Annotated[Path, typer.Option(help="The config that gives all but the design.")] = Path(
+        "experiments/scale/videonsa_7b.yaml"
+    ),
+    storage: Storage = None,
+) -> None:
+    """Write the config of a large training with a trial's design, in the units of that scale.
+
+    Sizes of blocks follow the tokens of a frame, budgets the length of the clips; each change is listed with its
+    reason, here and in the file. A design that cannot run there is refused. The file trains, shows and plans as it is.
+
+    `nsa-lab promote demo --to experiments/scale/NAME.yaml`
+
+    `nsa-lab promote runs/studies/demo --trial 6 --to experiments/scale/NAME.yaml`
+    """
+    from nsa_lab.cli.output import say
+    from nsa_lab.config import load_config
+    from nsa_lab.scale.promote import promote as write
+
+    # Only the output folder is read; a task makes the config complete.
+    config = load_config(None, ["tasks.needle.enabled=true", *(overrides or ())])
+    made = write(study, to, trial=trial, base=base, storage=storage, output=config.output.dir)
+    typer.echo(f"{made.file}: {made.source.title} ({made.source.values}), with all else of {base}")
+    for change in made.changes:
+        typer.echo(f"  {change}")
+    for setting in made.left:
+        typer.echo(f"  not carried over: {setting}, which is no part of a design")
+    for notice in made.said:
+        say(f"notice: {notice}")
+    typer.echo(f"next: nsa-lab plan {made.file} --gpus {made.plan.setup.gpus}")

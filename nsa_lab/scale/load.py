@@ -1,0 +1,72 @@
+"""What one micro-batch of a training holds: samples of a video, a question and an answer."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from nsa_lab.config import ExperimentConfig
+from nsa_lab.config.rules import enabled_tasks
+from nsa_lab.layout import FRAMES_PER_PATCH, TOKEN_PIXELS, TokenLayout, layout_from_token_ids
+from nsa_lab.tasks import TASKS
+
+BEFORE = 16
+"""Text tokens before a video: the system prompt. The others follow it."""
+TEXT, ANSWER = 256, 64
+VIDEO = 1
+
+
+@dataclass(frozen=True)
+class Load:
+    """`samples` of `video_tokens` in frames of `frame_tokens` (a temporal patch), `text` tokens, `answer` of them
+    labelled."""
+
+    video_tokens: int
+    frame_tokens: int
+    text: int = TEXT
+    answer: int = ANSWER
+    samples: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Of the micro-batch."""
+        return self.samples * (self.video_tokens + self.text)
+
+    @property
+    def video(self) -> int:
+        return self.samples * self.video_tokens
+
+    def layout(self) -> TokenLayout:
+        """One sample's tokens: the longest frames come as near to a square as they can."""
+        rows = max(side for side in range(1, math.isqrt(self.frame_tokens) + 1) if self.frame_tokens % side == 0)
+        grid = (self.video_tokens // self.frame_tokens, 2 * rows, 2 * self.frame_tokens // rows)
+        before = min(BEFORE, self.text)
+        ids = torch.zeros(1, self.video_tokens + self.text, dtype=torch.int64)
+        ids[0, before : before + self.video_tokens] = VIDEO
+        return layout_from_token_ids(ids, VIDEO, torch.tensor([grid]))
+
+
+def load_of(config: ExperimentConfig, video_tokens: int | None = None, text: int = TEXT, answer: int = ANSWER) -> Load:
+    """The micro-batch of `config`: the longest sample that its data settings allow, whole frames of it.
+
+    `video_tokens` asks for another length, rounded up to whole frames.
+    """
+    per_frame, longest = frame_and_clip(config)
+    wanted = longest if video_tokens is None else video_tokens
+    frames = max(1, -(-wanted // per_frame) if video_tokens else wanted // per_frame)
+    return Load(frames * per_frame, per_frame, text, min(answer, text), config.training.batch_size)
+
+
+def frame_and_clip(config: ExperimentConfig) -> tuple[int, int]:
+    """Tokens of one temporal patch (two frames), and of the longest clip."""
+    clips = [
+        (tokens, tokens * FRAMES_PER_PATCH // task.frames)
+        for name, task in enabled_tasks(config).items()
+        for tokens in [TASKS[name].video_tokens(task)]
+    ]
+    if clips:
+        longest, per_frame = max(clips)
+        return per_frame, longest
+    data = config.data
+    per_frame = max(1, data.max_pixels // TOKEN_PIXELS**2)
+    return per_frame, max(per_frame, min(data.max_tokens - TEXT, data.max_frames // FRAMES_PER_PATCH * per_frame))

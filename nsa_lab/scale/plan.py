@@ -1,0 +1,241 @@
+"""What a training needs and costs: parameters, memory, FLOPs, step time, GPU-hours; from the meta device."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nsa_lab.attention.budget import Cost
+from nsa_lab.config import ExperimentConfig
+from nsa_lab.errors import NsaLabError
+from nsa_lab.plugin import settings
+from nsa_lab.scale import flops
+from nsa_lab.scale.activations import gate_bytes
+from nsa_lab.scale.keys import branch_costs
+from nsa_lab.scale.load import ANSWER, TEXT, Load, load_of
+from nsa_lab.scale.memory import BYTES, GIB, Memory, Policy, Setup, memory
+from nsa_lab.scale.rates import GPUS, PEAK_TFLOPS
+from nsa_lab.scale.shape import Widths, branches_of, meta_model, parameters
+from nsa_lab.scale.speed import Step, step_time
+
+FITS = 0.95
+"""The share of a GPU's memory that a plan may fill: the allocator loses some between its pieces."""
+CLUSTERS = (1, 8, 64)
+SMALLEST = 1024
+"""Below this width launches decide, not rates."""
+FRAGMENTS = 256
+"""The search for the longest sample ends when it knows it to this many video tokens."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether the planned micro-batch fits on each of `gpus`, and the longest sample that does (0: none)."""
+
+    gpus: int
+    peak_gib: float
+    fits: bool
+    longest: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training on `setup.gpus` of `gpu`; times and FLOPs are of one micro-batch on each of them.
+
+    batch: samples of an optimiser step.
+    """
+
+    gpu: str
+    setup: Setup
+    load: Load
+    batch: int
+    parameters: Mapping[str, int]
+    memory: Memory
+    flops: Mapping[str, Mapping[str, float]]
+    step: Step
+    keys: Mapping[str, float]
+    fits: tuple[Fit, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def forward_flops(self) -> float:
+        return sum(sum(group.values()) for group in self.flops.values())
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of one GPU, video and text."""
+        return self.load.tokens / self.step.seconds
+
+    @property
+    def mfu(self) -> float:
+        """Of the GPU's dense bf16 peak; what is computed again does not count."""
+        return 3 * self.forward_flops / self.step.seconds / (PEAK_TFLOPS * 1e12)
+
+    @property
+    def seconds(self) -> float:
+        """Of an optimiser step: its micro-batches on one GPU after the other; a GPU without a sample waits."""
+        return self.setup.accumulate * self.step.seconds
+
+    @property
+    def tokens_per_second_in_all(self) -> float:
+        return self.batch * (self.load.video_tokens + self.load.text) / self.seconds
+
+    def hours(self, samples: int) -> float:
+        """Of a training on so many samples, all as long as the planned one."""
+        return samples / self.batch * self.seconds / 3600
+
+
+class Subject:
+    """The model of a config on the meta device, and what its layers' designs read of a sample of a given length."""
+
+    def __init__(self, config: ExperimentConfig):
+        self.config = config
+        self.model = meta_model(config)
+        self.widths = Widths.of(self.model.config)
+        self.parameters = parameters(self.model)
+        self.counted: dict[str, Mapping[str, Cost]] = {}
+        e = BYTES[config.training.precision][3]
+        gates: dict[str, float] = {}
+        self.layers: list[tuple[Any, float]] = []
+        for attention in self.model.attentions():
+            key = _key(attention.design)
+            if key not in gates:
+                gates[key] = _gate_bytes(attention, self.widths.hidden, e)
+            self.layers.append((attention.design, gates[key]))
+
+    def costs(self, load: Load) -> list[Mapping[str, Cost]]:
+        """By layer; layers of one design are counted once."""
+        layout = load.layout()
+        keys = [f"{load.video_tokens} {load.text} {_key(design)}" for design, _ in self.layers]
+        for number, (key, (design, _)) in enumerate(zip(keys, self.layers, strict=True)):
+            if key not in self.counted:
+                self.counted[key] = branch_costs(design, number, layout)
+        return [self.counted[key] for key in keys]
+
+    def memory(self, load: Load, setup: Setup) -> Memory:
+        return memory(self.widths, self.parameters, self.layers, load, setup)
+
+    def flops(self, costs: list[Mapping[str, Cost]], load: Load) -> dict[str, dict[str, float]]:
+        """One micro-batch's forward, by group: dense products, the vision tower's attention, the decoder's."""
+        designs = [design for design, _ in self.layers]
+        return {
+            "dense": flops.dense_flops(self.model, self.widths, load),
+            "vision": {"attention": flops.vision_attention_flops(self.widths, load)},
+            "attention": {
+                **flops.branch_flops(self.widths, costs, load),
+                "text rows": flops.text_flops(self.widths, designs, load),
+            },
+        }
+
+    def longest(self, load: Load, setup: Setup, gib: float) -> int:
+        """Video tokens of the longest sample that fits, alone in its micro-batch."""
+        frame = load.frame_tokens
+        low, high = 0, 2**20 // frame
+        while (high - low) * frame > FRAGMENTS:
+            middle = (low + high) // 2
+            wanted = replace(load, video_tokens=middle * frame, samples=1)
+            fits = self.memory(wanted, setup).total <= FITS * gib * GIB
+            low, high = (middle, high) if fits else (low, middle)
+        return low * frame
+
+
+def make_plan(
+    config: ExperimentConfig,
+    *,
+    gpus: int = 8,
+    gpu: str = "h100",
+    video_tokens: int | None = None,
+    text: int = TEXT,
+    answer: int = ANSWER,
+    policy: Policy | None = None,
+    compiled: bool = False,
+    chunked: bool = False,
+    optimizer: bool = True,
+    subject: Subject | None = None,
+) -> Plan:
+    """Plan the training of `config` on `gpus`; nothing is downloaded and nothing trained.
+
+    video_tokens: of a sample, by default the longest that the data settings allow; `text` tokens follow it, of which
+    `answer` are labelled. policy: what is computed again in
+    the backward (by default as training.activation_checkpointing says). subject: that of `config`, where it was made
+    before. Raises NsaLabError where the model's shape is
+    not known here, or a number makes no sense.
+
+    The samples of an optimiser step are spread over the GPUs, batch_size of them at a time on each.
+    """
+    if gpu not in GPUS:
+        raise NsaLabError(f"--gpu {gpu!r} has no measured rates; known: {', '.join(GPUS)}")
+    tokens = 1 if video_tokens is None else video_tokens
+    for name, value in (("--gpus", gpus), ("--tokens", tokens), ("--text", text), ("--labelled", answer)):
+        if value < 1:
+            raise NsaLabError(f"{name} {value} is not positive")
+    training = config.training
+    policy = policy or ("full" if training.activation_checkpointing else "none")
+    samples = training.batch_size * training.accumulate
+
+    def setup_on(count: int) -> Setup:
+        steps = max(1, -(-samples // (training.batch_size * count)))
+        return Setup(training.precision, count, policy, compiled, chunked, optimizer, steps)
+
+    setup = setup_on(gpus)
+    subject, load = subject or Subject(config), load_of(config, video_tokens, text, answer)
+    costs = subject.costs(load)
+    amounts = subject.flops(costs, load)
+    step = step_time(subject.widths, subject.parameters, subject.layers, amounts, load, setup, gpu)
+    gib = GPUS[gpu][1]
+    fits = []
+    for count in sorted({*CLUSTERS, gpus}):
+        there = setup_on(count)
+        peak = subject.memory(load, there).total
+        fits.append(Fit(count, peak / GIB, peak <= FITS * gib * GIB, subject.longest(load, there, gib)))
+    return Plan(
+        gpu=gpu,
+        setup=setup,
+        load=load,
+        batch=samples,
+        parameters=subject.parameters,
+        memory=subject.memory(load, setup),
+        flops=amounts,
+        step=step,
+        keys=_keys(costs),
+        fits=tuple(fits),
+        notes=tuple(_notes(config, subject, setup)),
+    )
+
+
+def _key(design: Any) -> str:
+    return repr((design.method, settings(design, "method"), design.text_window))
+
+
+def _gate_bytes(attention: Any, hidden: int, e: int) -> float:
+    sparse = getattr(attention.method, "sparse", None)
+    return 0.0 if sparse is None else gate_bytes(sparse.gate, hidden, e)
+
+
+def _keys(costs: list[Mapping[str, Cost]]) -> dict[str, float]:
+    """Keys and pooled keys that a video query reads in a layer, by branch, the mean over the layers."""
+    names = dict.fromkeys(name for layer in costs for name in layer)
+    read = {
+        name: sum(layer.get(name, Cost()).keys + layer.get(name, Cost()).pooled for layer in costs) for name in names
+    }
+    return {name: total / len(costs) for name, total in read.items()}
+
+
+def _notes(config: ExperimentConfig, subject: Subject, setup: Setup) -> list[str]:
+    """What the plan leaves out, or takes from where."""
+    said = []
+    if setup.gpus > 1:
+        said.append("speed on several GPUs is an estimate: links and their overlap were not measured")
+    if not setup.precision.startswith("bf16"):
+        said.append(f"rates are those of bf16; training.precision={setup.precision} takes longer")
+    if subject.widths.hidden < SMALLEST:
+        said.append(f"a model {subject.widths.hidden} wide is bound by launches: its step takes longer than rates say")
+    if "reducer" in subject.parameters or config.attention.reducer.kind != "none":
+        said.append("tokens that the reducer drops are counted as if they stayed")
+    if any(design.method == "released" for design, _ in subject.layers):
+        said.append("attention.method=released is plain PyTorch: its time and memory are those of the paper's kernels")
+    samples = config.training.batch_size * config.training.accumulate
+    if setup.gpus > samples:
+        said.append(f"an optimiser step has {samples} samples: {setup.gpus - samples} of {setup.gpus} GPUs have none")
+    kinds = {design.partition.kind for design, _ in subject.layers if branches_of(design)}
+    if kinds - {"uniform", "frame"}:
+        said.append("blocks and choices are counted on random tokens; those of a real video differ")
+    return said

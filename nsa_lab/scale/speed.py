@@ -1,0 +1,144 @@
+"""Seconds of a training step, by kind of work, from measured rates."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nsa_lab.scale import activations, flops
+from nsa_lab.scale.load import Load
+from nsa_lab.scale.memory import BYTES, Setup
+from nsa_lab.scale.rates import Rate, has_rate, rate
+from nsa_lab.scale.shape import Widths, branches_of
+
+PASSES = {"none": 3.0, "selective": 4.0, "full": 4.0}
+"""Forwards' worth of work in a step: a backward is two, and what is computed again is one more."""
+GPUS_A_HOST = 8
+ADAMW_BYTES = 28
+"""Read and written of a parameter by AdamW: master and two states both ways, the gradient read."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Seconds of one kind of work in a step, and the rate that they come from."""
+
+    seconds: float
+    rate: Rate
+
+
+@dataclass(frozen=True)
+class Step:
+    """One micro-batch: `work` by kind, and how much of the communication no computation hides."""
+
+    work: Mapping[str, Work]
+    exposed: float
+
+    @property
+    def seconds(self) -> float:
+        return sum(own.seconds for own in self.work.values()) + self.exposed
+
+
+def step_time(
+    widths: Widths,
+    counts: Mapping[str, int],
+    designs: list[tuple[Any, float]],
+    amounts: Mapping[str, Mapping[str, float]],
+    load: Load,
+    setup: Setup,
+    gpu: str,
+) -> Step:
+    """The micro-batch on each of `setup.gpus`. amounts: forward FLOPs by group and name (see plan)."""
+    work = _products(widths, amounts, load, setup, gpu)
+    work |= _attention(amounts, designs, load, setup, gpu)
+    work |= _elementwise(widths, designs, amounts, load, setup, gpu)
+    if setup.optimizer:
+        moved = ADAMW_BYTES * BYTES[setup.precision][0] / 4 * sum(counts.values()) / setup.gpus
+        own = rate(gpu, "memory")
+        work["optimizer"] = Work(moved / setup.accumulate / own.value / 1e9, own)
+    computed = sum(own.seconds for own in work.values())
+    return Step(work, max(0.0, _communication(counts, setup, gpu) - computed))
+
+
+def _products(
+    widths: Widths, amounts: Mapping[str, Mapping[str, float]], load: Load, setup: Setup, gpu: str
+) -> dict[str, Work]:
+    """Linear layers. Where the vision MLP's width is no multiple of 8, cuBLAS falls back to slow kernels."""
+    seen = amounts["dense"].get("vision tower", 0.0) + amounts["dense"].get("merger", 0.0)
+    mlp = flops.vision_mlp_flops(widths, load)
+    slow = mlp if widths.vision_intermediate % 8 != 0 and not setup.compiled else 0.0
+    decoder = sum(amounts["dense"].values()) - seen
+    again = {"none": 0.0, "selective": flops.widening_flops(widths, load), "full": decoder}[setup.policy]
+    passes = 3 + (setup.policy != "none")
+    plain, unaligned = rate(gpu, "matmul"), rate(gpu, "unaligned matmul")
+    total = passes * (seen - slow) + 3 * decoder + again
+    found = {"products": Work(total / plain.value / 1e12, plain)}
+    if slow:
+        found["products of the vision MLP"] = Work(passes * slow / unaligned.value / 1e12, unaligned)
+    return found
+
+
+def _attention(
+    amounts: Mapping[str, Mapping[str, float]], designs: list[tuple[Any, float]], load: Load, setup: Setup, gpu: str
+) -> dict[str, Work]:
+    """Branches: forward and backward by one rate, and under full checkpointing one forward more."""
+    sizes = [design.partition.block_size for design, _ in designs if branches_of(design)]
+    size = max(sizes, default=0)
+    found = {}
+    again = setup.policy == "full"
+    for name, amount in amounts["attention"].items():
+        kind = _kernel(gpu, name)
+        forward = rate(gpu, kind, "forward", load.video_tokens, size)
+        seconds = amount / forward.value / 1e12
+        if kind == "topk":
+            found[name] = Work(seconds * (1 + again), forward)
+            continue
+        both = rate(gpu, kind, "both", load.video_tokens, size)
+        found[name] = Work(seconds * again + 3.5 * amount / both.value / 1e12, both)
+    vision, own = amounts["vision"]["attention"], rate(gpu, "vision attention")
+    found["vision attention"] = Work((3.5 + (setup.policy != "none")) * vision / own.value / 1e12, own)
+    return found
+
+
+def _kernel(gpu: str, name: str) -> str:
+    """Whose rate counts for what is read under `name`; that of the slowest where none was measured."""
+    if name.endswith(flops.SCORES):
+        return "topk"
+    if name == "text rows":
+        return "window"  # the kernel that computes them
+    return name if has_rate(gpu, name) else "selection"
+
+
+def _elementwise(
+    widths: Widths,
+    designs: list[tuple[Any, float]],
+    amounts: Mapping[str, Mapping[str, float]],
+    load: Load,
+    setup: Setup,
+    gpu: str,
+) -> dict[str, Work]:
+    """Norms, activations, rotary embeddings, sums and copies, as the bytes that the dense parts save and read again."""
+    e, compiled = setup.e, setup.compiled
+    moved = 0.0
+    for design, gate in designs:
+        layer = activations.decoder_layer(widths, design, load, e, compiled, gate)
+        moved += layer.residuals + layer.again
+    vision = activations.vision_layer(widths, load, e, compiled)
+    moved += widths.vision_layers * (vision.residuals + vision.again + vision.attention)
+    own = rate(gpu, "elementwise, compiled" if compiled else "elementwise, eager")
+    found = {"elementwise": Work(PASSES[setup.policy] * moved / own.value / 1e9, own)}
+    branches = max((len(branches_of(design)) for design, _ in designs), default=0)
+    if branches:
+        traffic = e * widths.heads * widths.head_dim * load.video * (branches + 1)
+        rates = [rate(gpu, "combine", direction, load.video_tokens, 64) for direction in ("forward", "both")]
+        layers = sum(bool(branches_of(design)) for design, _ in designs)
+        seconds = (setup.policy == "full") / rates[0].value + 1 / rates[1].value
+        found["combine"] = Work(layers * traffic * seconds / 1e9, rates[1])
+    return found
+
+
+def _communication(counts: Mapping[str, int], setup: Setup, gpu: str) -> float:
+    """Weights gathered for forward and backward in the compute dtype, gradients scattered in float32."""
+    if setup.gpus == 1:
+        return 0.0
+    link = rate(gpu, "link in a host" if setup.gpus <= GPUS_A_HOST else "link between hosts")
+    moved = (2 * setup.e + 4) * sum(counts.values()) * (setup.gpus - 1) / setup.gpus
+    return moved / link.value / 1e9

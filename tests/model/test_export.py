@@ -1,0 +1,87 @@
+import json
+
+import pytest
+import torch
+from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
+
+import nsa_lab
+from nsa_lab.cli.app import main
+from nsa_lab.data.pixels import patchify, resize
+from nsa_lab.model import VideoNSAForConditionalGeneration, build_model
+from nsa_testing import model_batch, stored_run, tiny_config
+
+SHAPES = [(3, (4, 2, 3), 5)]
+
+
+@pytest.fixture(scope="module")
+def trained(tokenizer, tmp_path_factory, clips):
+    """A run's folder, and the model that it ended with."""
+    layers = "attention.layers.1.branches.window.size=5"
+    config = tiny_config("attention.gate.kind=linear", layers, f"data.cache_dir={clips}", "data.max_pixels=3136")
+    model = build_model(config, tokenizer).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return stored_run(tmp_path_factory.mktemp("trained") / "run", config, model), model
+
+
+def export(*arguments):
+    with pytest.raises(SystemExit) as end:
+        main(["export", *map(str, arguments)])
+    return end.value.code
+
+
+def test_an_exported_run_has_the_same_design_and_logits(trained, tmp_path, capsys):
+    run, model = trained
+    folder = tmp_path / "hub" / "mine"
+    assert not export(run, folder) and "nsa_lab.load_model" in capsys.readouterr().out
+    loaded = VideoNSAForConditionalGeneration.from_pretrained(folder).eval()
+    batch = model_batch(model, SHAPES)
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch, use_cache=False).logits, model(**batch, use_cache=False).logits)
+    assert [a.design for a in loaded.attentions()] == [a.design for a in model.attentions()]
+    assert loaded.attentions()[1].design.branches.window.size == 5
+    ready = nsa_lab.load_model(folder)
+    assert ready.experiment is not None and ready.experiment.attention.gate.kind == "linear"
+    names = {file.name for file in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "experiment.yaml", "README.md"} <= names
+
+
+def test_bfloat16_halves_the_weights(trained, tmp_path):
+    run, model = trained
+    sizes = []
+    for dtype in ("float32", "bfloat16"):
+        assert not export(run, tmp_path / dtype, "--dtype", dtype)
+        sizes.append((tmp_path / dtype / "model.safetensors").stat().st_size)
+    assert sizes[1] < 0.6 * sizes[0]
+    assert json.loads((tmp_path / "bfloat16" / "config.json").read_text())["dtype"] == "bfloat16"
+    loaded = VideoNSAForConditionalGeneration.from_pretrained(tmp_path / "bfloat16", dtype="float32")
+    for (name, weight), own in zip(loaded.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(weight, own.bfloat16().float()), name
+
+
+def test_tokenizer_and_processors_lie_beside(trained, tmp_path, tokenizer):
+    folder = tmp_path / "mine"
+    assert not export(trained[0], folder)
+    found = AutoTokenizer.from_pretrained(folder)
+    assert found.get_vocab() == tokenizer.get_vocab() and found.chat_template == tokenizer.chat_template
+    image = torch.randint(0, 256, (1, 3, 90, 120), dtype=torch.uint8)
+    theirs = Qwen2VLImageProcessorPil.from_pretrained(folder)(list(image), return_tensors="pt")
+    ours, grid = patchify(resize(image, 784, 3136))
+    assert theirs["image_grid_thw"].tolist() == [list(grid)]
+    # Pillow's resizing rounds otherwise than torch's, by a few of 255 steps at most.
+    assert (theirs["pixel_values"] - ours).abs().mean() < 0.05
+    stored = json.loads((folder / "video_preprocessor_config.json").read_text())
+    assert stored["size"] == {"shortest_edge": 784, "longest_edge": 3136}
+    assert stored["processor_class"] == "Qwen2_5_VLProcessor"
+
+
+def test_what_cannot_be_exported_is_said(trained, tmp_path, capsys):
+    run, _ = trained
+    for arguments, said in (
+        ((tmp_path / "nowhere", tmp_path / "x"), "does not exist; give the run directory"),
+        ((run, tmp_path), "exists; name a new folder"),
+        ((run, tmp_path / "x", "--dtype", "int4"), "--dtype 'int4' is unknown; known: float32, bfloat16"),
+    ):
+        assert export(*arguments) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,233 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from nsa_lab.attention.trace import Trace
+from nsa_lab.cli.app import main
+from nsa_lab.config import load_config
+from nsa_lab.errors import NsaLabError
+from nsa_lab.model import build_model
+from nsa_lab.scale import activations, flops
+from nsa_lab.scale.keys import SAMPLED, branch_costs
+from nsa_lab.scale.load import Load, load_of
+from nsa_lab.scale.memory import GIB, WORKSPACE, Setup
+from nsa_lab.scale.plan import Subject, make_plan
+from nsa_lab.scale.rates import GPUS, rate, rows
+from nsa_lab.scale.shape import Widths, parameters
+from nsa_lab.scale.speed import step_time
+from nsa_testing import model_batch, tiny_config
+
+BIG = ("model.size=7b", "training.precision=bf16-true", "training.activation_checkpointing=true")
+MEASURED = (  # GPU, method, compiled, video tokens, seconds, peak GiB: forward and backward of one sample, 2026-11-25
+    ("h100", "dense", False, 32768, 8.86, 50.9),
+    ("h100", "nsa", False, 32768, 8.24, 53.1),
+    ("h100", "nsa", True, 32768, 5.48, 49.1),
+    ("h200", "nsa", True, 32768, 32768 / 6210, 49),
+    ("h200", "nsa", True, 65536, 65536 / 6225, 68),
+    ("h200", "nsa", True, 98304, 98304 / 6090, 93),
+    ("h200", "dense", True, 32768, 32768 / 5500, 47),
+    ("h200", "dense", True, 65536, 65536 / 4270, 65),
+    ("h200", "dense", True, 98304, 98304 / 3465, 90),
+)
+
+
+@pytest.fixture(scope="module")
+def big():
+    methods = ("dense", "nsa")
+    return {
+        m: Subject(load_config(None, ["tasks.needle.enabled=true", *BIG, f"attention.method={m}"])) for m in methods
+    }
+
+
+@pytest.mark.parametrize(("gpu", "method", "compiled", "tokens", "seconds", "gib"), MEASURED)
+def test_measured_steps_of_7b_are_found_again(big, gpu, method, compiled, tokens, seconds, gib):
+    """Rates were fitted to the H100's rows: there this holds the formulas together, on the H200 it is a prediction."""
+    subject, load = big[method], Load(tokens, 64, text=32)
+    setup = Setup("bf16-true", 1, "full", compiled, optimizer=False)
+    amounts = subject.flops(subject.costs(load), load)
+    step = step_time(subject.widths, subject.parameters, subject.layers, amounts, load, setup, gpu)
+    assert step.seconds == pytest.approx(seconds, rel=0.1)
+    assert subject.memory(load, setup).total / GIB == pytest.approx(gib, rel=0.06)
+
+
+def small(*overrides):
+    """Heads that all have keys of their own: PyTorch's attention on a CPU would save repeated ones."""
+    shape = ("model.hidden_size=96", "model.intermediate_size=200", "model.num_heads=3", "model.num_kv_heads=3")
+    return tiny_config(*shape, "model.num_layers=3", "model.vision_layers=2", *overrides)
+
+
+@pytest.fixture(scope="module")
+def load():
+    return Load(video_tokens=128, frame_tokens=16, text=24, answer=24)
+
+
+def batch_of(model, load, dtype):
+    batch = model_batch(model, [(10, (load.video_tokens // 16, 4, 4), load.text - 10)])
+    return batch | {"pixel_values_videos": batch["pixel_values_videos"].to(dtype)}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_saved_tensors_of_a_dense_model_take_what_the_formulas_say(tokenizer, load, dtype):
+    model = build_model(small("attention.method=dense"), tokenizer).to(dtype).train()
+    widths, e = Widths.of(model.config), dtype.itemsize
+    batch = batch_of(model, load, dtype)
+    saved = activations.saved_bytes(lambda: model(**batch, use_cache=False).logits, skip=model.parameters())
+    design = model.attentions()[0].design
+    layer = activations.decoder_layer(widths, design, load, e, False, 0.0)
+    vision = activations.vision_layer(widths, load, e, False)
+    wanted = widths.layers * layer.saved + widths.vision_layers * vision.saved
+    wanted += activations.around_vision(widths, load, e) + activations.around_decoder(widths, load, e)
+    assert saved == pytest.approx(wanted, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "linear", "constant"])
+def test_a_gate_saves_on_the_meta_device_what_it_saves_on_a_cpu(tokenizer, kind):
+    model = build_model(small(f"attention.gate.kind={kind}"), tokenizer)
+    gate = model.attentions()[0].method.sparse.gate
+    x = torch.randn(40, 96, requires_grad=True)
+    saved = activations.saved_bytes(lambda: gate(x), skip=gate.parameters())
+    wanted = activations.gate_bytes(gate, 96, 4) * 40
+    assert saved == pytest.approx(wanted, rel=0.02, abs=64 * 40)
+
+
+def test_what_sparse_attention_keeps_is_what_the_kernels_say():
+    kernels = pytest.importorskip("nsa_kernels.video_nsa")
+    runtime = pytest.importorskip("nsa_kernels.runtime")
+    config = load_config(None, ["tasks.needle.enabled=true", *BIG])
+    widths, load = Subject(config).widths, Load(32768, 64, text=0)
+    kept = kernels.kept_bytes(32768, 512, 28, 4, 128)
+    row, pair = 2 * 28 * 128 * 32768, 2 * 2 * 4 * 128 * 32768
+    gates = 2 * 28 * 3 * 32768
+    assert activations.attention(widths, config.attention, load, 2) == 2 * row + 2 * pair + gates + kept
+    assert WORKSPACE == runtime.WORKSPACE_BYTES
+
+
+def test_flops_of_a_dense_model_are_those_that_pytorch_counts(tokenizer, load):
+    model = build_model(small("attention.method=dense"), tokenizer).eval()
+    batch = batch_of(model, load, torch.float32)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**batch, use_cache=False)
+    counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+    attention = sum(n for op, n in counted.items() if "attention" in op or "bmm" in op)
+    widths = Widths.of(model.config)
+    mine = flops.dense_flops(model, widths, replace(load, answer=load.tokens))
+    assert sum(mine.values()) == pytest.approx(sum(counted.values()) - attention, rel=0.002)
+    # PyTorch counts the whole square of causal attention.
+    pairs = widths.layers * 4.0 * 96 * load.tokens**2
+    assert attention in (0, pytest.approx(pairs + flops.vision_attention_flops(widths, load), rel=0.002))
+
+
+def test_a_video_query_reads_what_the_layer_counts_itself(tokenizer):
+    model = build_model(small(), tokenizer)
+    load = Load(SAMPLED // 16 * 16, 16, text=12)
+    trace = Trace("cost", "choice")
+    with torch.no_grad():
+        model(**batch_of(model, Load(load.video_tokens, 16, text=26), torch.float32), use_cache=False, trace=trace)
+    counted = trace.found[1, "cost"]
+    found = branch_costs(model.attentions()[1].design, 1, load.layout())
+    for name, cost in counted.items():
+        assert (found[name].keys, found[name].pooled) == pytest.approx((cost.keys, cost.pooled), rel=1e-5), name
+
+
+def test_a_long_video_is_counted_by_a_sample_of_its_queries():
+    config = load_config(None, ["tasks.needle.enabled=true"])
+    found = branch_costs(config.attention, 0, Load(16384, 64).layout())
+    assert found["window"].keys == pytest.approx(256 - 256 * 255 / 2 / 16384, rel=0.01)
+    assert found["compression"].pooled == pytest.approx(16384 / 64 / 2, rel=0.01)
+    assert found["selection"].keys == pytest.approx(2048 - 32 - 2048**2 / 2 / 16384, rel=0.03)
+
+
+def test_parameters_are_all_counted_once(tokenizer):
+    for size in ("nano", "3b"):
+        config = tiny_config(f"model.size={size}")
+        subject = Subject(config)
+        assert sum(subject.parameters.values()) == sum(p.numel() for p in subject.model.parameters())
+    assert {"vision tower", "merger", "embeddings", "gates", "language model"} <= set(parameters(subject.model))
+    assert "output head" not in subject.parameters, "it is tied"
+
+
+def test_what_is_computed_again_is_not_kept(big):
+    load, subject = Load(17600, 64), big["nsa"]
+    peaks, seconds = [], []
+    amounts = subject.flops(subject.costs(load), load)
+    for policy in ("none", "selective", "full"):
+        setup = Setup("bf16-mixed", 8, policy, True)
+        peaks.append(subject.memory(load, setup).total)
+        seconds.append(
+            step_time(subject.widths, subject.parameters, subject.layers, amounts, load, setup, "h100").seconds
+        )
+    assert peaks == sorted(peaks, reverse=True) and seconds == sorted(seconds)
+    assert peaks[0] > 2 * peaks[1] > 2.4 * peaks[2]
+
+
+def test_more_gpus_hold_longer_samples_and_shards_shrink(big):
+    made = make_plan(load_config(None, ["tasks.needle.enabled=true", "model.size=7b"]), gpus=8, policy="full")
+    peaks = [fit.peak_gib for fit in made.fits]
+    assert peaks == sorted(peaks, reverse=True) and not made.fits[0].fits and made.fits[-1].fits
+    longest = [fit.longest for fit in made.fits]
+    assert longest == sorted(longest) and longest[-1] > 30000
+    at_most = Load(longest[-1], made.load.frame_tokens)
+    subject = Subject(load_config(None, ["tasks.needle.enabled=true", "model.size=7b"]))
+    assert subject.memory(at_most, Setup(gpus=64)).total / GIB < GPUS["h100"][1]
+
+
+def test_gpus_beyond_the_samples_of_a_step_wait_and_are_paid():
+    made = [make_plan(load_config("experiments/scale/videonsa_7b.yaml"), gpus=n) for n in (16, 32, 64)]
+    hours = [plan.hours(216_000) for plan in made]
+    assert hours[0] == pytest.approx(2 * hours[1], rel=0.02) and hours[1] == pytest.approx(hours[2], rel=0.02)
+    assert "32 of 64 GPUs have none" in " ".join(made[2].notes)
+
+
+def test_every_gpu_has_every_rate_and_each_says_where_it_is_from():
+    kinds = {gpu: {(row.kind, row.direction) for row in rows() if row.gpu == gpu} for gpu in GPUS}
+    assert kinds["h100"] == kinds["h200"]
+    assert {row.rate.how for row in rows()} == {"measured", "derived", "estimate"}
+    assert all(row.rate.value > 0 and row.rate.source for row in rows())
+
+
+def test_rates_lie_between_those_of_the_lengths_around():
+    low, middle, high = (rate("h200", "compression", "forward", tokens, 64).value for tokens in (8192, 16384, 32768))
+    assert low < middle < high
+    assert (
+        rate("h200", "compression", "forward", 10**7, 64).value == rate("h200", "compression", "forward", 131072).value
+    )
+
+
+def test_the_longest_sample_of_the_settings_is_planned():
+    data = ["data.annotations=a.json", "data.videos=v", "data.max_frames=550", "data.max_pixels=50176"]
+    assert load_of(load_config(None, data)).video_tokens == 275 * 64
+    assert load_of(load_config(None, data), 1000).video_tokens == 1024
+    assert load_of(load_config(None, [*data, "data.max_tokens=4096"])).video_tokens == 3840
+    clips = load_of(load_config(None, ["tasks.needle.enabled=true"]))
+    assert (clips.video_tokens, clips.frame_tokens) == (128, 4)
+
+
+def test_plan_prints_tables_and_json(capsys, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        main(["plan", "experiments/smoke.yaml", "--gpus", "2", "--price", "2", f"data.cache_dir={tmp_path}"])
+    printed = capsys.readouterr().out
+    assert not end.value.code and "GPU-hours" in printed and "bound by launches" in printed
+    assert "rates are those of bf16; training.precision=32-true" in printed
+    with pytest.raises(SystemExit):
+        main(["plan", "experiments/smoke.yaml", "--json", "--samples", "10", "--price", "2"])
+    made = json.loads(capsys.readouterr().out)
+    assert made["price"] == pytest.approx(2 * made["gpu_hours"]) and made["samples"] == 10
+    assert made["memory_bytes"]["total"] > 0 and made["seconds"]["selection"]["how"] in ("derived", "measured")
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "said"),
+    [
+        (["model.path=Qwen/Qwen2.5-VL-Huge-Instruct"], {}, "its name ends in no known size"),
+        ([], {"gpu": "b200"}, "--gpu 'b200' has no measured rates; known: h100, h200"),
+        ([], {"gpus": 0}, "--gpus 0 is not positive"),
+        ([], {"video_tokens": -1}, "--tokens -1 is not positive"),
+        ([], {"answer": 0}, "--labelled 0 is not positive"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_one_line(changes, options, said):
+    with pytest.raises(NsaLabError, match=said):
+        make_plan(load_config(None, ["tasks.needle.enabled=true", *changes]), **options)
