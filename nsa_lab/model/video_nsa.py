@@ -25,6 +25,7 @@ from nsa_lab.model.generation import Generation
 from nsa_lab.model.partitions import LayerPartitions
 from nsa_lab.model.plan import AttentionPlan
 from nsa_lab.model.positions import rope_index, token_types
+from nsa_lab.model.token_loss import token_loss
 from nsa_lab.model.vision import speed_up
 from nsa_lab.plugin import build
 
@@ -261,9 +262,16 @@ class VideoNSAForConditionalGeneration(Generation):
 
     # generate() reads off the signature which inputs are the model's.
     @functools.wraps(Qwen2_5_VLForConditionalGeneration.forward)
-    def forward(self, *args: Any, trace: Trace | None = None, **kwargs: Any) -> Any:
-        """As Qwen2.5-VL's. `trace` collects what the forward says of itself; its losses are part of a loss (labels)."""
+    def forward(self, *args: Any, trace: Trace | None = None, targets: Tensor | None = None, **kwargs: Any) -> Any:
+        """As Qwen2.5-VL's. `trace` collects what the forward says of itself; its losses are part of a loss (labels).
+
+        With targets [n] int64 of the rows logits_to_keep [n] of a packed batch, their TokenLoss in place of logits.
+        """
         trace = Trace() if trace is None else trace
+        if targets is not None:
+            rows = kwargs.pop("logits_to_keep")
+            hidden = self.model(*args, trace=trace, **kwargs).last_hidden_state
+            return token_loss(hidden[0, rows], self.lm_head.weight, targets)
         output = super().forward(*args, trace=trace, **kwargs)
         extra = trace.loss()
         if output.loss is not None and extra is not None:
