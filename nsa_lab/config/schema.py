@@ -88,7 +88,11 @@ class DataConfig:
 
 @dataclass
 class TrainingConfig:
-    """The optimiser's schedule, in optimiser steps; with `steps` 0 the model is validated as it starts, and no more."""
+    """The optimiser's schedule, in optimiser steps; with `steps` 0 the model is validated as it starts, and no more.
+
+    `recompute` is what activation_checkpointing computes again in a decoder layer: all of it (`full`), all but
+    attention and the narrow products (`selective`), or what the GPU has no room for (`auto`).
+    """
 
     steps: int = 300
     batch_size: int = 16
@@ -102,6 +106,7 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "32-true"
     activation_checkpointing: bool = False
+    recompute: Literal["full", "selective", "auto"] = "full"
     val_every: int = 100
     checkpoint_every: int = 100
     log_every: int = 10

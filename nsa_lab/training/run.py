@@ -21,6 +21,7 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.files import room_on_disk, write_json
 from nsa_lab.model import VideoNSAForConditionalGeneration, build_model
 from nsa_lab.model.checkpoint import tokens_per_second
+from nsa_lab.model.recompute import recompute_activations
 from nsa_lab.model.trained import check_readable, find_checkpoint, kept_checkpoint
 from nsa_lab.origin import code_digest, machine_facts
 from nsa_lab.tracking import Tracker, finish_left
@@ -155,10 +156,7 @@ def build_module(
     L.seed_everything(config.seed, workers=True, verbose=False)
     model = make(config, tokenizer)
     if config.training.activation_checkpointing:
-        # transformers renamed it in 5.23; both names are within the supported range.
-        name = "activation_checkpointing_enable"
-        enable: Any = getattr(model, name, None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        recompute_activations(model, config.training.recompute)
     return VideoModule(model, config.training, config.seed)
 
 
