@@ -40,6 +40,8 @@ class ModelConfig:
 
     `path` is where to start from: a run's folder, or a folder or hub id of Qwen2.5-VL or VideoNSA weights. Shape and
     layers are then what is stored there. Of a run, the design, the tokenizer and data.positions too, unless set.
+    `compile` trains RMSNorm, rotary embedding and MLPs under torch.compile; `auto` does so on a GPU where it pays, and
+    says so.
     """
 
     size: Literal["nano", "micro", "mini", "3b", "7b"] = "nano"
@@ -53,6 +55,7 @@ class ModelConfig:
     vision_layers: int | None = None
     initializer_range: float | None = None
     rope_theta: float | None = None
+    compile: Literal["auto", "true", "false"] = "auto"
 
 
 @dataclass

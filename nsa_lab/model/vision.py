@@ -25,10 +25,13 @@ class WindowedVisionAttention(qwen.Qwen2_5_VLVisionAttention):
             return super().forward(hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs)
         assert position_embeddings is not None
         q, k, v = self.qkv(hidden_states).unflatten(1, (3, self.num_heads, -1)).unbind(1)
-        q, k = qwen.apply_rotary_pos_emb_vision(q, k, *position_embeddings)
+        q, k = self._rotate(q, k, position_embeddings)
         q, k, v = (x.unflatten(0, (len(lengths), -1)).transpose(1, 2) for x in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, scale=self.scaling)
         return self.proj(out.transpose(1, 2).flatten(0, 1).flatten(1))
+
+    def _rotate(self, q: Tensor, k: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return qwen.apply_rotary_pos_emb_vision(q, k, *rope)
 
 
 class LinearPatchEmbed(qwen.Qwen2_5_VisionPatchEmbed):
