@@ -44,7 +44,9 @@ def compile_dense(model: VideoNSAForConditionalGeneration, backend: str = "induc
     """
     for config in (model.config.text_config, model.config.vision_config):
         if config.hidden_act != "silu":
-            raise NsaLabError(f"model.compile=true knows MLPs with silu, not {config.hidden_act}; set model.compile=false")
+            raise NsaLabError(
+                f"model.compile=true knows MLPs with silu, not {config.hidden_act}; set model.compile=false"
+            )
     parts = _Parts(backend)
     # A part is compiled once for each width, dtype and with or without gradients; past this limit it would run eagerly.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
@@ -118,9 +120,7 @@ def _rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Ten
     return qwen.apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=-2)
 
 
-def _mlp(
-    x: Tensor, gate: Tensor, up: Tensor, down: Tensor, gate_bias: Any, up_bias: Any, down_bias: Any
-) -> Tensor:
+def _mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, gate_bias: Any, up_bias: Any, down_bias: Any) -> Tensor:
     """SiLU-gated MLP; its columns are padded with zeros, which add nothing."""
     missing = -len(gate) % ALIGNED
     if missing:

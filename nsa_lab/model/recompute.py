@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def recompute_activations(model: VideoNSAForConditionalGeneration, policy: str) -> None:
-    """Turn activation checkpointing on: `policy` (full, selective or auto) for decoder layers, all of the vision tower."""
+    """Turn activation checkpointing on: `policy` (full, selective or auto) for decoder layers, full for vision."""
     # transformers renamed it in 5.23; both names are within the supported range.
     enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
@@ -89,6 +89,8 @@ class Memory:
 
 
 def _layer(number: int, memory: Memory | None, forward: Callable[..., Tensor], x: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return forward(x)
     if memory is None:
         return _run("selective", forward, x)
     if number == 0:

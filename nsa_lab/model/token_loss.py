@@ -13,19 +13,20 @@ ROWS = 1024
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """Of rows that predict a token each: `loss`, the mean cross-entropy, and `hits` [n] bool, where it is the argmax."""
+    """Of rows that predict a token each: `loss`, the mean cross-entropy; `hits` [n] bool, where it is the argmax."""
 
     loss: Tensor
     hits: Tensor
 
 
-def token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, rows: int = ROWS) -> TokenLoss:
+def token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, rows: int | None = None) -> TokenLoss:
     """hidden [n, width], weight [vocabulary, width] of the head, targets [n] int64; logits are float32.
 
-    Up to `rows` rows it is `F.cross_entropy` of all logits. Beyond that each chunk's logits are made in the forward,
-    and once more in the backward: only hidden rows and one log-sum-exp a row are kept, and the weight's gradient is
-    summed in float32. Under autocast the product runs in its dtype. The mean over no rows is nan, as PyTorch's.
+    Up to `rows` (default ROWS) rows it is `F.cross_entropy` of all logits. Beyond that each chunk's logits are made in
+    the forward, and once more in the backward: only hidden rows and one log-sum-exp a row are kept, and the weight's
+    gradient is summed in float32. Under autocast the product runs in its dtype. The mean over no rows is nan.
     """
+    rows = ROWS if rows is None else rows
     if len(targets) <= rows:
         logits = F.linear(hidden, weight).float()
         return TokenLoss(F.cross_entropy(logits, targets), logits.detach().argmax(-1) == targets)

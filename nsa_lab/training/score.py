@@ -27,9 +27,9 @@ def score_answers(model: nn.Module, batch: Mapping[str, Any], trace: Trace | Non
     """Teacher-forced loss and exact matches of a packed batch (see `nsa_lab.data.collate`).
 
     The loss is the mean cross-entropy over labelled tokens. An answer is correct when every labelled token of it is
-    the argmax, which is when greedy decoding would write it. Logits exist only for the rows that predict a label, a chunk
-    of them at a time (nsa_lab/model/token_loss.py).
-    `trace` collects what the forward says of itself, its auxiliary losses among it.
+    the argmax, which is when greedy decoding would write it. Logits exist only for the rows that predict a label, a
+    chunk of them at a time (nsa_lab/model/token_loss.py). `trace` collects what the forward says of itself, its
+    auxiliary losses among it.
     """
     labels, answers = batch["labels"][0], batch["answer_index"][0]
     targets = (labels[1:] != IGNORED).nonzero().squeeze(1) + 1

@@ -79,7 +79,7 @@ def test_a_copy_and_a_pickle_are_compiled_too(tokenizer):
 def test_another_activation_is_refused(tokenizer):
     model = make(tokenizer)
     model.config.vision_config.hidden_act = "gelu"
-    with pytest.raises(NsaLabError, match="set model.compile=false"):
+    with pytest.raises(NsaLabError, match=r"set model\.compile=false"):
         compile_dense(model)
 
 

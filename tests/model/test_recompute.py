@@ -11,6 +11,7 @@ from nsa_lab.model import build_model
 from nsa_lab.model.recompute import Memory, recompute_activations
 from nsa_testing import assert_close, model_batch, tiny_config
 
+SHAPE = ("model.hidden_size=96", "model.num_heads=6", "model.num_kv_heads=2", "model.intermediate_size=200")
 SHAPES = [(3, (4, 2, 3), 5), (2, (3, 2, 2), 4)]
 
 
@@ -30,7 +31,16 @@ class Products(TorchDispatchMode):
 def run(tokenizer, policy, *overrides):
     """The gradients of a step, and the products of the decoder's widths."""
     torch.manual_seed(0)
-    model = build_model(tiny_config("model.hidden_size=96", "model.num_heads=6", "model.num_kv_heads=2", "model.intermediate_size=200", *overrides), tokenizer)
+    model = build_model(
+        tiny_config(
+            "model.hidden_size=96",
+            "model.num_heads=6",
+            "model.num_kv_heads=2",
+            "model.intermediate_size=200",
+            *overrides,
+        ),
+        tokenizer,
+    )
     model.train()
     if policy is not None:
         recompute_activations(model, policy)
