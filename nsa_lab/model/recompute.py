@@ -5,8 +5,8 @@ returned (its output, and what its op saved for the backward) and the products n
 keys, values, output projection, gates); norms, rotary embedding and the MLP's wide products are computed again.
 `auto` keeps what the GPU has room for. The vision tower is always computed again, whole.
 
-At 7B in bf16 a token and layer keep 7 KiB (full), about 50 KiB (selective, three branches), about 160 KiB (everything);
-`auto` measures these in its first forward.
+By their shapes, at 7B in bf16 with three branches, a token keeps 7 KiB in a layer (full), about 50 (selective), about
+160 (everything); `auto` measures them in its first forward.
 """
 
 import functools

@@ -32,8 +32,8 @@ def score_answers(model: nn.Module, batch: Mapping[str, Any], trace: Trace | Non
     auxiliary losses among it.
     """
     labels, answers = batch["labels"][0], batch["answer_index"][0]
-    targets = (labels[1:] != IGNORED).nonzero().squeeze(1) + 1
-    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    targets = batch["label_rows"] if "label_rows" in batch else (labels[1:] != IGNORED).nonzero().squeeze(1) + 1
+    inputs = {name: batch[name] for name in (*MODEL_INPUTS, "host") if name in batch}
     found = model(**inputs, use_cache=False, logits_to_keep=targets - 1, targets=labels[targets], trace=trace)
     correct = torch.ones(len(batch["answer_tasks"]), dtype=torch.long, device=labels.device)
     correct = correct.scatter_reduce(0, answers[targets], found.hits.long(), "amin").bool()
