@@ -72,7 +72,7 @@ def moved(made: Any, device: torch.device) -> Any:
     if device.type == "cpu":
         return made
     if isinstance(made, Tensor):
-        return (made.pin_memory() if device.type == "cuda" else made).to(device, non_blocking=True)
+        return (made.contiguous().pin_memory() if device.type == "cuda" else made).to(device, non_blocking=True)
     if not hasattr(made, "__dataclass_fields__"):
         return made
     copy = type(made)(**{field.name: moved(getattr(made, field.name), device) for field in fields(made)})

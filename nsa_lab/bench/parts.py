@@ -60,7 +60,7 @@ def run_parts(
 ) -> list[dict[str, Any]]:
     """Measure the steps of PARTS (or `only` those) for every length; print a growing table, append to the CSV `out`.
 
-    A row that runs out of memory says so and the next one follows. Raises NsaLabError on a length that is not whole
+    A row that cannot be measured says why and the next one follows. Raises NsaLabError on a length that is not whole
     frames, or an unknown row.
     """
     for name in only or ():
@@ -76,7 +76,11 @@ def run_parts(
     rows = []
     for length in lengths:
         for name in only or PARTS:
-            found = _in_fresh_process(_with(config, PARTS[name]), name, length, repeats, optimizer, labels)
+            try:
+                found = _in_fresh_process(_with(config, PARTS[name]), name, length, repeats, optimizer, labels)
+            except NsaLabError as error:
+                print(f"{length:>7} {name:<22} {error}", flush=True)
+                continue
             row: dict[str, Any] = {"what": what, "step": name, "video_tokens": length, "labels": labels}
             print(_line(length, name, found), flush=True)
             if found is None:

@@ -73,12 +73,18 @@ class _Parts:
         return self
 
 
-class _RMSNorm(qwen.Qwen2_5_VLRMSNorm):
+class Compiled:
+    """A module whose forward is, or calls, a compiled part."""
+
+    parts: _Parts
+
+
+class _RMSNorm(Compiled, qwen.Qwen2_5_VLRMSNorm):
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.parts.rms_norm(_rows(hidden_states), self.weight, self.variance_epsilon)
 
 
-class _MLP(qwen.Qwen2MLP):
+class _MLP(Compiled, qwen.Qwen2MLP):
     """Of the decoder, and of the vision tower, whose layers have biases."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,12 +92,12 @@ class _MLP(qwen.Qwen2MLP):
         return self.parts.mlp(_rows(x), *(layer.weight for layer in layers), *(layer.bias for layer in layers))
 
 
-class _Attention(VideoNSAAttention):
+class _Attention(Compiled, VideoNSAAttention):
     def _rotate(self, q: Tensor, k: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return self.parts.rotary(*map(_rows, (q, k, *rope)))
 
 
-class _VisionAttention(WindowedVisionAttention):
+class _VisionAttention(Compiled, WindowedVisionAttention):
     def _rotate(self, q: Tensor, k: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return self.parts.vision_rotary(*map(_rows, (q, k, *rope)))
 

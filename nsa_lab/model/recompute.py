@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from nsa_lab.errors import NsaLabError
+from nsa_lab.model.compile import Compiled
 from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration
 
 FREE = 0.06
@@ -27,7 +29,15 @@ log = logging.getLogger(__name__)
 
 
 def recompute_activations(model: VideoNSAForConditionalGeneration, policy: str) -> None:
-    """Turn activation checkpointing on: `policy` (full, selective or auto) for decoder layers, full for vision."""
+    """Turn activation checkpointing on: `policy` (full, selective or auto) for decoder layers, full for vision.
+
+    Raises NsaLabError where this PyTorch would run compiled parts eagerly under a policy other than full.
+    """
+    if policy != "full" and any(isinstance(module, Compiled) for module in model.modules()) and not _compiles_inside():
+        raise NsaLabError(
+            f"training.recompute={policy} would run compiled parts eagerly with torch {torch.__version__}; set "
+            "training.recompute=full, or model.compile=false"
+        )
     # transformers renamed it in 5.23; both names are within the supported range.
     enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
@@ -36,6 +46,12 @@ def recompute_activations(model: VideoNSAForConditionalGeneration, policy: str) 
     for number, layer in enumerate(layers):
         if policy != "full":
             layer._gradient_checkpointing_func = functools.partial(_layer, number, memory)
+
+
+def _compiles_inside() -> bool:
+    """Whether what is compiled stays so inside a selective checkpoint: older releases of PyTorch turn it off."""
+    modes: Any = create_selective_checkpoint_contexts([])
+    return all(getattr(mode, "ignore_compile_internals", lambda: False)() for mode in modes)
 
 
 class Memory:

@@ -10,7 +10,7 @@ from torch import nn
 
 from nsa_lab.config import load_config
 from nsa_lab.errors import NsaLabError
-from nsa_lab.model import build_model
+from nsa_lab.model import build_model, recompute
 from nsa_lab.model.compile import compile_dense, compiles
 from nsa_lab.model.recompute import recompute_activations
 from nsa_testing import assert_close, model_batch, tiny_config
@@ -81,6 +81,16 @@ def test_another_activation_is_refused(tokenizer):
     model.config.vision_config.hidden_act = "gelu"
     with pytest.raises(NsaLabError, match=r"set model\.compile=false"):
         compile_dense(model)
+
+
+def test_selective_recomputation_that_would_undo_it_is_refused(tokenizer, monkeypatch):
+    model = make(tokenizer)
+    monkeypatch.setattr(recompute, "_compiles_inside", lambda: False)
+    recompute_activations(model, "selective")
+    compile_dense(model, backend="eager")
+    recompute_activations(model, "full")
+    with pytest.raises(NsaLabError, match=r"set training\.recompute=full, or model\.compile=false"):
+        recompute_activations(model, "selective")
 
 
 def test_auto_compiles_wide_models_on_a_gpu_and_says_so(caplog):
