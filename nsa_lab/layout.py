@@ -4,8 +4,10 @@ Shape legend of nsa-lab: B rows of a batch, S samples, T tokens, H query heads, 
 N blocks, L longest block, R branches. "Packed" means: samples one after another, padding dropped, in time order.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,18 +43,17 @@ class TokenLayout:
     @cached_property
     def video_index(self) -> Tensor:
         """[T_video] int64: packed places of the video tokens."""
-        return self.is_video.nonzero().flatten()
+        return on_host(lambda layout: layout.is_video.nonzero().flatten(), self)
 
     @cached_property
     def text_index(self) -> Tensor:
         """[T_text] int64: packed places of the text tokens."""
-        return (~self.is_video).nonzero().flatten()
+        return on_host(lambda layout: (~layout.is_video).nonzero().flatten(), self)
 
     @cached_property
     def sample(self) -> Tensor:
         """[T] int64: the sample each token belongs to."""
-        lengths = self.cu_seqlens.diff()
-        return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        return on_host(_sample, self)
 
     def keep(self, index: Tensor) -> "TokenLayout":
         """The layout of the packed tokens `index` [n] alone; frames, cells and grids are as they were."""
@@ -61,6 +62,49 @@ class TokenLayout:
         rows, is_video, frame, cell, video = (x[index] for x in per_token)
         cu_seqlens = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         return TokenLayout(rows, cu_seqlens, is_video, frame, cell, video, self.grids)
+
+
+def moved(made: Any, device: torch.device) -> Any:
+    """A tensor, or a dataclass of tensors, from the host to `device`, without waiting for it; anything else as it is.
+
+    Of a dataclass the original is kept with the copy, for `on_host`.
+    """
+    if device.type == "cpu":
+        return made
+    if isinstance(made, Tensor):
+        return (made.contiguous().pin_memory() if device.type == "cuda" else made).to(device, non_blocking=True)
+    if not hasattr(made, "__dataclass_fields__"):
+        return made
+    copy = type(made)(**{field.name: moved(getattr(made, field.name), device) for field in fields(made)})
+    vars(copy)["host"] = made
+    return copy
+
+
+def on_host(make: Callable[..., Any], *given: Any) -> Any:
+    """`make(*given)`; where all of `given` came from the host (`moved`), made there of the originals and moved after.
+
+    What looks at values (how many, which) waits for a device that still computes, but not on the host.
+    """
+    hosts = [vars(x).get("host") for x in given]
+    if any(host is None for host in hosts):
+        return make(*given)
+    first = next(x for x in vars(given[0]).values() if isinstance(x, Tensor))
+    return moved(make(*hosts), first.device)
+
+
+class OnHost:
+    """What of a batch stays on the host where the batch moves to a device: its layout."""
+
+    def __init__(self, layout: TokenLayout):
+        self.layout = layout
+
+    def to(self, *args: Any, **kwargs: Any) -> "OnHost":
+        return self
+
+
+def _sample(layout: TokenLayout) -> Tensor:
+    lengths = layout.cu_seqlens.diff()
+    return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
 
 
 def layout_from_token_ids(

@@ -47,7 +47,7 @@ def run_bench(
         rows.append(row | dataclasses.asdict(measured) | {"repeats": repeats, **machine})
         print(_line(point, measured, rows), flush=True)
         if out is not None:
-            _append(out, rows[-1])
+            append_row(out, rows[-1])
     return rows
 
 
@@ -109,7 +109,8 @@ def _line(point: Point, measured: Measurement, rows: list[dict[str, Any]]) -> st
     )
 
 
-def _append(out: Path, row: dict[str, Any]) -> None:
+def append_row(out: Path, row: dict[str, Any]) -> None:
+    """Append `row` to the CSV `out`, under a header where the file is new. Raises NsaLabError where it cannot."""
     with writing(out, "choose another file with --out"):
         out.parent.mkdir(parents=True, exist_ok=True)
         new = not out.exists()

@@ -1,6 +1,7 @@
 """A training step of a model on one random clip: forward, backward and optimiser."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from nsa_lab.data import Example, Turn, load_tokenizer, pack
 from nsa_lab.data.chat import VIDEO_TOKEN, encode_chat
 from nsa_lab.data.positions import mrope_positions
 from nsa_lab.layout import MERGE
+from nsa_lab.model import VideoNSAForConditionalGeneration
 from nsa_lab.model.checkpoint import bare_model
+from nsa_lab.training.run import build_module
 from nsa_lab.training.schedule import build_optimizer
 from nsa_lab.training.score import score_answers
 
@@ -20,43 +23,65 @@ FRAME_TOKENS = 64
 ANSWER = "red"
 
 
+@dataclass(frozen=True)
+class Step:
+    """A model and a random batch for it, on the device that the config asks for; `run` is a training step on it."""
+
+    model: VideoNSAForConditionalGeneration
+    batch: dict[str, Any]
+    optimizer: torch.optim.Optimizer | None
+    device: torch.device
+    autocast: bool
+
+    def run(self) -> float:
+        """Forward, backward and, where there is one, optimiser; its seconds."""
+        started = now(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            loss = score_answers(self.model, self.batch).loss
+        loss.backward()
+        if self.optimizer is not None:
+            self.optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+        return now(self.device) - started
+
+
 def measure_step(tree: dict[str, Any], point: Point, repeats: int) -> Measurement:
     """Build the model and time forward, backward and optimiser on a random clip, in this process."""
+    step = build_step(tree, point)
+    base = memory_mib(step.device, peak=False)
+    step.run()
+    seconds = min(step.run() for _ in range(repeats))
+    return Measurement(seconds, memory_mib(step.device, peak=True) - base, base)
+
+
+def build_step(tree: dict[str, Any], point: Point, optimizer: bool = True, answer: str = ANSWER) -> Step:
+    """The model as it trains (model.compile, training.activation_checkpointing, precision), with random weights."""
     config = load_config(None, tree)
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     device = bench_device(config)
     tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
-    torch.manual_seed(config.seed)
-    model = bare_model(config, tokenizer).to(device).train()
-    optimizer, _ = build_optimizer(model, config.training)
+    dtype = torch.bfloat16 if config.training.precision == "bf16-true" else torch.float32
+    with device:
+        module = build_module(config, tokenizer, bare_model)
+    model = module.model.to(device, dtype).train()
+    if device.type == "cuda":  # the weights were made in float32
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     batch = {
         k: v.to(device) if hasattr(v, "to") else v
-        for k, v in random_batch(point.video_tokens, tokenizer, config).items()
+        for k, v in random_batch(point.video_tokens, tokenizer, config, answer).items()
     }
-    bf16 = config.training.precision.startswith("bf16")
-
-    def step() -> float:
-        started = now(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = score_answers(model, batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return now(device) - started
-
-    base = memory_mib(device, peak=False)
-    step()
-    seconds = min(step() for _ in range(repeats))
-    return Measurement(seconds, memory_mib(device, peak=True) - base, base)
+    own = build_optimizer(model, config.training)[0] if optimizer else None
+    return Step(model, batch, own, device, config.training.precision == "bf16-mixed")
 
 
-def random_batch(video_tokens: int, tokenizer: Any, config: ExperimentConfig) -> dict[str, Any]:
-    """One sample of random pixels with `video_tokens` tokens, a question and an answer, packed for training."""
+def random_batch(video_tokens: int, tokenizer: Any, config: ExperimentConfig, answer: str = ANSWER) -> dict[str, Any]:
+    """One sample of random pixels with `video_tokens` tokens, a question and `answer`, packed for training."""
     frames = video_tokens // FRAME_TOKENS
     side = MERGE * math.isqrt(FRAME_TOKENS)
     grid = torch.tensor([[frames, side, side]])
-    turns = [Turn("Which colour came first?", ANSWER)]
+    turns = [Turn("Which colour came first?", answer)]
     chat = encode_chat(turns, video_tokens, tokenizer, config.data.system_prompt)
     is_video = chat.input_ids == tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
     seconds = torch.arange(frames, dtype=torch.float64) * 2 / config.data.fps

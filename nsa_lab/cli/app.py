@@ -198,6 +198,12 @@ def bench(
     repeats: Annotated[int, typer.Option(help="Timed steps per point; the fastest counts.", min=1)] = 3,
     out: Annotated[Path | None, typer.Option(help="CSV to append to.")] = None,
     layer: Annotated[bool, typer.Option("--layer", help="One layer's attention, forward, on random heads.")] = False,
+    parts: Annotated[
+        bool, typer.Option("--parts", help="The step as it was and with each fast part: rate, MFU, memory, kernels.")
+    ] = False,
+    only: Annotated[str | None, typer.Option(help="With --parts: these of its rows, separated by semicolons.")] = None,
+    optimizer: Annotated[bool, typer.Option(help="With --parts: whether the optimiser steps too.")] = True,
+    labels: Annotated[int, typer.Option(help="With --parts: words of the answer.", min=1)] = 256,
 ) -> None:
     """Measure a training step, sparse against dense: seconds and peak memory by video length.
 
@@ -210,9 +216,25 @@ def bench(
     `nsa-lab bench attention.partition.block_size=32 training.threads=1`
 
     `nsa-lab bench --layer --sizes 7b --lengths 32768 --repeats 1`
+
+    `nsa-lab bench --parts --no-optimizer --lengths 32768 model.size=7b training.precision=bf16-true`
     """
+    from nsa_lab.bench.parts import run_parts
     from nsa_lab.bench.run import run_bench
 
+    if parts:
+        if sizes is not None or layer:
+            raise NsaLabError("--parts measures the config's model.size; leave out --sizes and --layer")
+        run_parts(
+            _load(experiment or []),
+            lengths=whole_numbers(lengths, "--lengths"),
+            repeats=repeats,
+            out=out,
+            optimizer=optimizer,
+            labels=labels,
+            only=None if only is None else [name.strip() for name in only.split(";")],
+        )
+        return
     run_bench(
         _load(experiment or []),
         lengths=whole_numbers(lengths, "--lengths"),

@@ -16,6 +16,7 @@ INCIDENTAL = (
     "data.workers",
     "data.memory_cache_mib",
     "training.resume",
+    "training.recompute",
     "training.threads",
     "training.log_every",
 )

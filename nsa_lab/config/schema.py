@@ -40,6 +40,8 @@ class ModelConfig:
 
     `path` is where to start from: a run's folder, or a folder or hub id of Qwen2.5-VL or VideoNSA weights. Shape and
     layers are then what is stored there. Of a run, the design, the tokenizer and data.positions too, unless set.
+    `compile` trains RMSNorm, rotary embedding and MLPs under torch.compile; `auto` does so on a GPU where it pays, and
+    says so.
     """
 
     size: Literal["nano", "micro", "mini", "3b", "7b", "32b", "72b"] = "nano"
@@ -53,6 +55,7 @@ class ModelConfig:
     vision_layers: int | None = None
     initializer_range: float | None = None
     rope_theta: float | None = None
+    compile: Literal["auto", "true", "false"] = "auto"
 
 
 @dataclass
@@ -88,7 +91,11 @@ class DataConfig:
 
 @dataclass
 class TrainingConfig:
-    """The optimiser's schedule, in optimiser steps; with `steps` 0 the model is validated as it starts, and no more."""
+    """The optimiser's schedule, in optimiser steps; with `steps` 0 the model is validated as it starts, and no more.
+
+    `recompute` is what activation_checkpointing computes again in a decoder layer: all of it (`full`), all but
+    attention and the narrow products (`selective`), or what the GPU has no room for (`auto`).
+    """
 
     steps: int = 300
     batch_size: int = 16
@@ -102,6 +109,7 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "32-true"
     activation_checkpointing: bool = False
+    recompute: Literal["full", "selective", "auto"] = "full"
     val_every: int = 100
     checkpoint_every: int = 100
     log_every: int = 10

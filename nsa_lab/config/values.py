@@ -13,8 +13,10 @@ NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a st
 
 
 def widened(value: Any, expected: Any) -> Any:
-    """Numbers as people write them: 1e3 for an integer, 1 for a float, 7 for a string."""
+    """Values as people write them: 1e3 for an integer, 1 for a float, 7 for a string, true for the choice "true"."""
     kinds = _kinds(expected)
+    if isinstance(value, bool) and str(value).lower() in kinds:
+        return str(value).lower()
     if type(value) in kinds or isinstance(value, bool):
         return value
     if int in kinds and isinstance(value, float) and value.is_integer():

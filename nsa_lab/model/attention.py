@@ -38,7 +38,7 @@ class VideoNSAAttention(qwen.Qwen2_5_VLAttention):
         """With a plan a prefill of packed rows [T, hidden]; without one, new tokens [B, n, hidden] after a cache."""
         split = (*hidden_states.shape[:-1], -1, self.head_dim)
         q, k, v = (project(hidden_states).view(split) for project in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = qwen.apply_rotary_pos_emb(q, k, *position_embeddings, unsqueeze_dim=-2)
+        q, k = self._rotate(q, k, position_embeddings)
         if plan is None:
             out = self._decode(q, k, v, past_key_values, padding, past_length)
         else:
@@ -46,6 +46,9 @@ class VideoNSAAttention(qwen.Qwen2_5_VLAttention):
                 self._fill(past_key_values, k, v, plan)
             out = self.method.prefill(hidden_states, q, k, v, plan)
         return self.o_proj(out.flatten(-2)), None
+
+    def _rotate(self, q: Tensor, k: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+        return qwen.apply_rotary_pos_emb(q, k, *rope, unsqueeze_dim=-2)
 
     def _fill(self, cache: Any, k: Tensor, v: Tensor, plan: AttentionPlan) -> None:
         if isinstance(cache, VideoCache):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nsa_lab.attention.trace import Trace
-from nsa_lab.layout import TokenLayout
+from nsa_lab.layout import TokenLayout, on_host
 from nsa_lab.model.partitions import LayerPartitions
 from nsa_lab.partition import Context, Partition, full_context, sparse_context, text_context
 
@@ -86,8 +86,11 @@ class AttentionPlan:
     def _make(self, number: int, x: Tensor, layer: int) -> None:
         slot, partitioner = self.partitioners.slots[number], self.partitioners.partitioner(number)
         context = self.sparse(slot.context)
-        features = x[context.token_index] if partitioner.needs_features else None
-        partition = self.partitions[number] = partitioner(context, features, layer)
+        if partitioner.needs_features:
+            partition = partitioner(context, x[context.token_index], layer)
+        else:
+            partition = on_host(lambda own: partitioner(own, None, layer), context)
+        self.partitions[number] = partition
         self.trace.record(layer, "partition", partition)
         self.trace.add_loss(layer, slot.kind, partition.auxiliary_loss)
 

@@ -17,7 +17,7 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 from nsa_lab.attention.trace import Trace
 from nsa_lab.baselines import Reducer
 from nsa_lab.config import ExperimentConfig
-from nsa_lab.layout import TokenLayout, layout_from_mrope, layout_from_token_ids
+from nsa_lab.layout import OnHost, TokenLayout, layout_from_mrope, layout_from_token_ids, moved
 from nsa_lab.model.attention import VideoNSAAttention
 from nsa_lab.model.cache import VideoCache
 from nsa_lab.model.config import VideoNSAConfig, get_design
@@ -25,7 +25,8 @@ from nsa_lab.model.generation import Generation
 from nsa_lab.model.partitions import LayerPartitions
 from nsa_lab.model.plan import AttentionPlan
 from nsa_lab.model.positions import rope_index, token_types
-from nsa_lab.model.vision import speed_up
+from nsa_lab.model.token_loss import token_loss
+from nsa_lab.model.vision import speed_up, vision_inputs
 from nsa_lab.plugin import build
 
 
@@ -158,10 +159,12 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
         use_cache: bool | None = None,
         video_grid_thw: Tensor | None = None,
         trace: Trace | None = None,
+        host: OnHost | None = None,
         **kwargs: Any,
     ) -> Any:
         """As Qwen2.5-VL's, and: a packed batch (row 0 of position_ids restarts) never makes a cache.
 
+        `host` is what the batch says of itself, so that the forward need not wait for the device to tell.
         Raises ValueError where video tokens come after the cache has been filled, or do not match their grids.
         """
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
@@ -170,9 +173,14 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
             given = {"input_ids": input_ids, "attention_mask": attention_mask, "past_key_values": past_key_values}
             kwargs["mm_token_type_ids"] = self.ready_positions(kwargs.get("mm_token_type_ids"), **given)
         if past == 0:
-            layout = self._layout(input_ids, inputs_embeds, attention_mask, position_ids, video_grid_thw)
             source = input_ids if input_ids is not None else inputs_embeds
             assert source is not None
+            if host is not None and input_ids is not None:
+                layout = moved(host.layout, source.device)
+                inputs_embeds = self._embed(input_ids, kwargs.pop("pixel_values_videos"), host.layout, layout)
+                input_ids = None
+            else:
+                layout = self._layout(input_ids, inputs_embeds, attention_mask, position_ids, video_grid_thw)
             plan = AttentionPlan(layout, (source.shape[0], source.shape[1]), trace or Trace())
             if len(layout.cu_seqlens) - 1 > source.shape[0]:
                 use_cache, past_key_values = False, None
@@ -192,6 +200,12 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
             past_length=past,
             **kwargs,
         )
+
+    def _embed(self, input_ids: Tensor, pixels: Tensor, host: TokenLayout, layout: TokenLayout) -> Tensor:
+        """[1, L, hidden] of a packed batch: the embeddings of its tokens, and its videos in their places."""
+        embeds = self.get_input_embeddings()(input_ids)
+        video = self.visual(pixels.to(self.visual.dtype), **vision_inputs(self.visual, host.grids, pixels.device))
+        return embeds.index_copy(1, layout.rows[layout.video_index], video.pooler_output.to(embeds.dtype)[None])
 
     def ready_positions(
         self, types: Tensor | None, *, input_ids: Tensor | None, attention_mask: Tensor | None, past_key_values: Any
@@ -261,9 +275,16 @@ class VideoNSAForConditionalGeneration(Generation):
 
     # generate() reads off the signature which inputs are the model's.
     @functools.wraps(Qwen2_5_VLForConditionalGeneration.forward)
-    def forward(self, *args: Any, trace: Trace | None = None, **kwargs: Any) -> Any:
-        """As Qwen2.5-VL's. `trace` collects what the forward says of itself; its losses are part of a loss (labels)."""
+    def forward(self, *args: Any, trace: Trace | None = None, targets: Tensor | None = None, **kwargs: Any) -> Any:
+        """As Qwen2.5-VL's. `trace` collects what the forward says of itself; its losses are part of a loss (labels).
+
+        With targets [n] int64 of the rows logits_to_keep [n] of a packed batch, their TokenLoss in place of logits.
+        """
         trace = Trace() if trace is None else trace
+        if targets is not None:
+            rows = kwargs.pop("logits_to_keep")
+            hidden = self.model(*args, trace=trace, **kwargs).last_hidden_state
+            return token_loss(hidden[0, rows], self.lm_head.weight, targets)
         output = super().forward(*args, trace=trace, **kwargs)
         extra = trace.loss()
         if output.loss is not None and extra is not None:

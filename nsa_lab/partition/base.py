@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nsa_lab.errors import Problem
+from nsa_lab.layout import on_host
 from nsa_lab.plugin import Plugin
 
 Causality = Literal["token", "frame", "look_ahead", "video"]
@@ -39,17 +40,21 @@ class Context:
     @cached_property
     def sample_start(self) -> Tensor:
         """[Tq] int64: the first key of each query's sample."""
-        return self.cu_seqlens[:-1].repeat_interleave(self.query_cu_seqlens.diff())
+        return on_host(lambda own: own.cu_seqlens[:-1].repeat_interleave(own.query_cu_seqlens.diff()), self)
 
     @cached_property
     def spans(self) -> list[tuple[int, int, int, int]]:
         """Per sample: first query, past-the-last query, first key, past-the-last key, as plain integers."""
-        queries, keys = self.query_cu_seqlens.tolist(), self.cu_seqlens.tolist()
-        return list(zip(queries[:-1], queries[1:], keys[:-1], keys[1:], strict=True))
+        return on_host(_spans, self)
 
     @cached_property
     def host_query_index(self) -> list[int]:
-        return self.query_index.tolist()
+        return on_host(lambda context: context.query_index.tolist(), self)
+
+
+def _spans(context: Context) -> list[tuple[int, int, int, int]]:
+    queries, keys = context.query_cu_seqlens.tolist(), context.cu_seqlens.tolist()
+    return list(zip(queries[:-1], queries[1:], keys[:-1], keys[1:], strict=True))
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ class Partition:
 
     @cached_property
     def host_cu_blocks(self) -> list[int]:
-        return self.cu_blocks.tolist()
+        return on_host(lambda partition: partition.cu_blocks.tolist(), self)
 
 
 class Partitioner(Plugin, nn.Module):

@@ -5,13 +5,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nsa_lab.layout import TokenLayout
+from nsa_lab.layout import TokenLayout, on_host
 from nsa_lab.partition.base import Context
 from nsa_lab.partition.segments import place_in_run
 
 
 def sparse_context(layout: TokenLayout, kind: Literal["video", "all"]) -> Context:
     """The context of `layout`: its video tokens (`video`) or every token (`all`); queries are the video tokens."""
+    return on_host(lambda own: _sparse_context(own, kind), layout)
+
+
+def _sparse_context(layout: TokenLayout, kind: Literal["video", "all"]) -> Context:
     if kind == "video":
         index = layout.video_index
         query_index = torch.arange(len(index), device=index.device)
@@ -38,12 +42,12 @@ def sparse_context(layout: TokenLayout, kind: Literal["video", "all"]) -> Contex
 
 def text_context(layout: TokenLayout) -> Context:
     """All tokens as keys, the text tokens as queries: what dense attention of text rows sees."""
-    return _dense_context(layout, layout.text_index)
+    return on_host(lambda own: _dense_context(own, own.text_index), layout)
 
 
 def full_context(layout: TokenLayout) -> Context:
     """All tokens as keys and as queries."""
-    return _dense_context(layout, torch.arange(len(layout.rows), device=layout.rows.device))
+    return on_host(lambda own: _dense_context(own, torch.arange(len(own.rows), device=own.rows.device)), layout)
 
 
 def _dense_context(layout: TokenLayout, query_index: Tensor) -> Context:

@@ -21,6 +21,8 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.files import room_on_disk, write_json
 from nsa_lab.model import VideoNSAForConditionalGeneration, build_model
 from nsa_lab.model.checkpoint import tokens_per_second
+from nsa_lab.model.compile import compile_dense, compiles
+from nsa_lab.model.recompute import recompute_activations
 from nsa_lab.model.trained import check_readable, find_checkpoint, kept_checkpoint
 from nsa_lab.origin import code_digest, machine_facts
 from nsa_lab.tracking import Tracker, finish_left
@@ -154,11 +156,11 @@ def build_module(
     """The model of a config with its seeded weights, or what `make` makes in its place, ready to train."""
     L.seed_everything(config.seed, workers=True, verbose=False)
     model = make(config, tokenizer)
+    hidden_size = model.config.text_config.hidden_size
+    if compiles(config.model.compile, hidden_size, training_device(config.training)):
+        compile_dense(model)
     if config.training.activation_checkpointing:
-        # transformers renamed it in 5.23; both names are within the supported range.
-        name = "activation_checkpointing_enable"
-        enable: Any = getattr(model, name, None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        recompute_activations(model, config.training.recompute)
     return VideoModule(model, config.training, config.seed)
 
 
@@ -167,10 +169,15 @@ def _backend(config: ExperimentConfig, model: VideoNSAForConditionalGeneration) 
 
     Raises NsaLabError where a named one cannot run here.
     """
-    on_gpu = config.training.accelerator != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
+    device = training_device(config.training)
     layers = range(model.config.text_config.num_hidden_layers)
     return "+".join(sorted({choose_backend(layer_attention(config.attention, i).backend, device) for i in layers}))
+
+
+def training_device(training: TrainingConfig) -> torch.device:
+    """What a run of these settings trains on here."""
+    on_gpu = training.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
 
 
 def _check_machine(training: TrainingConfig) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nsa_lab.attention.trace import Trace
 from nsa_lab.model import MODEL_INPUTS
@@ -28,19 +27,17 @@ def score_answers(model: nn.Module, batch: Mapping[str, Any], trace: Trace | Non
     """Teacher-forced loss and exact matches of a packed batch (see `nsa_lab.data.collate`).
 
     The loss is the mean cross-entropy over labelled tokens. An answer is correct when every labelled token of it is
-    the argmax, which is when greedy decoding would write it. Logits exist only for the rows that predict a label.
-    `trace` collects what the forward says of itself, its auxiliary losses among it.
+    the argmax, which is when greedy decoding would write it. Logits exist only for the rows that predict a label, a
+    chunk of them at a time (nsa_lab/model/token_loss.py). `trace` collects what the forward says of itself, its
+    auxiliary losses among it.
     """
     labels, answers = batch["labels"][0], batch["answer_index"][0]
-    targets = (labels[1:] != IGNORED).nonzero().squeeze(1) + 1
-    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-    output = model(**inputs, use_cache=False, logits_to_keep=targets - 1, trace=trace)
-    logits = output.logits[0].float()
-    loss = F.cross_entropy(logits, labels[targets])
-    hits = logits.detach().argmax(-1) == labels[targets]
-    correct = torch.ones(len(batch["answer_tasks"]), dtype=torch.long, device=hits.device)
-    correct = correct.scatter_reduce(0, answers[targets], hits.long(), "amin").bool()
-    return Score(loss=loss, correct=correct, tokens=len(targets), tasks=list(batch["answer_tasks"]))
+    targets = batch["label_rows"] if "label_rows" in batch else (labels[1:] != IGNORED).nonzero().squeeze(1) + 1
+    inputs = {name: batch[name] for name in (*MODEL_INPUTS, "host") if name in batch}
+    found = model(**inputs, use_cache=False, logits_to_keep=targets - 1, targets=labels[targets], trace=trace)
+    correct = torch.ones(len(batch["answer_tasks"]), dtype=torch.long, device=labels.device)
+    correct = correct.scatter_reduce(0, answers[targets], found.hits.long(), "amin").bool()
+    return Score(loss=found.loss, correct=correct, tokens=len(targets), tasks=list(batch["answer_tasks"]))
 
 
 class Meter:

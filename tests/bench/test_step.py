@@ -4,8 +4,12 @@ import pytest
 
 from nsa_lab.bench.layer import measure_layer
 from nsa_lab.bench.measure import Point
+from nsa_lab.bench.parts import measure_whole, run_parts
+from nsa_lab.bench.profile import kind_of, model_flops, own_kernels
 from nsa_lab.bench.run import run_bench
-from nsa_lab.config import load_config, to_dict, to_yaml
+from nsa_lab.bench.step import build_step
+from nsa_lab.config import flatten, load_config, to_dict, to_yaml
+from nsa_lab.errors import NsaLabError
 from nsa_testing import tiny_config
 
 
@@ -30,3 +34,47 @@ def test_a_run_is_measured_with_its_shape_under_its_name(workers, clips, tmp_pat
         ("my-run", "nsa", 64),
     ]
     assert all(0 < row["seconds"] < 60 for row in rows) and capsys.readouterr().out.count("my-run") == 2
+
+
+def test_a_whole_step_is_measured_as_it_trains(clips):
+    config = tiny_config("training.activation_checkpointing=true", "training.recompute=selective")
+    tree = to_dict(load_config(None, flatten(to_dict(config)) | {"data.cache_dir": str(clips)}))
+    found = measure_whole(tree, 64, repeats=1, optimizer=True, labels=3, chunks=True)
+    assert 0 < found.seconds < 60 and found.peak_mib >= found.base_mib > 0
+    assert found.tokens_per_second * found.seconds > 64
+    assert math.isnan(found.mfu) and math.isnan(found.waits)
+
+
+def test_flops_are_six_a_weight_and_row_and_attention_on_top(clips):
+    config = flatten(to_dict(tiny_config("attention.method=dense"))) | {"data.cache_dir": str(clips)}
+    step = build_step(to_dict(load_config(None, config)), Point("", "", 64), optimizer=False)
+    model = step.model
+    decoder = sum(p.numel() for name, p in model.model.language_model.layers.named_parameters() if p.ndim == 2)
+    vision = sum(p.numel() for name, p in model.model.visual.named_parameters() if p.ndim > 1 and "merger" not in name)
+    merger = sum(p.numel() for name, p in model.model.visual.merger.named_parameters() if p.ndim == 2)
+    tokens, labelled = step.batch["input_ids"].numel(), int((step.batch["labels"] != -100).sum())
+    attention = model.attentions()[0]
+    pairs = sum(range(1, 65)) * 4 * attention.num_heads * attention.head_dim * 2
+    expected = 6 * (decoder * tokens + vision * 256 + merger * 64 + model.lm_head.weight.numel() * labelled) + 3 * pairs
+    assert model_flops(step) == pytest.approx(expected, rel=1e-6)
+
+
+def test_kernels_are_told_by_name():
+    import nsa_kernels  # noqa: F401
+
+    own = set(own_kernels())
+    assert own and all("triton_" not in name for name in own)
+    for name, kind in {
+        next(iter(own)): "sparse attention",
+        "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128": "dense attention",
+        "nvjet_tst_256x128_64x4_1x2_h_bz_coopA_NNT": "products",
+        "triton_poi_fused_mul_silu_0": "compiled",
+        "Memcpy DtoD (Device -> Device)": "copies",
+        "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>": "other elementwise",
+    }.items():
+        assert kind_of(name, own) == kind, name
+
+
+def test_an_unknown_part_is_named():
+    with pytest.raises(NsaLabError, match=r"'\+ magic' is no row of --parts; known: dense, as it was; .*\+ compile"):
+        run_parts(tiny_config(), lengths=[64], repeats=1, out=None, optimizer=True, labels=1, only=["+ magic"])

@@ -16,6 +16,7 @@ from nsa_lab.attention.backends.torch_path import Torch
 from nsa_lab.attention.choice import BlockRule, Scorer
 from nsa_lab.attention.query_tiles import query_tiles
 from nsa_lab.attention.select import CompressionScorer, TokenBudget, TopN
+from nsa_lab.layout import on_host
 from nsa_lab.partition import Context, Partition
 
 if TYPE_CHECKING:
@@ -147,11 +148,12 @@ def kernel_blocks(context: Context, partition: Partition | None = None) -> "Bloc
     made = vars(holder).setdefault("kernel_blocks", {})
     if id(context) not in made:
         # The context is kept beside its blocks, so that its id stays its own.
-        made[id(context)] = context, _kernel_blocks(context, partition)
+        given = (context,) if partition is None else (context, partition)
+        made[id(context)] = context, on_host(_kernel_blocks, *given)
     return made[id(context)][1]
 
 
-def _kernel_blocks(context: Context, partition: Partition | None) -> "Blocks":
+def _kernel_blocks(context: Context, partition: Partition | None = None) -> "Blocks":
     from nsa_kernels import blocks_from_offsets
 
     samples = context.cu_seqlens
