@@ -14,6 +14,7 @@ from nsa_lab.config.schema import TrainingConfig
 from nsa_lab.model import VideoNSAForConditionalGeneration
 from nsa_lab.training.fsdp import shard, whole_value
 from nsa_lab.training.ranks import ALONE, Ranks, total
+from nsa_lab.training.restart import recount_batches
 from nsa_lab.training.schedule import build_optimizer
 from nsa_lab.training.score import Meter, score_answers
 
@@ -44,6 +45,9 @@ class VideoModule(L.LightningModule):
     def configure_model(self) -> None:
         if self._device_mesh is not None:
             shard(self.model, self._device_mesh["data_parallel"], self.config.precision)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        recount_batches(checkpoint, self.config.accumulate)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         # Whatever is random inside the model follows from the step too, so that a resumed run repeats it.

@@ -3,7 +3,6 @@
 import logging
 import math
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,10 +20,9 @@ from nsa_lab.config import ExperimentConfig, config_hash, layer_attention
 from nsa_lab.config.schema import TrainingConfig
 from nsa_lab.data import VideoDataset, load_samples, load_tokenizer, pack
 from nsa_lab.errors import NsaLabError
-from nsa_lab.files import UNFINISHED, room_on_disk, write_json
+from nsa_lab.files import room_on_disk, write_json
 from nsa_lab.model import VideoNSAForConditionalGeneration, build_model
 from nsa_lab.model.checkpoint import tokens_per_second
-from nsa_lab.model.sharded import as_one, is_sharded
 from nsa_lab.model.trained import check_readable, find_checkpoint, kept_checkpoint, last_weights
 from nsa_lab.origin import code_digest, machine_facts
 from nsa_lab.tracking import Tracker, finish_left
@@ -39,6 +37,7 @@ from nsa_lab.training.module import Divergence, VideoModule
 from nsa_lab.training.progress import ProgressBar
 from nsa_lab.training.quiet import quiet_lightning
 from nsa_lab.training.ranks import ALONE, Ranks, barrier, sums
+from nsa_lab.training.restart import fitting
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +270,7 @@ def _fit(
         default_root_dir=home.path,
     )
     try:
-        with _interruptible(trainer), _fitting(checkpoint, ranks) as start:
+        with _interruptible(trainer), fitting(checkpoint, ranks) as start:
             if training.steps:
                 trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
             if not reporter.stopped and reporter.validated_step != training.steps:
@@ -291,18 +290,6 @@ def _spread(ranks: Ranks) -> dict[str, Any]:
         "strategy": ShardedStrategy(data_parallel_size=ranks.world, tensor_parallel_size=1),
         "plugins": [TorchElasticEnvironment()],
     }
-
-
-@contextmanager
-def _fitting(checkpoint: Path | None, ranks: Ranks) -> Iterator[Path | None]:
-    """The checkpoint in a form that so many processes go on from: parts become a file for one alone."""
-    if checkpoint is None or ranks.world > 1 or not is_sharded(checkpoint):
-        yield checkpoint
-        return
-    with tempfile.TemporaryDirectory(dir=checkpoint.parent, suffix=UNFINISHED, prefix=".") as folder:
-        one = Path(folder) / checkpoint.name
-        torch.save(as_one(checkpoint), one)
-        yield one
 
 
 @contextmanager
