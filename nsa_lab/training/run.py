@@ -46,6 +46,8 @@ logger = logging.getLogger(__name__)
 class RunResult:
     """Where a run is kept and how it ended; `recorded` when it was over before and nothing was trained.
 
+    `first`: of the processes that train it this is the one that writes and speaks.
+
     `seconds` is how long it trained and validated, earlier processes included; None where that is not known.
     """
 
@@ -55,6 +57,7 @@ class RunResult:
     stopped: bool
     seconds: float | None
     recorded: bool = False
+    first: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def run(
             for line in data.skip_reasons():
                 logger.warning(line)
             if tracker is None:
-                return RunResult(home.path, reporter.metrics, None, reporter.stopped, reporter.seconds)
+                return RunResult(home.path, reporter.metrics, None, reporter.stopped, reporter.seconds, first=False)
             summary = _summarise(config, home, reporter, tracker.run_id)
             trained = Trained(config, home, trainer, module, data, ranks)
             for picture in draw(trained) if draw else ():
@@ -156,7 +159,8 @@ def _recorded(home: RunDirectory, ranks: Ranks) -> RunResult | None:
     if ranks.first:
         finish_left(home.path)
     seconds = summary.get("seconds")  # older versions did not write it
-    return RunResult(home.path, summary["metrics"], summary["tracking_id"], False, seconds, recorded=True)
+    how = {"recorded": True, "first": ranks.first}
+    return RunResult(home.path, summary["metrics"], summary["tracking_id"], False, seconds, **how)
 
 
 def build(config: ExperimentConfig, ranks: Ranks = ALONE) -> tuple[VideoModule, VideoDataModule]:

@@ -1,8 +1,17 @@
 """Several processes train the model that one process would: the same steps, and taken up by another number of them."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 import torch
 
+from nsa_lab.config import to_yaml
+from nsa_lab.errors import NsaLabError
 from nsa_lab.model.trained import check_readable, last_weights
 from nsa_lab.training import run
 from nsa_lab.training.directory import read_series
@@ -78,3 +87,71 @@ def test_a_run_goes_on_with_another_number_of_processes(uneven, tmp_path, before
     weights = last_weights(cut.directory)
     for name, weight in last_weights(alone.directory).items():
         torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-4)  # a tenth of one step of AdamW
+
+
+def processes_of(directory):
+    """The ids of those that the first process started to train in `directory`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            arguments = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+        except OSError:
+            continue
+        if b"nsa_lab.training.follow" in arguments and os.fsencode(directory) in arguments:
+            found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_killed_process_ends_all_with_one_line_and_the_curve_goes_on(uneven, tmp_path, after):
+    alone = run(uneven(**LONG), directory=tmp_path / "alone", progress_bar=False)
+    place = tmp_path / "cut"
+
+    def kill(progress):
+        if progress.step == 5:
+            (other,) = processes_of(place)
+            os.kill(other, signal.SIGKILL)
+
+    with pytest.raises(NsaLabError) as error:
+        run(uneven(**LONG, **{"training.devices": 2}), directory=place, progress_bar=False, on_progress=kill)
+    assert "\n" not in str(error.value)
+    for part in ("process 1 of 2", "was killed by signal 9", "last.ckpt", "run the same command again"):
+        assert part in str(error.value)
+    cut = run(uneven(**LONG, **{"training.devices": after}), directory=place, progress_bar=False)
+    assert_same(curves(cut.directory), curves(alone.directory))
+
+
+@pytest.mark.slow
+def test_a_killed_first_process_leaves_none_behind(uneven, tmp_path):
+    place, config = tmp_path / "run", tmp_path / "config.yaml"
+    config.write_text(to_yaml(uneven(**LONG | {"training.devices": 2, "training.steps": 500})))
+    command = [sys.executable, "-m", "nsa_lab.cli", "train", str(config), "--dir", str(place)]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: (place / "checkpoints" / "last.ckpt").exists())
+    first.kill()
+    first.wait()
+    wait_until(lambda: not processes_of(place))
+    assert check_readable(place / "checkpoints" / "last.ckpt") >= 2
+
+
+def wait_until(there):
+    deadline = time.monotonic() + 60
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_torchrun_starts_the_processes_itself(uneven, tmp_path):
+    alone = run(uneven(), directory=tmp_path / "one", progress_bar=False)
+    config = tmp_path / "config.yaml"
+    config.write_text(to_yaml(uneven()))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "nsa_lab.cli", "train", str(config), "--dir", str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run directory:") == 1
+    assert_same(curves(tmp_path / "two"), curves(alone.directory))
