@@ -11,10 +11,14 @@ import pytest
 import torch
 
 from nsa_lab.config import to_yaml
+from nsa_lab.config.schema import TrainingConfig
 from nsa_lab.errors import NsaLabError
 from nsa_lab.model.trained import check_readable, last_weights
 from nsa_lab.training import run
+from nsa_lab.training.checkpoint import CheckpointWriter
+from nsa_lab.training.data import StepBatchSampler, ValidationBatchSampler
 from nsa_lab.training.directory import read_series
+from nsa_lab.training.ranks import Ranks
 
 CURVES = ("train/loss", "train/accuracy", "gradient_norm", "val/loss", "val/accuracy", "learning_rate")
 TOLERANCE = {"rel": 1e-5, "abs": 1e-6}
@@ -30,8 +34,8 @@ def uneven(tiny, rows):
             "tasks.needle.enabled": False,
             "data.annotations": str(rows / "rows.json"),
             "data.videos": str(rows),
-            "training.steps": 3,
-            "training.val_every": 3,
+            "training.steps": 2,
+            "training.val_every": 2,
             "training.batch_size": 1,
             "training.accumulate": 4,
             "training.accelerator": "cpu",
@@ -155,3 +159,62 @@ def test_torchrun_starts_the_processes_itself(uneven, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run directory:") == 1
     assert_same(curves(tmp_path / "two"), curves(alone.directory))
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_processes_share_out_the_samples_of_each_step(world):
+    one = StepBatchSampler(13, 8, seed=3)
+    shares = [StepBatchSampler(13, 8 // world, 3, Ranks(rank, world)) for rank in range(world)]
+    for number in range(5):
+        assert [index for share in shares for index in share.batch(number)] == one.batch(number)
+
+
+@pytest.mark.parametrize(("size", "world"), [(1, 2), (7, 2), (8, 3), (9, 4)])
+def test_each_validation_sample_counts_once_and_all_processes_take_as_many_batches(size, world):
+    samplers = [ValidationBatchSampler(size, 2, Ranks(rank, world)) for rank in range(world)]
+    assert len({len(list(sampler)) for sampler in samplers}) == 1
+    counted = [i for s in samplers for place, batch in enumerate(s) if s.counts(place) for i in batch]
+    assert sorted(counted) == list(range(size))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "world", "share"),
+    [(1, 4, 2, (1, 2)), (4, 1, 2, (2, 1)), (2, 3, 3, (2, 1)), (16, 2, 8, (4, 1)), (3, 5, 1, (3, 5))],
+)
+def test_a_step_is_cut_into_equal_shares(batch_size, accumulate, world, share):
+    own = Ranks(0, world).share(TrainingConfig(batch_size=batch_size, accumulate=accumulate))
+    assert (own.batch_size, own.accumulate) == share
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate", "world"), [(1, 3, 2), (1, 1, 2), (4, 3, 2)])
+def test_a_step_that_cannot_be_cut_so_is_refused(batch_size, accumulate, world):
+    with pytest.raises(NsaLabError, match=f"multiple of {world}"):
+        Ranks(0, world).share(TrainingConfig(batch_size=batch_size, accumulate=accumulate))
+
+
+class Writing:
+    """A trainer whose checkpoints are folders of one part; `full` is a disk that takes no second one."""
+
+    is_global_zero, global_step = True, 2
+    lightning_module = torch.nn.Linear(1, 1)
+
+    def __init__(self, text, full=False):
+        self.text, self.full = text, full
+
+    def save_checkpoint(self, folder):
+        folder.mkdir()
+        (folder / "part").write_text(self.text)
+        if self.full:
+            raise OSError(28, "No space left on device")
+
+
+def test_a_checkpoint_in_parts_takes_its_place_whole_or_not_at_all(tmp_path):
+    writer = CheckpointWriter(tmp_path, every=1, val_every=1, steps=9)
+    for text in ("first", "second", "third"):
+        writer._write(Writing(text))
+    with pytest.raises(NsaLabError, match=r"last good checkpoint is .*last\.ckpt"):
+        writer._write(Writing("fourth", full=True))
+    assert {path.name: (path / "part").read_text() for path in tmp_path.iterdir()} == {
+        "last.ckpt": "third",
+        "previous.ckpt": "second",
+    }
