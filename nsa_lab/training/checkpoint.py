@@ -6,8 +6,9 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch.distributed.checkpoint import CheckpointException
 
-from nsa_lab.errors import NsaLabError
+from nsa_lab.errors import NsaLabError, first_line
 from nsa_lab.files import clear_unfinished, remove, whole
 from nsa_lab.model.trained import LAST, PREVIOUS, kept_checkpoint
 from nsa_lab.training.fsdp import own_part
@@ -48,9 +49,9 @@ class CheckpointWriter(L.Callback):
                 self._write_and_keep_last(trainer)
             else:
                 trainer.save_checkpoint(self.folder)  # a part, into the folder that the first process names
-        except OSError as error:
+        except (OSError, CheckpointException) as error:
             raise NsaLabError(
-                f"cannot write {self.folder / LAST} at step {trainer.global_step}: {error.strerror or error}; "
+                f"cannot write {self.folder / LAST} at step {trainer.global_step}: {_reason(error)}; "
                 f"{kept_checkpoint(self.folder)}; make room and run the same command again"
             ) from error
 
@@ -62,6 +63,14 @@ class CheckpointWriter(L.Callback):
             if last.exists():
                 remove(previous)
                 os.replace(last, previous)
+
+
+def _reason(error: OSError | CheckpointException) -> str:
+    """Why a file, or a part of one process, could not be written."""
+    if isinstance(error, CheckpointException):
+        rank, (failure, _) = next(iter(error.failures.items()))
+        return f"process {rank}: {first_line(failure)}"
+    return error.strerror or str(error)
 
 
 def _refuse_broken_weights(trainer: L.Trainer) -> None:

@@ -44,8 +44,10 @@ def joined(ranks: Ranks, start: bool, config: ExperimentConfig, home: RunDirecto
         _connect(config, ranks)
         yield
     except Exception as error:
-        fault = others.fault() if others else None
-        if fault or _is_of_a_connection(error):
+        # What the user can mend all of them may have found; only a kill comes before it.
+        mendable = isinstance(error, NsaLabError)
+        fault = others.fault(killed=mendable) if others else None
+        if fault or (_is_of_a_connection(error) and not mendable):
             raise NsaLabError(f"{fault or LOST} ({first_line(error)}); {_remedy(home)}") from error
         raise
     finally:
@@ -91,11 +93,11 @@ class Others:
         self.over = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def fault(self) -> str | None:
-        """Which process is lost, in words; None where all go on."""
+    def fault(self, killed: bool = False) -> str | None:
+        """Which process is lost, in words, or which was `killed`; None where all go on."""
         time.sleep(0.5)  # the others see the same lost connection and end, too: name the one that was first
         ended = [(rank, p.poll()) for rank, p in enumerate(self.processes, start=1)]
-        lost = [(rank, code) for rank, code in ended if code]
+        lost = [(rank, code) for rank, code in ended if code and (code < 0 or not killed)]
         for rank, code in sorted(lost, key=lambda pair: pair[1] > 0):  # killed ones first
             log = self.logs[rank - 1]
             why = f"was killed by signal {-code}" if code < 0 else f"ended: {_last_line(log)}; all of it is in {log}"

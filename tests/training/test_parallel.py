@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint import CheckpointException
 
 from nsa_lab.config import to_yaml
 from nsa_lab.config.schema import TrainingConfig
@@ -128,6 +129,15 @@ def test_a_killed_process_ends_all_with_one_line_and_the_curve_goes_on(uneven, t
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_loss_that_diverges_in_all_of_them_is_one_line(uneven, tmp_path):
+    config = uneven(**{"training.devices": 2, "training.learning_rate": 1e30, "training.steps": 6})
+    with pytest.raises(NsaLabError, match=r"^the (loss|gradient norm) became \w+ at step") as error:
+        run(config, directory=tmp_path / "run", progress_bar=False)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
 def test_a_killed_first_process_leaves_none_behind(uneven, tmp_path):
     place, config = tmp_path / "run", tmp_path / "config.yaml"
     config.write_text(to_yaml(uneven(**LONG | {"training.devices": 2, "training.steps": 500})))
@@ -193,27 +203,29 @@ def test_a_step_that_cannot_be_cut_so_is_refused(batch_size, accumulate, world):
 
 
 class Writing:
-    """A trainer whose checkpoints are folders of one part; `full` is a disk that takes no second one."""
+    """A trainer whose checkpoints are folders of one part; `error` comes when it is half written."""
 
     is_global_zero, global_step = True, 2
     lightning_module = torch.nn.Linear(1, 1)
 
-    def __init__(self, text, full=False):
-        self.text, self.full = text, full
+    def __init__(self, text, error=None):
+        self.text, self.error = text, error
 
     def save_checkpoint(self, folder):
         folder.mkdir()
         (folder / "part").write_text(self.text)
-        if self.full:
-            raise OSError(28, "No space left on device")
+        if self.error:
+            raise self.error
 
 
 def test_a_checkpoint_in_parts_takes_its_place_whole_or_not_at_all(tmp_path):
     writer = CheckpointWriter(tmp_path, every=1, val_every=1, steps=9)
     for text in ("first", "second", "third"):
         writer._write(Writing(text))
-    with pytest.raises(NsaLabError, match=r"last good checkpoint is .*last\.ckpt"):
-        writer._write(Writing("fourth", full=True))
+    full = OSError(28, "No space left on device")
+    for error in (full, CheckpointException("save", {1: (full, None)})):
+        with pytest.raises(NsaLabError, match=r"No space left on device; the last good checkpoint is .*last\.ckpt"):
+            writer._write(Writing("fourth", error))
     assert {path.name: (path / "part").read_text() for path in tmp_path.iterdir()} == {
         "last.ckpt": "third",
         "previous.ckpt": "second",
