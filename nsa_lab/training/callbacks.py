@@ -13,7 +13,7 @@ from nsa_lab.config.schema import TrainingConfig
 from nsa_lab.model import gate_metrics, measure_budget
 from nsa_lab.model.partitions import partition_statistics
 from nsa_lab.training.module import VideoModule
-from nsa_lab.training.ranks import anyone, together, total
+from nsa_lab.training.ranks import anyone, gathered, together, total
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,13 @@ class Reporter(L.Callback):
         module.log("loss", metrics["train/loss"], prog_bar=True, logger=False, batch_size=1)
         module.log("accuracy", metrics["train/accuracy"], prog_bar=True, logger=False, batch_size=1)
         if step % self.config.log_every == 0 or step == self.config.steps:
-            self._log(trainer, metrics | self._partitions(module) | self.clock.lap())
+            self._log(trainer, metrics | gathered(self._partitions(module))[-1] | self.clock.lap())
             self._tell(trainer, validated=False)
 
     def on_validation_end(self, trainer: L.Trainer, module: VideoModule) -> None:  # type: ignore[override]
         self.validated_step = trainer.global_step
         # What a learned partition costs changes while it learns.
-        self._log(trainer, module.val_metrics() | gate_metrics(module.trace) | _budget(trainer, module))
+        self._log(trainer, module.val_metrics() | _last_gates(trainer, module) | _budget(trainer, module))
         self._tell(trainer, validated=True)
         self.clock.start()
 
@@ -141,6 +141,11 @@ class Reporter(L.Callback):
         stop = anyone(bool(self.on_progress and self.on_progress(progress)))
         if stop and trainer.global_step < self.config.steps:
             self.stopped = trainer.should_stop = True
+
+
+def _last_gates(trainer: L.Trainer, module: VideoModule) -> dict[str, float]:
+    """The gates on the last validation batch, whichever process had it."""
+    return gathered(gate_metrics(module.trace))[trainer.datamodule.val_sampler.last_rank]  # type: ignore[attr-defined]
 
 
 @torch.no_grad()

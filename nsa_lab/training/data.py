@@ -55,6 +55,11 @@ class ValidationBatchSampler(Sampler[list[int]]):
     def __len__(self) -> int:
         return -(-self.batches // self.ranks.world)
 
+    @property
+    def last_rank(self) -> int:
+        """The process that has the last of all batches, as its own last one."""
+        return (self.batches - 1) % self.ranks.world
+
     def counts(self, place: int) -> bool:
         """Whether the batch at `place` of this process is one of the samples', not a repeated one."""
         return place * self.ranks.world + self.ranks.rank < self.batches

@@ -48,7 +48,8 @@ def joined(ranks: Ranks, start: bool, config: ExperimentConfig, home: RunDirecto
         mendable = isinstance(error, NsaLabError)
         fault = others.fault(killed=mendable) if others else None
         if fault or (_is_of_a_connection(error) and not mendable):
-            raise NsaLabError(f"{fault or LOST} ({first_line(error)}); {_remedy(home)}") from error
+            what = fault or f"{LOST} ({first_line(error)})"
+            raise NsaLabError(f"{what}; {_remedy(home)}") from error
         raise
     finally:
         if dist.is_initialized():

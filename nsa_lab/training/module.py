@@ -13,7 +13,7 @@ from nsa_lab.attention.trace import Trace
 from nsa_lab.config.schema import TrainingConfig
 from nsa_lab.model import VideoNSAForConditionalGeneration
 from nsa_lab.training.fsdp import shard, whole_value
-from nsa_lab.training.ranks import ALONE, Ranks, total
+from nsa_lab.training.ranks import ALONE, Ranks, gathered, total
 from nsa_lab.training.restart import recount_batches
 from nsa_lab.training.schedule import build_optimizer
 from nsa_lab.training.score import Meter, score_answers
@@ -114,7 +114,7 @@ class VideoModule(L.LightningModule):
         return self.train_meter.metrics("train", by_task=False) | {
             "gradient_norm": self.gradient_norm,
             "learning_rate": self.learning_rate,
-            **extra,
+            **gathered(extra)[-1],
         }
 
     def configure_optimizers(self) -> dict[str, Any]:
