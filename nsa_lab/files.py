@@ -49,13 +49,13 @@ def whole(path: Path) -> Iterator[Path]:
         yield unfinished
         os.replace(unfinished, path)
     finally:
-        _remove(unfinished)
+        remove(unfinished)
 
 
 def clear_unfinished(folder: Path) -> None:
     """Remove what killed processes left of `whole` in or below `folder`. Only for who alone writes there."""
     for leftover in folder.rglob(f".*{UNFINISHED}"):
-        _remove(leftover)
+        remove(leftover)
 
 
 @contextmanager
@@ -180,7 +180,8 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
         lock.free()
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that it holds; nothing where there is none."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -108,6 +108,9 @@ def train(
 
     The same command again continues after a kill, and reports the recorded result once the run is over.
 
+    With training.devices=N it trains on N GPUs of this machine (or in N processes on its CPU); torchrun's and SLURM's
+    processes are used where they started it.
+
     `nsa-lab train experiments/smoke.yaml`
 
     `nsa-lab train experiments/smoke.yaml seed=1 attention.method=dense name=dense`
@@ -124,7 +127,9 @@ def train(
 
     from nsa_lab import api
 
-    print_result(experiment, config, api.train(experiment, directory=directory, progress_bar=not quiet))
+    result = api.train(experiment, directory=directory, progress_bar=not quiet)
+    if result.first:
+        print_result(experiment, config, result)
 
 
 @app.command()

@@ -18,6 +18,7 @@ INCIDENTAL = (
     "training.resume",
     "training.recompute",
     "training.threads",
+    "training.devices",
     "training.log_every",
 )
 
@@ -31,8 +32,8 @@ What was trained or saved before there was the setting had this value, and keeps
 def is_incidental(key: str) -> bool:
     """Whether the setting at the dotted `key` cannot change a result beyond float rounding.
 
-    Of these, threads may change the order of sums, and so the last bits of a result; workers, caches, logging, resuming
-    and names change nothing.
+    Of these, threads and devices may change the order of sums, and so the last bits of a result; workers, caches,
+    logging, resuming and names change nothing.
     """
     return f"{key}.".startswith(tuple(f"{setting}." for setting in INCIDENTAL))
 

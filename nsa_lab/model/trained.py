@@ -11,6 +11,7 @@ from nsa_lab.config import load_saved_config
 from nsa_lab.config.sizes import RUN_CONFIG
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import SUMMARY
+from nsa_lab.model.sharded import is_sharded, read_rest, read_tensors
 
 CHECKPOINTS = "checkpoints"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -39,7 +40,10 @@ def last_weights(run: Path) -> dict[str, Tensor]:
     if checkpoint is None:
         raise NsaLabError(f"{run / CHECKPOINTS / LAST} does not exist; {_where_weights_are(run)}")
     check_readable(checkpoint)
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    if is_sharded(checkpoint):
+        state = read_tensors(checkpoint, "state_dict")["state_dict"]
+    else:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     return {name.removeprefix(OURS): weight for name, weight in state.items() if name.startswith(OURS)}
 
 
@@ -72,6 +76,8 @@ def check_readable(checkpoint: Path) -> int:
     """
     load: Callable[..., Any] = torch.load
     try:
+        if is_sharded(checkpoint):
+            return int(read_rest(checkpoint)["global_step"])
         # Mapped, so that only the tables are read.
         content = load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         wrong = [key for key, kind in PARTS.items() if not isinstance(content.get(key), kind)]

@@ -13,6 +13,7 @@ from nsa_lab.config.schema import TrainingConfig
 from nsa_lab.model import gate_metrics, measure_budget
 from nsa_lab.model.partitions import partition_statistics
 from nsa_lab.training.module import VideoModule
+from nsa_lab.training.ranks import anyone, gathered, together, total
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Clock:
     def start(self) -> None:
         self.started = time.perf_counter()
 
-    def add(self, tokens: int, steps: int) -> None:
+    def add(self, tokens: float, steps: int) -> None:
         elapsed = time.perf_counter() - self.started
         for sums in (self.total, self.current):
             for place, value in enumerate((elapsed, tokens, steps)):
@@ -69,7 +70,7 @@ class Reporter(L.Callback):
         self.metrics: dict[str, float] = {}
         self.validated_step = -1
         self.stopped = False
-        self.clock = Clock()
+        self.clock, self.tokens = Clock(), 0
         self.began, self.before = time.monotonic(), 0.0
 
     @property
@@ -103,21 +104,23 @@ class Reporter(L.Callback):
         self, trainer: L.Trainer, module: VideoModule, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
         stepped = (batch_idx + 1) % self.config.accumulate == 0
-        self.clock.add(batch["input_ids"].numel(), int(stepped))
+        self.tokens += batch["input_ids"].numel()
         if not stepped:
             return
+        (tokens,), self.tokens = total(self.tokens), 0
+        self.clock.add(tokens, 1)
         step = trainer.global_step
         metrics = module.train_metrics()
         module.log("loss", metrics["train/loss"], prog_bar=True, logger=False, batch_size=1)
         module.log("accuracy", metrics["train/accuracy"], prog_bar=True, logger=False, batch_size=1)
         if step % self.config.log_every == 0 or step == self.config.steps:
-            self._log(trainer, metrics | self._partitions(module) | self.clock.lap())
+            self._log(trainer, metrics | gathered(self._partitions(module))[-1] | self.clock.lap())
             self._tell(trainer, validated=False)
 
     def on_validation_end(self, trainer: L.Trainer, module: VideoModule) -> None:  # type: ignore[override]
         self.validated_step = trainer.global_step
         # What a learned partition costs changes while it learns.
-        self._log(trainer, module.val_metrics() | gate_metrics(module.trace) | _budget(trainer, module))
+        self._log(trainer, module.val_metrics() | _last_gates(trainer, module) | _budget(trainer, module))
         self._tell(trainer, validated=True)
         self.clock.start()
 
@@ -132,11 +135,17 @@ class Reporter(L.Callback):
         trainer.loggers[0].log_metrics(values, step=trainer.global_step)
 
     def _tell(self, trainer: L.Trainer, validated: bool) -> None:
-        if self.on_progress is None or self.stopped:
+        if self.stopped or not (self.on_progress or together()):
             return
         progress = Progress(trainer.global_step, self.config.steps, dict(self.metrics), validated)
-        if self.on_progress(progress) and trainer.global_step < self.config.steps:
+        stop = anyone(bool(self.on_progress and self.on_progress(progress)))
+        if stop and trainer.global_step < self.config.steps:
             self.stopped = trainer.should_stop = True
+
+
+def _last_gates(trainer: L.Trainer, module: VideoModule) -> dict[str, float]:
+    """The gates on the last validation batch, whichever process had it."""
+    return gathered(gate_metrics(module.trace))[trainer.datamodule.val_sampler.last_rank]  # type: ignore[attr-defined]
 
 
 @torch.no_grad()

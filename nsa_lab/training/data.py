@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from nsa_lab.data import VideoDataset
 from nsa_lab.data.chat import IGNORED
+from nsa_lab.training.ranks import ALONE, Ranks
 
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
 
@@ -22,15 +23,19 @@ def _permutation(size: int, seed: int, epoch: int) -> list[int]:
 
 
 class StepBatchSampler(Sampler[list[int]]):
-    """Endless batches, one an optimiser step, out of seeded permutations laid end to end; begins at number `start`."""
+    """Endless batches, one an optimiser step, out of seeded permutations laid end to end; begins at number `start`.
 
-    def __init__(self, size: int, batch_size: int, seed: int):
-        self.size, self.batch_size, self.seed = size, batch_size, seed
+    Of `world` processes each takes its part of `batch_size` samples; together they are the batch of one process.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, ranks: Ranks = ALONE):
+        self.size, self.batch_size, self.seed, self.ranks = size, batch_size, seed, ranks
         self.start = 0
 
     def batch(self, number: int) -> list[int]:
-        """The sample indices of batch `number`, counted from 0 over the whole run."""
-        places = range(number * self.batch_size, (number + 1) * self.batch_size)
+        """The sample indices of this process in batch `number`, counted from 0 over the whole run."""
+        first = (number * self.ranks.world + self.ranks.rank) * self.batch_size
+        places = range(first, first + self.batch_size)
         return [_permutation(self.size, self.seed, place // self.size)[place % self.size] for place in places]
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -38,6 +43,34 @@ class StepBatchSampler(Sampler[list[int]]):
         while True:
             yield self.batch(number)
             number += 1
+
+
+class ValidationBatchSampler(Sampler[list[int]]):
+    """Each process takes every `world`th batch of all samples in order, and all take as many.
+
+    Where there are too few, the last are the first ones again: they keep the processes in step and do not count.
+    """
+
+    def __init__(self, size: int, batch_size: int, ranks: Ranks):
+        self.size, self.batch_size, self.ranks = size, batch_size, ranks
+        self.batches = -(-size // batch_size)
+
+    def __len__(self) -> int:
+        return -(-self.batches // self.ranks.world)
+
+    @property
+    def last_rank(self) -> int:
+        """The process that has the last of all batches, as its own last one."""
+        return (self.batches - 1) % self.ranks.world
+
+    def counts(self, place: int) -> bool:
+        """Whether the batch at `place` of this process is one of the samples', not a repeated one."""
+        return place * self.ranks.world + self.ranks.rank < self.batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for place in range(len(self)):
+            first = (place * self.ranks.world + self.ranks.rank) % self.batches * self.batch_size
+            yield list(range(first, min(first + self.batch_size, self.size)))
 
 
 class MicroBatches(DataLoader):
@@ -50,7 +83,8 @@ class MicroBatches(DataLoader):
 
 @dataclass(frozen=True)
 class StepCollate:
-    """The micro-batches of one optimiser step; each knows the step's labelled tokens as `step_labels`.
+    """The micro-batches of one optimiser step; each knows those of its labelled tokens that are this process's
+    as `step_labels`.
 
     It stands alone, and not with the trainer, since it travels to loading processes, pickled where they are spawned.
     """
@@ -78,11 +112,13 @@ class VideoDataModule(L.LightningDataModule):
         accumulate: int,
         seed: int,
         workers: int,
+        ranks: Ranks = ALONE,
     ):
         super().__init__()
         self.train, self.val, self.collate = train, val, collate
         self.batch_size, self.accumulate, self.workers = batch_size, accumulate, workers
-        self.sampler = StepBatchSampler(len(train), batch_size * accumulate, seed)
+        self.sampler = StepBatchSampler(len(train), batch_size * accumulate, seed, ranks)
+        self.val_sampler = ValidationBatchSampler(len(val), batch_size, ranks)
 
     def train_dataloader(self) -> "MicroBatches":
         """Batches from the trainer's step onwards, so that a resumed run draws what it would have drawn."""
@@ -91,7 +127,7 @@ class VideoDataModule(L.LightningDataModule):
         return MicroBatches(self.train, collate_fn=collate, batch_sampler=self.sampler, **self._workers())
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.val, collate_fn=self.collate, batch_size=self.batch_size, **self._workers())
+        return DataLoader(self.val, collate_fn=self.collate, batch_sampler=self.val_sampler, **self._workers())
 
     def first_val_batch(self) -> dict[str, Any]:
         """The first validation batch, on the CPU."""

@@ -22,10 +22,15 @@ class RunDirectory:
         self.checkpoints, self.metrics, self.pictures = path / "checkpoints", path / METRICS, path / "pictures"
 
     @classmethod
-    def prepare(cls, config: ExperimentConfig, path: Path | None) -> "RunDirectory":
-        """Create the directory of `config`, or find it there. Raises NsaLabError where it is another config's."""
+    def prepare(cls, config: ExperimentConfig, path: Path | None, write: bool = True) -> "RunDirectory":
+        """Create the directory of `config`, or find it there. Raises NsaLabError where it is another config's.
+
+        Unless `write` nothing is looked at or touched.
+        """
         path = path or Path(config.output.dir) / f"{config.name}-{config_hash(config)}"
         directory = cls(path.absolute())
+        if not write:
+            return directory
         with writing(path, "choose another run directory with output.dir=DIR"):
             path.mkdir(parents=True, exist_ok=True)
             if directory.config.exists():

@@ -9,9 +9,9 @@ from nsa_lab.tracking import Tracker
 
 
 class TrackerLogger(Logger):
-    """Hands metrics to `tracker`. Opening and finishing the tracker stays with whoever made it."""
+    """Hands metrics to `tracker`, if any. Opening and finishing it stays with whoever made it."""
 
-    def __init__(self, tracker: Tracker):
+    def __init__(self, tracker: Tracker | None):
         super().__init__()
         self.tracker = tracker
 
@@ -21,10 +21,12 @@ class TrackerLogger(Logger):
 
     @property
     def version(self) -> str | None:
-        return self.tracker.run_id
+        return self.tracker.run_id if self.tracker else None
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.tracker.metrics(metrics, step or 0)
+        if self.tracker:
+            self.tracker.metrics(metrics, step or 0)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        self.tracker.params(vars(params) if isinstance(params, Namespace) else params)
+        if self.tracker:
+            self.tracker.params(vars(params) if isinstance(params, Namespace) else params)

@@ -12,6 +12,9 @@ from torch.optim import Optimizer
 from nsa_lab.attention.trace import Trace
 from nsa_lab.config.schema import TrainingConfig
 from nsa_lab.model import VideoNSAForConditionalGeneration
+from nsa_lab.training.fsdp import shard, whole_value
+from nsa_lab.training.ranks import ALONE, Ranks, gathered, total
+from nsa_lab.training.restart import recount_batches
 from nsa_lab.training.schedule import build_optimizer
 from nsa_lab.training.score import Meter, score_answers
 
@@ -28,30 +31,44 @@ class Divergence(Exception):
 class VideoModule(L.LightningModule):
     """Trains `model` on the answers of packed video batches (see `nsa_lab.data.collate`)."""
 
-    def __init__(self, model: VideoNSAForConditionalGeneration, config: TrainingConfig, seed: int):
+    def __init__(
+        self, model: VideoNSAForConditionalGeneration, config: TrainingConfig, seed: int, ranks: Ranks = ALONE
+    ):
         super().__init__()
-        self.model, self.config, self.seed = model, config, seed
+        self.model, self.config, self.seed, self.ranks = model, config, seed, ranks
         self.train_meter, self.val_meter = Meter(), Meter()
         self.gradient_norm = self.learning_rate = 0.0
         self.trace = Trace()
         self.batch_number = 0
+        self.step_labels = 0.0
+
+    def configure_model(self) -> None:
+        if self._device_mesh is not None:
+            shard(self.model, self._device_mesh["data_parallel"], self.config.precision)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        recount_batches(checkpoint, self.config.accumulate)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         # Whatever is random inside the model follows from the step too, so that a resumed run repeats it.
-        torch.manual_seed(self.seed * 1_000_003 + batch_idx)
+        step, part = divmod(batch_idx, self.config.accumulate)
+        number = (step * self.ranks.world + self.ranks.rank) * self.config.accumulate + part
+        torch.manual_seed(self.seed * 1_000_003 + number)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         if batch_idx % self.config.accumulate == 0:
             self.train_meter.reset()
+            (self.step_labels,) = total(batch["step_labels"])
         self.batch_number = batch_idx
         self.learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.trace = Trace("partition")
         score = score_answers(self.model, batch, self.trace)
         self.train_meter.add(score)
         extra = self.trace.loss()
-        # A step's loss is the sum over its labelled tokens over their number, however it is cut into micro-batches;
-        # Lightning divides each by accumulate.
-        loss = score.loss * (self.config.accumulate * score.tokens / batch["step_labels"])
+        # A step's loss is the sum over its labelled tokens over their number, however it is cut into micro-batches and
+        # processes; Lightning divides each by accumulate, FSDP the sum of the gradients by the number of processes.
+        parts = self.config.accumulate * self.ranks.world
+        loss = score.loss * (parts * score.tokens / self.step_labels)
         loss = loss if extra is None else loss + extra
         self._check_finite("the loss", loss.item(), batch_idx)
         return loss
@@ -64,7 +81,8 @@ class VideoModule(L.LightningModule):
     ) -> None:
         """Clip the gradient's norm to `gradient_clip` (0: not at all) and keep the norm it had."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.gradient_norm = clip_grad_norm_(parameters, self.config.gradient_clip or float("inf")).item()
+        norm = clip_grad_norm_(parameters, self.config.gradient_clip or float("inf"))
+        self.gradient_norm = whole_value(norm).item()
         # The scaler of 16-mixed meets infinite gradients as a matter of course, and skips those steps itself.
         if self.config.precision != "16-mixed":
             self._check_finite("the gradient norm", self.gradient_norm, self.batch_number)
@@ -74,7 +92,9 @@ class VideoModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.trace = Trace("gate_means")
-        self.val_meter.add(score_answers(self.model, batch, self.trace))
+        score = score_answers(self.model, batch, self.trace)
+        if self.trainer.datamodule.val_sampler.counts(batch_idx):  # type: ignore[attr-defined]
+            self.val_meter.add(score)
 
     def val_metrics(self) -> dict[str, float]:
         """Metrics of the validation just run. Raises Divergence where the loss is not finite."""
@@ -94,7 +114,7 @@ class VideoModule(L.LightningModule):
         return self.train_meter.metrics("train", by_task=False) | {
             "gradient_norm": self.gradient_norm,
             "learning_rate": self.learning_rate,
-            **extra,
+            **gathered(extra)[-1],
         }
 
     def configure_optimizers(self) -> dict[str, Any]:

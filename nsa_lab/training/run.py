@@ -5,13 +5,15 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 
 from nsa_lab.attention.backends import choose_backend
 from nsa_lab.config import ExperimentConfig, config_hash, layer_attention
@@ -23,17 +25,21 @@ from nsa_lab.model import VideoNSAForConditionalGeneration, build_model
 from nsa_lab.model.checkpoint import tokens_per_second
 from nsa_lab.model.compile import compile_dense, compiles
 from nsa_lab.model.recompute import recompute_activations
-from nsa_lab.model.trained import check_readable, find_checkpoint, kept_checkpoint
+from nsa_lab.model.trained import check_readable, find_checkpoint, kept_checkpoint, last_weights
 from nsa_lab.origin import code_digest, machine_facts
 from nsa_lab.tracking import Tracker, finish_left
 from nsa_lab.training.callbacks import Progress, Reporter
 from nsa_lab.training.checkpoint import CheckpointWriter
 from nsa_lab.training.data import VideoDataModule
 from nsa_lab.training.directory import RunDirectory
+from nsa_lab.training.fsdp import ShardedStrategy
+from nsa_lab.training.launch import joined
 from nsa_lab.training.logger import TrackerLogger
 from nsa_lab.training.module import Divergence, VideoModule
 from nsa_lab.training.progress import ProgressBar
 from nsa_lab.training.quiet import quiet_lightning
+from nsa_lab.training.ranks import ALONE, Ranks, barrier, sums
+from nsa_lab.training.restart import fitting
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +47,8 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class RunResult:
     """Where a run is kept and how it ended; `recorded` when it was over before and nothing was trained.
+
+    `first`: of the processes that train it this is the one that writes and speaks.
 
     `seconds` is how long it trained and validated, earlier processes included; None where that is not known.
     """
@@ -51,17 +59,30 @@ class RunResult:
     stopped: bool
     seconds: float | None
     recorded: bool = False
+    first: bool = True
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What stands there when a training has just ended; the model is on the CPU again."""
+    """What stands there when a training has just ended."""
 
     config: ExperimentConfig
     home: RunDirectory
     trainer: L.Trainer
-    module: VideoModule
+    trained: VideoModule
     data: VideoDataModule
+    ranks: Ranks = ALONE
+
+    @cached_property
+    def module(self) -> VideoModule:
+        """The model on the CPU; of one split over several processes the weights of its last checkpoint."""
+        if self.ranks.world == 1:
+            return self.trained
+        tokenizer = load_tokenizer(self.config.data.tokenizer, Path(self.config.data.cache_dir))
+        module = build_module(self.config, tokenizer)
+        if find_checkpoint(self.home.checkpoints):
+            module.model.load_state_dict(last_weights(self.home.path))
+        return module
 
 
 def run(
@@ -80,55 +101,80 @@ def run(
     (`stopped`). `draw` writes pictures below the run directory, which are tracked. Raises NsaLabError for whatever the
     user can mend: input, a diverging loss, a full disk, a directory that is another config's.
     """
-    _check_machine(config.training)
+    launched = Ranks.from_environment()
+    ranks = launched or Ranks(0, config.training.devices, 0, config.training.devices)
+    _check_machine(config.training, ranks)
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
-    home, resume = RunDirectory.prepare(config, directory), config.training.resume
-    if resume and (recorded := _recorded(home)):
+    home, resume = RunDirectory.prepare(config, directory, write=ranks.first), config.training.resume
+    if resume and (recorded := _recorded(home, ranks)):
         return recorded
-    with quiet_lightning(), room_on_disk(home.path, lambda: kept_checkpoint(home.checkpoints)):
-        module, data = build(config)
-        if not resume:
+    with (
+        quiet_lightning(),
+        room_on_disk(home.path, lambda: kept_checkpoint(home.checkpoints)),
+        joined(ranks, launched is None, config, home),
+    ):
+        module, data = build(config, ranks)
+        if not resume and ranks.first:
             home.clear()
-        elif recorded := _recorded(home):
+        elif recorded := _recorded(home, ranks) if resume and ranks.world == 1 else None:
             return recorded  # another process trained it meanwhile
-        origin = machine_facts(config.training.accelerator, config.training.threads) | {"code": code_digest()}
-        with Tracker.open(config, home.path, tags=tags, parent=parent, again=resume) as tracker:
-            write_json(home.origin, origin)
-            tracker.tags(
-                {
-                    "attention_backend": _backend(config, module.model),
-                    "device": origin["device"],
-                    "code": origin["code"],
-                }
-            )
-            reporter, trainer = _fit(config, home, module, data, tracker, on_progress, progress_bar)
-            reporter.metrics |= reporter.clock.overall() | data.skipped()
+        with _tracker(config, home, ranks, tags, parent) as tracker:
+            barrier()
+            if tracker:
+                _describe(config, home, module, tracker)
+            reporter, trainer = _fit(config, home, module, data, tracker, on_progress, progress_bar, ranks)
+            reporter.metrics |= reporter.clock.overall() | sums(data.skipped())
             for line in data.skip_reasons():
                 logger.warning(line)
+            if tracker is None:
+                return RunResult(home.path, reporter.metrics, None, reporter.stopped, reporter.seconds, first=False)
             summary = _summarise(config, home, reporter, tracker.run_id)
-            for picture in draw(Trained(config, home, trainer, module, data)) if draw else ():
+            trained = Trained(config, home, trainer, module, data, ranks)
+            for picture in draw(trained) if draw else ():
                 tracker.artifact(picture, str(picture.parent.relative_to(home.path)))
     return RunResult(home.path, summary["metrics"], tracker.run_id, reporter.stopped, summary["seconds"])
 
 
-def _recorded(home: RunDirectory) -> RunResult | None:
+def _tracker(
+    config: ExperimentConfig, home: RunDirectory, ranks: Ranks, tags: Mapping[str, str] | None, parent: str | None
+) -> AbstractContextManager[Tracker | None]:
+    """The run's record, which the first process keeps alone."""
+    if not ranks.first:
+        return nullcontext()
+    return Tracker.open(config, home.path, tags=tags, parent=parent, again=config.training.resume)
+
+
+def _describe(config: ExperimentConfig, home: RunDirectory, module: VideoModule, tracker: Tracker) -> None:
+    origin = machine_facts(config.training.accelerator, config.training.threads) | {"code": code_digest()}
+    write_json(home.origin, origin)
+    tracker.tags(
+        {"attention_backend": _backend(config, module.model), "device": origin["device"], "code": origin["code"]}
+    )
+
+
+def _recorded(home: RunDirectory, ranks: Ranks) -> RunResult | None:
     """The result of a run that is over."""
     summary = home.result()
     if summary is None:
         return None
-    finish_left(home.path)
+    if ranks.first:
+        finish_left(home.path)
     seconds = summary.get("seconds")  # older versions did not write it
-    return RunResult(home.path, summary["metrics"], summary["tracking_id"], False, seconds, recorded=True)
+    how = {"recorded": True, "first": ranks.first}
+    return RunResult(home.path, summary["metrics"], summary["tracking_id"], False, seconds, **how)
 
 
-def build(config: ExperimentConfig) -> tuple[VideoModule, VideoDataModule]:
-    """The model and the data of a config, seeded: equal configs give equal weights and equal batches."""
-    data, tokenizer = build_data(config)
-    return build_module(config, tokenizer), data
+def build(config: ExperimentConfig, ranks: Ranks = ALONE) -> tuple[VideoModule, VideoDataModule]:
+    """The model and the data of a config, seeded: equal configs give equal weights and equal batches.
+
+    All processes have the same weights; what they share out is done by the strategy, and by the data.
+    """
+    data, tokenizer = build_data(config, ranks)
+    return build_module(config, tokenizer, ranks=ranks), data
 
 
-def build_data(config: ExperimentConfig) -> tuple[VideoDataModule, Any]:
+def build_data(config: ExperimentConfig, ranks: Ranks = ALONE) -> tuple[VideoDataModule, Any]:
     """The data of a config, and its tokenizer. Raises NsaLabError where there is nothing to validate on."""
     samples = load_samples(config)
     if not samples["val"]:
@@ -136,14 +182,16 @@ def build_data(config: ExperimentConfig) -> tuple[VideoDataModule, Any]:
     tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
     rate = tokens_per_second(config.model)
     train, val = (VideoDataset(samples[split], tokenizer, config.data, rate) for split in ("train", "val"))
+    share = ranks.share(config.training)
     data = VideoDataModule(
         train,
         val,
         pack,
-        batch_size=config.training.batch_size,
-        accumulate=config.training.accumulate,
+        batch_size=share.batch_size,
+        accumulate=share.accumulate,
         seed=config.seed,
         workers=config.data.workers,
+        ranks=ranks,
     )
     return data, tokenizer
 
@@ -152,6 +200,7 @@ def build_module(
     config: ExperimentConfig,
     tokenizer: Any,
     make: Callable[[ExperimentConfig, Any], VideoNSAForConditionalGeneration] = build_model,
+    ranks: Ranks = ALONE,
 ) -> VideoModule:
     """The model of a config with its seeded weights, or what `make` makes in its place, ready to train."""
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -161,7 +210,7 @@ def build_module(
         compile_dense(model)
     if config.training.activation_checkpointing:
         recompute_activations(model, config.training.recompute)
-    return VideoModule(model, config.training, config.seed)
+    return VideoModule(model, ranks.share(config.training), config.seed, ranks)
 
 
 def _backend(config: ExperimentConfig, model: VideoNSAForConditionalGeneration) -> str:
@@ -180,14 +229,18 @@ def training_device(training: TrainingConfig) -> torch.device:
     return torch.device("cuda" if on_gpu else "cpu")
 
 
-def _check_machine(training: TrainingConfig) -> None:
+def _check_machine(training: TrainingConfig, ranks: Ranks) -> None:
     """Raise NsaLabError where this machine cannot do what the config asks."""
-    if training.devices > 1:
-        raise NsaLabError(
-            f"training.devices={training.devices}: one run uses one device so far; set training.devices=1"
-        )
+    ranks.share(training)
     if training.accelerator == "gpu" and not torch.cuda.is_available():
         raise NsaLabError("training.accelerator=gpu, but torch finds no GPU; set training.accelerator=cpu")
+    gpus = torch.cuda.device_count()
+    if training.accelerator != "cpu" and torch.cuda.is_available() and ranks.local_world > gpus:
+        raise NsaLabError(
+            f"{ranks.local_world} processes, but this machine has {gpus} GPUs; set training.devices={gpus}"
+        )
+    if ranks.world > 1 and training.precision == "16-mixed":
+        raise NsaLabError("training.precision=16-mixed scales losses of one process; set training.precision=bf16-mixed")
     if training.precision == "16-mixed" and (training.accelerator == "cpu" or not torch.cuda.is_available()):
         raise NsaLabError("training.precision=16-mixed needs a GPU; set training.precision=bf16-mixed")
 
@@ -197,11 +250,12 @@ def _fit(
     home: RunDirectory,
     module: VideoModule,
     data: VideoDataModule,
-    tracker: Tracker,
+    tracker: Tracker | None,
     on_progress: Callable[[Progress], bool] | None,
     progress_bar: bool,
+    ranks: Ranks,
 ) -> tuple[Reporter, L.Trainer]:
-    training = config.training
+    training = module.config
     checkpoint = find_checkpoint(home.checkpoints)
     if checkpoint:
         check_readable(checkpoint)
@@ -211,7 +265,7 @@ def _fit(
     )
     trainer = L.Trainer(
         accelerator=training.accelerator,
-        devices=1,
+        **_spread(ranks),
         precision=training.precision,
         max_steps=training.steps,
         accumulate_grad_batches=training.accumulate,
@@ -219,7 +273,7 @@ def _fit(
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         logger=TrackerLogger(tracker),
-        callbacks=[reporter, writer, *([ProgressBar(training.steps)] if progress_bar else [])],
+        callbacks=[reporter, writer, *([ProgressBar(training.steps)] if progress_bar and ranks.first else [])],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -227,14 +281,26 @@ def _fit(
         default_root_dir=home.path,
     )
     try:
-        with _interruptible(trainer):
+        with _interruptible(trainer), fitting(checkpoint, ranks) as start:
             if training.steps:
-                trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+                trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
             if not reporter.stopped and reporter.validated_step != training.steps:
                 trainer.validate(module, datamodule=data, verbose=False)
     except Divergence as error:
         raise NsaLabError(_divergence(error, data, home)) from error
     return reporter, trainer
+
+
+def _spread(ranks: Ranks) -> dict[str, Any]:
+    """The trainer's settings that say on how many devices it runs."""
+    if ranks.world == 1:
+        return {"devices": 1}
+    return {
+        "devices": ranks.local_world,
+        "num_nodes": ranks.world // ranks.local_world,
+        "strategy": ShardedStrategy(data_parallel_size=ranks.world, tensor_parallel_size=1),
+        "plugins": [TorchElasticEnvironment()],
+    }
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nsa_lab.attention.trace import Trace
 from nsa_lab.model import MODEL_INPUTS
+from nsa_lab.training.ranks import added, gathered
 
 IGNORED = -100
 
@@ -53,13 +54,21 @@ class Meter:
         self.scores.append(Score(score.loss.detach(), score.correct, score.tokens, score.tasks))
 
     def metrics(self, prefix: str, by_task: bool) -> dict[str, float]:
-        """`prefix/loss` over labelled tokens, `prefix/accuracy` over answers and, `by_task`, one accuracy a task."""
+        """`prefix/loss` over labelled tokens, `prefix/accuracy` over answers and, `by_task`, one accuracy a task.
+
+        All of them over all processes, each of which must ask.
+        """
+        sums = added(gathered(self._sums(by_task)))
+        return {f"{prefix}/{name}": value / count for name, (value, count) in sums.items()}
+
+    def _sums(self, by_task: bool) -> dict[str, tuple[float, float]]:
+        """By metric its sum and what that is divided by, of this process alone."""
         tokens = sum(score.tokens for score in self.scores)
-        loss = sum(score.loss.item() * score.tokens for score in self.scores) / tokens
+        loss = sum(score.loss.item() * score.tokens for score in self.scores)
         tasks = [task for score in self.scores for task in score.tasks]
         correct = [hit for score in self.scores for hit in score.correct.tolist()]
-        metrics = {f"{prefix}/loss": loss, f"{prefix}/accuracy": sum(correct) / len(correct)}
+        sums: dict[str, tuple[float, float]] = {"loss": (loss, tokens), "accuracy": (sum(correct), len(correct))}
         for task in sorted(set(tasks)) if by_task else ():
             hits = [hit for hit, of in zip(correct, tasks, strict=True) if of == task]
-            metrics[f"{prefix}/accuracy/{task}"] = sum(hits) / len(hits)
-        return metrics
+            sums[f"accuracy/{task}"] = (sum(hits), len(hits))
+        return sums

@@ -105,7 +105,7 @@ def test_the_input_that_the_others_spoil_is_good(folder):
         ("attention.layers={5: {method: dense}}", ("attention.layers.5", "layers 0 to 1", "shorten")),
         ("training.steps", ("'training.steps' is not key=value", "training.steps=200")),
         ("seed=-1", ("seed", "-1 is negative")),
-        ("training.devices=2", ("training.devices=2", "set training.devices=1")),
+        ("training.devices=3", ("do not divide over 3 processes", "training.accumulate to a multiple of 3")),
         ("name=???", ("name", "??? stands for a value that is missing")),
         ("model.path=???", ("model.path", "??? stands for a value that is missing")),
         ("name=${x}", ("name", "holds '${'", "write the value itself")),

@@ -1,30 +1,9 @@
 """A step is the same step however it is cut into micro-batches."""
 
-import json
-
-import numpy as np
 import pytest
 
-from nsa_lab.tasks.encode import write_video
 from nsa_lab.training import run
 from nsa_lab.training.directory import read_series
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    """Twelve clips whose answers have 1 and 40 words in turn."""
-    folder = tmp_path_factory.mktemp("rows")
-    found = []
-    for i in range(12):
-        frames = (np.full((56, 56, 3), (20 * i + 10 * f) % 250, np.uint8) for f in range(6))
-        write_video(folder / f"{i}.mp4", frames, 2.0)
-        talk = [
-            {"from": "human", "value": "what colour?"},
-            {"from": "gpt", "value": " ".join(["red"] * (40 if i % 2 else 1))},
-        ]
-        found.append({"id": str(i), "video": f"{i}.mp4", "conversations": talk})
-    (folder / "rows.json").write_text(json.dumps(found))
-    return folder
 
 
 @pytest.mark.filterwarnings("ignore")

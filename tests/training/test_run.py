@@ -420,7 +420,7 @@ def test_gradient_clip_bounds_the_step_and_logs_the_norm_before(tiny):
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
-        ({"training.devices": 2}, "training.devices=1"),
+        ({"training.devices": 2}, "training.accumulate to a multiple of 2"),
         pytest.param(
             {"training.accelerator": "gpu"},
             "training.accelerator=cpu",

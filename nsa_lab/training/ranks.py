@@ -1,0 +1,112 @@
+"""The processes that train one model together: what this one's part is, and sums over all of them.
+
+Every function here does nothing but return its argument where one process trains alone.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from nsa_lab.config.schema import TrainingConfig
+from nsa_lab.errors import NsaLabError
+
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun, and our own launcher, tell a process by environment variables."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's `rank` among `world` on all machines, `local_world` of them on this one."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+
+    @classmethod
+    def from_environment(cls) -> "Ranks | None":
+        """As a launcher says; None where there was none."""
+        if any(name not in os.environ for name in LAUNCHED):
+            return None
+        return cls(*(int(os.environ[name]) for name in LAUNCHED[:4]))
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+    def share(self, training: TrainingConfig) -> TrainingConfig:
+        """`training` with the batch_size and accumulate of this process; a step's samples stay those of one process.
+
+        Raises NsaLabError where the samples of a step do not divide over the processes.
+        """
+        if self.world == 1:
+            return training
+        step = training.batch_size * training.accumulate
+        own, rest = divmod(step, self.world)
+        size = min(training.batch_size, own)
+        if rest or own % size:
+            raise NsaLabError(
+                f"the samples of a step, {step} (training.batch_size={training.batch_size} times "
+                f"training.accumulate={training.accumulate}), do not divide over {self.world} processes into equal "
+                f"batches; set training.accumulate to a multiple of {self.world}"
+            )
+        return replace(training, batch_size=size, accumulate=own // size)
+
+
+ALONE = Ranks()
+
+
+def together() -> bool:
+    """Whether several processes train here."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def gathered(value: Any) -> list[Any]:
+    """The plain `value` of every process by rank."""
+    if not together():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def total(*numbers: float) -> list[float]:
+    """Each number summed over the processes."""
+    if not together():
+        return list(numbers)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    added_up = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(added_up)
+    return added_up.tolist()
+
+
+def anyone(answer: bool) -> bool:
+    """Whether the answer of any process is yes."""
+    return bool(total(float(answer))[0]) if together() else answer
+
+
+def added(parts: Iterable[Mapping[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    """Pairs of sums and counts by name, added up over `parts`."""
+    found: dict[str, tuple[float, float]] = {}
+    for part in parts:
+        for name, (value, count) in part.items():
+            before = found.get(name, (0, 0))
+            found[name] = (before[0] + value, before[1] + count)
+    return found
+
+
+def sums(values: Mapping[str, float]) -> dict[str, float]:
+    """Each value by name summed over the processes, of which some may lack it."""
+    parts = ({name: (value, 1) for name, value in part.items()} for part in gathered(dict(values)))
+    return {name: value for name, (value, _) in added(parts).items()}
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if together():
+        total(0.0)
