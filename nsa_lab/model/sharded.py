@@ -1,15 +1,56 @@
 """Checkpoints in parts: a folder that several processes wrote together, read by one."""
 
+import io
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 TABLE, REST = ".metadata", "meta.pt"
 """Which part holds which tensor, and what else Lightning keeps; each is the last that its writer writes."""
+
+KNOWN = {
+    "torch.distributed.checkpoint.metadata": (
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch.serialization": ("_get_layout",),
+    "torch": ("Size",),
+    "pathlib": ("PosixPath",),
+    "pathlib._local": ("PosixPath",),  # its name in Python 3.13
+}  # fmt: skip
+"""What a table of parts is made of, by module; and torch's dtypes."""
+
+
+class _Table(pickle.Unpickler):
+    """Reads a table of parts, which is a pickle, and makes nothing but what such a table is made of."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not dtype and name not in KNOWN.get(module, ()):
+            raise ValueError(f"its table of parts names {module}.{name}")
+        return super().find_class(module, name)
+
+
+def refuse_code(checkpoint: Path) -> None:
+    """Raise ValueError where reading the parts could run code: torch reads the table, and values that are no tensors,
+    as pickles; or where they are not all in the folder. OSError and torch.load's errors where a part is missing."""
+    table = _Table(io.BytesIO((checkpoint / TABLE).read_bytes())).load()
+    for index, info in table.storage_data.items():
+        part = (checkpoint / info.relative_path).resolve()
+        if part.parent != checkpoint.resolve() or info.transform_descriptors is not None:
+            raise ValueError(f"its table of parts looks for {index.fqn} at {info.relative_path}")
+        if isinstance(table.state_dict_metadata.get(index.fqn), TensorStorageMetadata):
+            continue
+        with open(part, "rb") as stream:
+            stream.seek(info.offset)
+            torch.load(io.BytesIO(stream.read(info.length)), weights_only=True)
 
 
 def is_sharded(checkpoint: Path) -> bool:
@@ -18,16 +59,15 @@ def is_sharded(checkpoint: Path) -> bool:
 
 
 def read_rest(checkpoint: Path) -> dict[str, Any]:
-    """All but the tensors. Raises OSError where a part is missing, and torch.load's errors."""
-    (checkpoint / TABLE).stat()
+    """All but the tensors. Raises what `refuse_code` does."""
+    refuse_code(checkpoint)
     return torch.load(checkpoint / REST, map_location="cpu", weights_only=True)
 
 
 def read_tensors(checkpoint: Path, *keys: str) -> dict[str, Any]:
-    """The tensors, put together on the CPU: `state_dict` by name, `optimizer_0`; of these `keys`, or all.
-
-    The table of parts is a pickle (torch.distributed.checkpoint's format): read only what you trust.
-    """
+    """The tensors, put together on the CPU: `state_dict` by name, `optimizer_0`; of these `keys`, or all. Raises what
+    `refuse_code` does."""
+    refuse_code(checkpoint)
     state: dict[str, Any] = {}
     planner = _EmptyStateDictLoadPlanner(keys=set(keys) or None)
     _load_state_dict(state, FileSystemReader(checkpoint), planner=planner, no_dist=True)

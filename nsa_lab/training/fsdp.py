@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from nsa_lab.model import VideoNSAForConditionalGeneration
+from nsa_lab.model.sharded import refuse_code
 
 
 def shard(model: VideoNSAForConditionalGeneration, mesh: DeviceMesh, precision: str) -> None:
@@ -51,6 +52,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """Read a folder of parts, written by any number of processes, or one file; returns all but the tensors."""
         path = Path(checkpoint_path)
         if path.is_dir():
+            refuse_code(path)
             return super().load_checkpoint(path, weights_only=weights_only)
         assert self.model is not None
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
