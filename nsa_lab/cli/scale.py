@@ -30,10 +30,17 @@ def plan(
     price: Annotated[float | None, typer.Option(help="Price of a GPU-hour.", min=0)] = None,
     checkpointing: Annotated[
         Literal["none", "selective", "full"] | None,
-        typer.Option(help="What the backward computes again; by default all where activation_checkpointing is on."),
+        typer.Option(
+            help="What the backward computes again; by default as activation_checkpointing and recompute say."
+        ),
     ] = None,
-    compiled: Annotated[bool, typer.Option("--compiled", help="Norms, rotary embedding and MLPs compiled.")] = False,
-    chunked_loss: Annotated[bool, typer.Option("--chunked-loss", help="Logits of 1,024 rows at a time.")] = False,
+    compiled: Annotated[
+        bool | None, typer.Option("--compiled/--eager", help="The dense parts; by default as model.compile says.")
+    ] = None,
+    chunked_loss: Annotated[
+        bool,
+        typer.Option("--chunked-loss/--whole-loss", help="Logits of 1,024 rows at a time, as in training, or all."),
+    ] = True,
     optimizer: Annotated[bool, typer.Option(help="With the optimizer, or forward and backward alone.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -42,7 +49,7 @@ def plan(
     Nothing is trained or downloaded; no GPU is needed. Times rest on measured rates (nsa_lab/scale/rates.csv), and each
     says whether it was measured, derived from a larger measurement, or is an estimate.
 
-    `nsa-lab plan experiments/scale/videonsa_7b.yaml --gpus 32 --compiled --price 2.5`
+    `nsa-lab plan experiments/scale/videonsa_7b.yaml --gpus 32 --price 2.5`
 
     `nsa-lab plan experiments/scale/videonsa_7b.yaml --gpus 2 --gpu h200 --tokens 131072 --json`
     """

@@ -4,9 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from nsa_lab.attention.budget import Cost
 from nsa_lab.config import ExperimentConfig
+from nsa_lab.config.schema import TrainingConfig
 from nsa_lab.errors import NsaLabError
+from nsa_lab.model.compile import compiles
 from nsa_lab.plugin import settings
 from nsa_lab.scale import flops
 from nsa_lab.scale.activations import gate_bytes
@@ -146,18 +150,19 @@ def make_plan(
     text: int = TEXT,
     answer: int = ANSWER,
     policy: Policy | None = None,
-    compiled: bool = False,
-    chunked: bool = False,
+    compiled: bool | None = None,
+    chunked: bool = True,
     optimizer: bool = True,
     subject: Subject | None = None,
 ) -> Plan:
     """Plan the training of `config` on `gpus`; nothing is downloaded and nothing trained.
 
     video_tokens: of a sample, by default the longest that the data settings allow; `text` tokens follow it, of which
-    `answer` are labelled. policy: what is computed again in
-    the backward (by default as training.activation_checkpointing says). subject: that of `config`, where it was made
-    before. Raises NsaLabError where the model's shape is
-    not known here, or a number makes no sense.
+    `answer` are labelled. policy: what is computed again in the backward, by default what activation_checkpointing and
+    recompute say (of auto, `selective` where that fits, else `full`). compiled: the dense parts, by default as
+    model.compile says on such a GPU. chunked: logits of 1,024 rows at a time, as a training has them. subject: that of
+    `config`, where it was made before. Raises NsaLabError where the model's shape is not known here, or a number makes
+    no sense.
 
     The samples of an optimiser step are spread over the GPUs, batch_size of them at a time on each.
     """
@@ -168,19 +173,22 @@ def make_plan(
         if value < 1:
             raise NsaLabError(f"{name} {value} is not positive")
     training = config.training
-    policy = policy or ("full" if training.activation_checkpointing else "none")
     samples = training.batch_size * training.accumulate
+    subject, load = subject or Subject(config), load_of(config, video_tokens, text, answer)
+    gib = GPUS[gpu][1]
+    if compiled is None:
+        compiled = compiles(config.model.compile, subject.widths.hidden, torch.device("cuda"))
 
     def setup_on(count: int) -> Setup:
         steps = max(1, -(-samples // (training.batch_size * count)))
-        return Setup(training.precision, count, policy, compiled, chunked, optimizer, steps)
+        made = Setup(training.precision, count, "selective", compiled, chunked, optimizer, steps)
+        kept = subject.memory(load, made).total <= FITS * gib * GIB
+        return replace(made, policy=policy or _policy(training, kept))
 
     setup = setup_on(gpus)
-    subject, load = subject or Subject(config), load_of(config, video_tokens, text, answer)
     costs = subject.costs(load)
     amounts = subject.flops(costs, load)
     step = step_time(subject.widths, subject.parameters, subject.layers, amounts, load, setup, gpu)
-    gib = GPUS[gpu][1]
     fits = []
     for count in sorted({*CLUSTERS, gpus}):
         there = setup_on(count)
@@ -199,6 +207,14 @@ def make_plan(
         fits=tuple(fits),
         notes=tuple(_notes(config, subject, setup)),
     )
+
+
+def _policy(training: TrainingConfig, selective_fits: bool) -> Policy:
+    if not training.activation_checkpointing:
+        return "none"
+    if training.recompute == "auto":
+        return "selective" if selective_fits else "full"
+    return training.recompute
 
 
 def _key(design: Any) -> str:

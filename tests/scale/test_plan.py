@@ -231,3 +231,19 @@ def test_plan_prints_tables_and_json(capsys, tmp_path):
 def test_what_cannot_be_planned_is_said_in_one_line(changes, options, said):
     with pytest.raises(NsaLabError, match=said):
         make_plan(load_config(None, ["tasks.needle.enabled=true", *changes]), **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus", "policy", "compiled"),
+    [
+        ([], 32, "full", True),
+        (["training.activation_checkpointing=false"], 32, "none", True),
+        (["training.recompute=selective"], 1, "selective", True),
+        (["training.recompute=auto", "model.compile=false"], 32, "selective", False),
+        (["training.recompute=auto"], 1, "full", True),
+    ],
+)
+def test_what_is_planned_is_what_the_config_trains(big, given, gpus, policy, compiled):
+    config = load_config("experiments/scale/videonsa_7b.yaml", given)
+    setup = make_plan(config, gpus=gpus, subject=big["nsa"]).setup
+    assert (setup.policy, setup.compiled, setup.chunked) == (policy, compiled, True)
