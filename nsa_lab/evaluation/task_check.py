@@ -57,6 +57,7 @@ def check_tasks(
     a name is no task (before anything is trained) or a training failed.
     """
     _check_names(names)
+    names = list(dict.fromkeys(names))
     cards = []
     for group in [names] if conversion else [[name] for name in names]:
         enabled = [f"tasks.{task}.enabled={str(task in group).lower()}" for task in TASKS]
