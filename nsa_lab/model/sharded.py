@@ -40,17 +40,24 @@ class _Table(pickle.Unpickler):
 
 def refuse_code(checkpoint: Path) -> None:
     """Raise ValueError where reading the parts could run code: torch reads the table, and values that are no tensors,
-    as pickles; or where they are not all in the folder. OSError and torch.load's errors where a part is missing."""
+    as pickles; or where they are not all in the folder. OSError where a part is missing, and torch.load's errors."""
+    _need(checkpoint / TABLE)
     table = _Table(io.BytesIO((checkpoint / TABLE).read_bytes())).load()
     for index, info in table.storage_data.items():
         part = (checkpoint / info.relative_path).resolve()
         if part.parent != checkpoint.resolve() or info.transform_descriptors is not None:
             raise ValueError(f"its table of parts looks for {index.fqn} at {info.relative_path}")
+        _need(part)
         if isinstance(table.state_dict_metadata.get(index.fqn), TensorStorageMetadata):
             continue
         with open(part, "rb") as stream:
             stream.seek(info.offset)
             torch.load(io.BytesIO(stream.read(info.length)), weights_only=True)
+
+
+def _need(part: Path) -> None:
+    if not part.is_file():
+        raise FileNotFoundError(f"its part {part.name} is missing")
 
 
 def is_sharded(checkpoint: Path) -> bool:
@@ -61,6 +68,7 @@ def is_sharded(checkpoint: Path) -> bool:
 def read_rest(checkpoint: Path) -> dict[str, Any]:
     """All but the tensors. Raises what `refuse_code` does."""
     refuse_code(checkpoint)
+    _need(checkpoint / REST)
     return torch.load(checkpoint / REST, map_location="cpu", weights_only=True)
 
 
