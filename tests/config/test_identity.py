@@ -1,6 +1,7 @@
 """What makes a run another run: the settings that are read, where they differ from their defaults."""
 
 import json
+import subprocess
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -25,6 +26,7 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.training.directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
+IN_GIT = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()
 EXPERIMENTS = sorted({*(ROOT / "experiments").rglob("*.yaml")} - {*(ROOT / "experiments/ablations").glob("*.yaml")})
 GOLDEN = ROOT / "tests/golden/hashes.json"
 NEEDLE = "tasks.needle.enabled=true"
@@ -165,6 +167,8 @@ def test_shipped_experiments_keep_their_hash(file, request):
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if request.config.getoption("--update-golden"):
         GOLDEN.write_text(json.dumps(golden | {name: found}, indent=1, sort_keys=True) + "\n")
+    elif name not in golden and name not in IN_GIT:
+        pytest.skip(f"{name} is somebody's own, as `promote` writes them")
     else:
         assert golden[name] == found
 
