@@ -1,12 +1,12 @@
 """What one micro-batch of a training holds: samples of a video, a question and an answer."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from nsa_lab.config import ExperimentConfig
-from nsa_lab.config.rules import enabled_tasks
+from nsa_lab.config.rules import clip_tokens, enabled_tasks
 from nsa_lab.layout import FRAMES_PER_PATCH, TOKEN_PIXELS, TokenLayout, layout_from_token_ids
 from nsa_lab.tasks import TASKS
 
@@ -59,11 +59,8 @@ def load_of(config: ExperimentConfig, video_tokens: int | None = None, text: int
 
 def frame_and_clip(config: ExperimentConfig) -> tuple[int, int]:
     """Tokens of one temporal patch (two frames), and of the longest clip."""
-    clips = [
-        (tokens, tokens * FRAMES_PER_PATCH // task.frames)
-        for name, task in enabled_tasks(config).items()
-        for tokens in [TASKS[name].video_tokens(task)]
-    ]
+    tasks, tokens = enabled_tasks(config), clip_tokens(config)
+    clips = [(tokens[name], TASKS[name].video_tokens(replace(tasks[name], frames=FRAMES_PER_PATCH))) for name in tasks]
     if clips:
         longest, per_frame = max(clips)
         return per_frame, longest

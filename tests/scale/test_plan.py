@@ -12,7 +12,7 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.model import build_model
 from nsa_lab.scale import activations, flops
 from nsa_lab.scale.keys import SAMPLED, branch_costs
-from nsa_lab.scale.load import Load, load_of
+from nsa_lab.scale.load import Load, frame_and_clip, load_of
 from nsa_lab.scale.memory import GIB, WORKSPACE, Setup
 from nsa_lab.scale.plan import Subject, make_plan
 from nsa_lab.scale.rates import GPUS, rate, rows
@@ -247,3 +247,8 @@ def test_what_is_planned_is_what_the_config_trains(big, given, gpus, policy, com
     config = load_config("experiments/scale/videonsa_7b.yaml", given)
     setup = make_plan(config, gpus=gpus, subject=big["nsa"]).setup
     assert (setup.policy, setup.compiled, setup.chunked) == (policy, compiled, True)
+
+
+def test_a_clip_counts_as_the_frames_that_are_shown_of_it():
+    half = load_config("experiments/demo.yaml", ["data.fps=4.0"])
+    assert frame_and_clip(load_config("experiments/demo.yaml")) == (4, 72) and frame_and_clip(half) == (4, 36)
