@@ -7,9 +7,8 @@ import torch
 
 from nsa_lab.data.chat import IGNORED
 from nsa_lab.data.dataset import Example
+from nsa_lab.data.positions import VIDEO
 from nsa_lab.layout import MERGE, OnHost, layout_from_token_ids
-
-VIDEO_TYPE = 2
 
 
 def pack(examples: Sequence[Example]) -> dict[str, Any]:
@@ -32,7 +31,7 @@ def pack(examples: Sequence[Example]) -> dict[str, Any]:
     types = torch.cat([example.token_types for example in examples])[None]
     labels = torch.cat([example.labels for example in examples])[None]
     grids, positions = torch.cat([example.grid_thw for example in examples]), torch.cat(position_ids, dim=1)[:, None]
-    layout = layout_from_token_ids(types, VIDEO_TYPE, grids, text_positions=positions[0], spatial_merge=MERGE)
+    layout = layout_from_token_ids(types, VIDEO, grids, text_positions=positions[0], spatial_merge=MERGE)
     return {
         "input_ids": torch.cat([example.input_ids for example in examples])[None],
         "labels": labels,

@@ -11,7 +11,6 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from nsa_lab.data import VideoDataset
-from nsa_lab.data.chat import IGNORED
 from nsa_lab.training.ranks import ALONE, Ranks
 
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
@@ -95,7 +94,7 @@ class StepCollate:
     def __call__(self, examples: Sequence[Any]) -> list[dict[str, Any]]:
         size = self.batch_size
         batches = [self.collate(examples[first : first + size]) for first in range(0, len(examples), size)]
-        labels = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+        labels = sum(len(batch["label_rows"]) for batch in batches)
         return [batch | {"step_labels": labels} for batch in batches]
 
 

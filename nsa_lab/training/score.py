@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from nsa_lab.attention.trace import Trace
+from nsa_lab.data.chat import IGNORED
 from nsa_lab.model import MODEL_INPUTS
 from nsa_lab.training.ranks import added, gathered
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)

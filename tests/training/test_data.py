@@ -47,7 +47,8 @@ class Labelled(TensorDataset):
 
 
 def collate(rows):
-    return {"labels": torch.cat(list(rows))[None]}
+    labels = torch.cat(list(rows))[None]
+    return {"labels": labels, "label_rows": (labels[0, 1:] >= 0).nonzero().squeeze(1) + 1}
 
 
 @pytest.mark.parametrize(
