@@ -10,6 +10,10 @@ import subprocess
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 DIFF_LIMIT = 1_000_000
 
@@ -22,12 +26,19 @@ class Source:
     dirty: str
 
 
+def training_device(accelerator: str) -> "torch.device":
+    """What training.accelerator means on this machine: the GPU where there is one, unless it says cpu."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
+
+
 def machine_facts(accelerator: str, threads: int | None) -> dict[str, str]:
     """What a table says of where its rows were measured. `threads` are PyTorch's own where None."""
     import torch
 
     source = source_state()
-    on_gpu = torch.cuda.is_available() and accelerator != "cpu"
+    on_gpu = training_device(accelerator).type == "cuda"
     return {
         "device": torch.cuda.get_device_name() if on_gpu else cpu_name(),
         "cores": str(os.cpu_count()),

@@ -7,12 +7,13 @@ import torch
 from nsa_lab.attention.dims import HeadDims
 from nsa_lab.attention.methods import Method
 from nsa_lab.attention.trace import Trace
-from nsa_lab.bench.measure import Measurement, Point, bench_device, memory_mib, now
+from nsa_lab.bench.measure import Measurement, Point, memory_mib, now
 from nsa_lab.config import layer_attention, load_config
 from nsa_lab.config.sizes import model_size
 from nsa_lab.layout import layout_from_token_ids
 from nsa_lab.model.partitions import LayerPartitions
 from nsa_lab.model.plan import AttentionPlan
+from nsa_lab.origin import training_device
 from nsa_lab.plugin import build
 
 SIDE = 8
@@ -24,7 +25,7 @@ def measure_layer(tree: dict[str, Any], point: Point, repeats: int) -> Measureme
     config = load_config(None, tree)
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
-    device, size = bench_device(config), model_size(config.model)
+    device, size = training_device(config.training.accelerator), model_size(config.model)
     design = layer_attention(config.attention, 0)
     dims = HeadDims(size.hidden_size, size.num_heads, size.num_kv_heads, size.head_dim)
     torch.manual_seed(config.seed)

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-from nsa_lab.config import ExperimentConfig
-
 MIB = 1 << 20
 
 
@@ -28,11 +26,6 @@ class Measurement:
     seconds: float
     peak_mib: float
     base_mib: float
-
-
-def bench_device(config: ExperimentConfig) -> Any:
-    """The GPU where there is one and the config does not say cpu."""
-    return torch.device("cuda" if torch.cuda.is_available() and config.training.accelerator != "cpu" else "cpu")
 
 
 def memory_mib(device: Any, peak: bool) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nsa_lab.bench.measure import Measurement, Point, bench_device, memory_mib, now
+from nsa_lab.bench.measure import Measurement, Point, memory_mib, now
 from nsa_lab.config import ExperimentConfig, load_config
 from nsa_lab.data import Example, Turn, load_tokenizer, pack
 from nsa_lab.data.chat import VIDEO_TOKEN, encode_chat
@@ -15,6 +15,7 @@ from nsa_lab.data.positions import mrope_positions
 from nsa_lab.layout import MERGE
 from nsa_lab.model import VideoNSAForConditionalGeneration
 from nsa_lab.model.checkpoint import bare_model
+from nsa_lab.origin import training_device
 from nsa_lab.training.run import build_module
 from nsa_lab.training.schedule import build_optimizer
 from nsa_lab.training.score import score_answers
@@ -59,7 +60,7 @@ def build_step(tree: dict[str, Any], point: Point, optimizer: bool = True, answe
     config = load_config(None, tree)
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
-    device = bench_device(config)
+    device = training_device(config.training.accelerator)
     tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
     dtype = torch.bfloat16 if config.training.precision == "bf16-true" else torch.float32
     with device:

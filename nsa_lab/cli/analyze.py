@@ -52,9 +52,9 @@ def run_(
     """
     from nsa_lab.analysis.attention.report import analyze
     from nsa_lab.api import load_model
-    from nsa_lab.bench.measure import bench_device
     from nsa_lab.bench.run import check_length
     from nsa_lab.cli.output import say
+    from nsa_lab.origin import training_device
     from nsa_lab.tracking import attach
 
     _check_folder(run, overrides or [])
@@ -64,7 +64,7 @@ def run_(
     model = load_model(run, overrides or ())
     config = model.experiment
     assert config is not None
-    found = analyze(model.float().to(bench_device(config)), config, clips=clips)
+    found = analyze(model.float().to(training_device(config.training.accelerator)), config, clips=clips)
     if latency:
         found.tables["latency"] = _timed(model, points, repeats)
     files = found.write(output or run / "analysis")

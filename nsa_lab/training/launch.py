@@ -20,6 +20,7 @@ from nsa_lab.config import ExperimentConfig
 from nsa_lab.errors import NsaLabError, first_line
 from nsa_lab.files import write_text
 from nsa_lab.model.trained import kept_checkpoint
+from nsa_lab.origin import training_device
 from nsa_lab.training.directory import RunDirectory
 from nsa_lab.training.ranks import LAUNCHED, Ranks
 
@@ -59,7 +60,7 @@ def joined(ranks: Ranks, start: bool, config: ExperimentConfig, home: RunDirecto
 
 
 def _connect(config: ExperimentConfig, ranks: Ranks) -> None:
-    gpu = config.training.accelerator != "cpu" and torch.cuda.is_available()
+    gpu = training_device(config.training.accelerator).type == "cuda"
     if gpu:
         torch.cuda.set_device(ranks.local_rank)
     dist.init_process_group("nccl" if gpu else "gloo", timeout=TIMEOUT)

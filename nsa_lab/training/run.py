@@ -26,7 +26,7 @@ from nsa_lab.model.checkpoint import tokens_per_second
 from nsa_lab.model.compile import compile_dense, compiles
 from nsa_lab.model.recompute import recompute_activations
 from nsa_lab.model.trained import check_readable, find_checkpoint, kept_checkpoint, last_weights
-from nsa_lab.origin import code_digest, machine_facts
+from nsa_lab.origin import code_digest, machine_facts, training_device
 from nsa_lab.tracking import Tracker, finish_left
 from nsa_lab.training.callbacks import Progress, Reporter
 from nsa_lab.training.checkpoint import CheckpointWriter
@@ -115,9 +115,10 @@ def run(
         joined(ranks, launched is None, config, home),
     ):
         module, data = build(config, ranks)
-        if not resume and ranks.first:
-            home.clear()
-        elif recorded := _recorded(home, ranks) if resume and ranks.world == 1 else None:
+        if not resume:
+            if ranks.first:
+                home.clear()
+        elif ranks.world == 1 and (recorded := _recorded(home, ranks)):
             return recorded  # another process trained it meanwhile
         with _tracker(config, home, ranks, tags, parent) as tracker:
             barrier()
@@ -206,7 +207,7 @@ def build_module(
     L.seed_everything(config.seed, workers=True, verbose=False)
     model = make(config, tokenizer)
     hidden_size = model.config.text_config.hidden_size
-    if compiles(config.model.compile, hidden_size, training_device(config.training)):
+    if compiles(config.model.compile, hidden_size, training_device(config.training.accelerator)):
         compile_dense(model)
     if config.training.activation_checkpointing:
         recompute_activations(model, config.training.recompute)
@@ -218,15 +219,9 @@ def _backend(config: ExperimentConfig, model: VideoNSAForConditionalGeneration) 
 
     Raises NsaLabError where a named one cannot run here.
     """
-    device = training_device(config.training)
+    device = training_device(config.training.accelerator)
     layers = range(model.config.text_config.num_hidden_layers)
     return "+".join(sorted({choose_backend(layer_attention(config.attention, i).backend, device) for i in layers}))
-
-
-def training_device(training: TrainingConfig) -> torch.device:
-    """What a run of these settings trains on here."""
-    on_gpu = training.accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if on_gpu else "cpu")
 
 
 def _check_machine(training: TrainingConfig, ranks: Ranks) -> None:
@@ -234,14 +229,14 @@ def _check_machine(training: TrainingConfig, ranks: Ranks) -> None:
     ranks.share(training)
     if training.accelerator == "gpu" and not torch.cuda.is_available():
         raise NsaLabError("training.accelerator=gpu, but torch finds no GPU; set training.accelerator=cpu")
-    gpus = torch.cuda.device_count()
-    if training.accelerator != "cpu" and torch.cuda.is_available() and ranks.local_world > gpus:
+    gpus, on_gpu = torch.cuda.device_count(), training_device(training.accelerator).type == "cuda"
+    if on_gpu and ranks.local_world > gpus:
         raise NsaLabError(
             f"{ranks.local_world} processes, but this machine has {gpus} GPUs; set training.devices={gpus}"
         )
     if ranks.world > 1 and training.precision == "16-mixed":
         raise NsaLabError("training.precision=16-mixed scales losses of one process; set training.precision=bf16-mixed")
-    if training.precision == "16-mixed" and (training.accelerator == "cpu" or not torch.cuda.is_available()):
+    if training.precision == "16-mixed" and not on_gpu:
         raise NsaLabError("training.precision=16-mixed needs a GPU; set training.precision=bf16-mixed")
 
 
