@@ -2,10 +2,7 @@
 
 import contextlib
 import dataclasses
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ from nsa_lab.bench.measure import Point
 from nsa_lab.bench.run import append_row, check_length
 from nsa_lab.config import ExperimentConfig, flatten, load_config, to_dict
 from nsa_lab.errors import NsaLabError
-from nsa_lab.origin import machine_facts
+from nsa_lab.origin import machine_facts, training_device
 
 PLAIN = {"model.compile": "false", "training.activation_checkpointing": True, "training.recompute": "full"}
 """The step as it was; without `chunks` the loss holds the logits of all labelled rows at once."""
@@ -34,8 +31,10 @@ PARTS: dict[str, dict[str, Any]] = {
 class WholeStep:
     """A training step: seconds (the median), the sample's tokens a second, model FLOPs over the chip's (mfu), memory.
 
-    base_mib: the weights. peak_mib: all of it. Shares are of the GPU's time, by kind of kernel (`profile.kind_of`);
-    busy is that time over the step's; waits: how often the host waited for the GPU. nan where that cannot be told.
+    All of one process, which has a sample of its own. base_mib: its weights. peak_mib: all of it. Shares are of the
+    GPU's kernels' time, by kind (`profile.kind_of`); busy: the share of the step in which any of them ran; exposed: the
+    share in which nothing but communication did; waits: how often the host waited for the GPU. nan where that cannot
+    be told.
     """
 
     seconds: float
@@ -44,6 +43,7 @@ class WholeStep:
     peak_mib: float
     base_mib: float
     busy: float
+    exposed: float
     waits: float
     shares: dict[str, float]
 
@@ -60,8 +60,9 @@ def run_parts(
 ) -> list[dict[str, Any]]:
     """Measure the steps of PARTS (or `only` those) for every length; print a growing table, append to the CSV `out`.
 
-    A row that cannot be measured says why and the next one follows. Raises NsaLabError on a length that is not whole
-    frames, or an unknown row.
+    With training.devices=N of the config, N processes share the weights (FSDP2) and each has a sample of its own; rows
+    are one process's. A row that cannot be measured says why and the next one follows. Raises NsaLabError on a length
+    that is not whole frames, or an unknown row.
     """
     for name in only or ():
         if name not in PARTS:
@@ -70,18 +71,21 @@ def run_parts(
         check_length(length)
     machine = machine_facts(config.training.accelerator, config.training.threads)
     what = "training step" if optimizer else "forward and backward"
-    print(f"{machine['device']}, torch {machine['torch']}: {what}, {labels} labelled words")
+    world = config.training.devices
+    spread = f" on each of {world} processes" if world > 1 else ""
+    print(f"{machine['device']}, torch {machine['torch']}: {what}{spread}, {labels} labelled words")
     head = f"{'tokens':>7} {'step':<22} {'seconds':>8} {'tokens/s':>9} {'MFU':>6} {'peak GiB':>9}"
-    print(f"{head}  GPU busy, waits, shares")
+    print(f"{head}  GPU busy, communication alone, waits, shares")
     rows = []
     for length in lengths:
         for name in only or PARTS:
             try:
-                found = _in_fresh_process(_with(config, PARTS[name]), name, length, repeats, optimizer, labels)
+                found = _in_fresh_processes(_with(config, PARTS[name]), name, length, repeats, optimizer, labels)
             except NsaLabError as error:
                 print(f"{length:>7} {name:<22} {error}", flush=True)
                 continue
             row: dict[str, Any] = {"what": what, "step": name, "video_tokens": length, "labels": labels}
+            row |= {"devices": world, "precision": config.training.precision}
             print(_line(length, name, found), flush=True)
             if found is None:
                 continue
@@ -103,22 +107,22 @@ def _line(length: int, name: str, found: WholeStep | None) -> str:
         return f"{length:>7} {name:<22} out of memory"
     shares = ", ".join(f"{kind} {share:.0%}" for kind, share in found.shares.items() if share == share)
     mfu = "" if found.mfu != found.mfu else f"{found.mfu:.1%}"
-    told = f"{found.busy:.0%}, {found.waits:.0f}, {shares}" if found.busy == found.busy else ""
+    told = f"{found.busy:.0%}, {found.exposed:.0%}, {found.waits:.0f}, {shares}" if found.busy == found.busy else ""
     return (
         f"{length:>7} {name:<22} {found.seconds:>8.3f} {found.tokens_per_second:>9.0f} {mfu:>6} "
         f"{found.peak_mib / 1024:>9.2f}  {told}"
     )
 
 
-def _in_fresh_process(
+def _in_fresh_processes(
     config: ExperimentConfig, name: str, length: int, repeats: int, optimizer: bool, labels: int
 ) -> WholeStep | None:
+    # Imported here, because `nsa-lab --help` and a faulty command need neither torch nor the model.
+    from nsa_lab.bench.processes import first_answer
+
     given = (to_dict(config), length, repeats, optimizer, labels, bool(PARTS[name].get("chunks")))
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(measure_whole, *given).result()
-        except BrokenProcessPool:
-            return None
+    gpus = training_device(config.training.accelerator).type == "cuda"
+    return first_answer(measure_whole, given, config.training.devices, gpus)
 
 
 def measure_whole(
@@ -143,5 +147,6 @@ def measure_whole(
         peak = memory_mib(step.device, peak=True)
         found = profile(step, seconds)
         tokens = step.batch["input_ids"].numel()
-        return WholeStep(seconds, tokens / seconds, found.mfu, peak, base, found.busy, found.waits, found.shares)
+        own = (found.busy, found.exposed, found.waits, found.shares)
+        return WholeStep(seconds, tokens / seconds, found.mfu, peak, base, *own)
     return None

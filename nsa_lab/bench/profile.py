@@ -1,5 +1,6 @@
 """Where a step's time on the GPU goes by kind of kernel, and the arithmetic that the model asks for."""
 
+import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from nsa_lab.model import measure_budget
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16 FLOPs a second, from the vendor's data sheets."""
-SPARSE, DENSE, PRODUCTS, COMPILED, COPIES, REST = (
-    "sparse attention", "dense attention", "products", "compiled", "copies", "other elementwise",
+SPARSE, DENSE, PRODUCTS, COMPILED, COPIES, COMMUNICATION, REST = (
+    "sparse attention", "dense attention", "products", "compiled", "copies", "communication", "other elementwise",
 )  # fmt: skip
 _MARKS = (
+    (COMMUNICATION, ("nccl",)),
     (DENSE, ("flash", "fmha", "sdpa", "mha_")),
     (PRODUCTS, ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitk")),
     (COMPILED, ("triton_",)),
@@ -26,34 +28,47 @@ _MARKS = (
 
 @dataclass(frozen=True)
 class Profile:
-    """Shares of the GPU's time by kind, that time over the step's seconds (busy), host waits, and model FLOPs used."""
+    """Shares of the kernels' time by kind; of the step's seconds the share in which any kernel ran (busy), and in which
+    none but communication did (exposed); host waits, and model FLOPs used."""
 
     shares: dict[str, float]
     busy: float
+    exposed: float
     waits: float
     mfu: float
 
 
 def profile(step: Step, seconds: float) -> Profile:
     """One more step under the profiler; `seconds` is what one takes without. On a CPU all of it is nan."""
-    kinds = (SPARSE, DENSE, PRODUCTS, COMPILED, COPIES, REST)
+    kinds = (SPARSE, DENSE, PRODUCTS, COMPILED, COPIES, COMMUNICATION, REST)
     if step.device.type != "cuda":
-        return Profile(dict.fromkeys(kinds, float("nan")), *[float("nan")] * 3)
+        return Profile(dict.fromkeys(kinds, float("nan")), *[float("nan")] * 4)
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as found:
         step.run()
-    own, times, waits = set(own_kernels()), dict.fromkeys(kinds, 0.0), 0
-    for event in found.key_averages():
-        if getattr(event, "is_user_annotation", False):
-            continue
+    own, waits = set(own_kernels()), 0
+    spans: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
+    for event in found.events():
         if event.device_type == torch.autograd.DeviceType.CUDA:
-            times[kind_of(event.key, own)] += event.self_device_time_total / 1e6
-        elif event.key == "cudaStreamSynchronize":
-            waits += event.count
-    total = sum(times.values())
+            if not getattr(event, "is_user_annotation", False):
+                spans[kind_of(event.name, own)].append((event.time_range.start, event.time_range.end))
+        elif event.name == "cudaStreamSynchronize":
+            waits += 1
+    times = {kind: sum(end - start for start, end in own) for kind, own in spans.items()}
+    shares = {kind: time / sum(times.values()) for kind, time in times.items()}
+    busy = covered(span for own in spans.values() for span in own) / 1e6
+    alone = busy - covered(span for kind, own in spans.items() if kind != COMMUNICATION for span in own) / 1e6
     peak = next((rate for name, rate in PEAK.items() if name in torch.cuda.get_device_name()), float("nan"))
-    shares = {kind: time / total for kind, time in times.items()}
-    return Profile(shares, total / seconds, waits, model_flops(step) / seconds / peak)
+    return Profile(shares, busy / seconds, alone / seconds, waits, model_flops(step) / seconds / peak)
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """The length of the union of `spans`, each from its start to its end."""
+    total, until = 0.0, -math.inf
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
 
 
 def kind_of(kernel: str, own: Iterable[str]) -> str:

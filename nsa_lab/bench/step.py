@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
 from nsa_lab.bench.measure import Measurement, Point, memory_mib, now
 from nsa_lab.config import ExperimentConfig, load_config
@@ -16,6 +18,8 @@ from nsa_lab.layout import MERGE
 from nsa_lab.model import VideoNSAForConditionalGeneration
 from nsa_lab.model.checkpoint import bare_model
 from nsa_lab.origin import training_device
+from nsa_lab.training.fsdp import shard
+from nsa_lab.training.ranks import together
 from nsa_lab.training.run import build_module
 from nsa_lab.training.schedule import build_optimizer
 from nsa_lab.training.score import score_answers
@@ -56,7 +60,10 @@ def measure_step(tree: dict[str, Any], point: Point, repeats: int) -> Measuremen
 
 
 def build_step(tree: dict[str, Any], point: Point, optimizer: bool = True, answer: str = ANSWER) -> Step:
-    """The model as it trains (model.compile, training.activation_checkpointing, precision), with random weights."""
+    """The model as it trains (model.compile, training.activation_checkpointing, precision), with random weights.
+
+    Where several processes measure together, they share the weights out.
+    """
     config = load_config(None, tree)
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
@@ -66,6 +73,8 @@ def build_step(tree: dict[str, Any], point: Point, optimizer: bool = True, answe
     with device:
         module = build_module(config, tokenizer, bare_model)
     model = module.model.to(device, dtype).train()
+    if together():
+        shard(model, init_device_mesh(device.type, (dist.get_world_size(),)), config.training.precision)
     if device.type == "cuda":  # the weights were made in float32
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

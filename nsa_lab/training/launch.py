@@ -81,7 +81,7 @@ class Others:
         self.logs = [folder / f"{rank}.log" for rank in range(1, world)]
         self.before = {name: os.environ.get(name) for name in LAUNCHED}
         common = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0"}
-        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "nsa_lab.training.follow", str(home.config), str(home.path)]
         self.processes = []
@@ -132,7 +132,7 @@ def _remedy(home: RunDirectory) -> str:
     return f"{kept_checkpoint(home.checkpoints)}; run the same command again"
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

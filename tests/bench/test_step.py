@@ -1,16 +1,29 @@
 import math
+import os
+import signal
 
 import pytest
 
 from nsa_lab.bench.layer import measure_layer
 from nsa_lab.bench.measure import Point
 from nsa_lab.bench.parts import measure_whole, run_parts
-from nsa_lab.bench.profile import kind_of, model_flops, own_kernels
+from nsa_lab.bench.processes import first_answer
+from nsa_lab.bench.profile import covered, kind_of, model_flops, own_kernels
 from nsa_lab.bench.run import run_bench
 from nsa_lab.bench.step import build_step
 from nsa_lab.config import flatten, load_config, to_dict, to_yaml
 from nsa_lab.errors import NsaLabError
 from nsa_testing import tiny_config
+
+
+def short_of_memory(*_):
+    return None if os.environ["RANK"] == "1" else 1.0
+
+
+def killed(*_):
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1.0
 
 
 @pytest.mark.parametrize("method", ["dense", "nsa"])
@@ -43,6 +56,28 @@ def test_a_whole_step_is_measured_as_it_trains(clips):
     assert 0 < found.seconds < 60 and found.peak_mib >= found.base_mib > 0
     assert found.tokens_per_second * found.seconds > 64
     assert math.isnan(found.mfu) and math.isnan(found.waits)
+
+
+@pytest.mark.slow
+def test_processes_that_share_the_weights_are_measured_together(clips, tmp_path, capsys):
+    given = flatten(to_dict(tiny_config("training.accelerator=cpu"))) | {"data.cache_dir": str(clips)}
+    asked = {"lengths": [64], "repeats": 1, "optimizer": True, "labels": 3, "only": ["+ chunked loss"]}
+    (one,) = run_parts(load_config(None, given), out=tmp_path / "one.csv", **asked)
+    (two,) = run_parts(load_config(None, given | {"training.devices": 2}), out=tmp_path / "two.csv", **asked)
+    assert (one["devices"], two["devices"]) == (1, 2) and "each of 2 processes" in capsys.readouterr().out
+    assert two["tokens_per_second"] * two["seconds"] == pytest.approx(one["tokens_per_second"] * one["seconds"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("measure", "expected"), [(short_of_memory, None), (math.hypot, 5.0), (killed, None)], ids=lambda v: str(v)
+)
+def test_the_first_process_answers_unless_one_is_short_of_memory(measure, expected):
+    assert first_answer(measure, (3.0, 4.0), 2, gpus=False) == expected
+
+
+def test_time_that_two_kernels_share_counts_once():
+    assert covered([(0, 2), (5, 6), (1, 3), (1, 2)]) == 4 and covered([]) == 0
 
 
 def test_flops_are_six_a_weight_and_row_and_attention_on_top(clips):
