@@ -25,7 +25,8 @@ def shard(model: VideoNSAForConditionalGeneration, mesh: DeviceMesh, precision: 
     if isinstance(model, FSDPModule):
         return
     half = torch.bfloat16 if precision == "bf16-mixed" and mesh.device_type == "cuda" else None
-    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
+    # Inputs are not cast: it would happen in the forward but not when activation checkpointing repeats it.
+    policy = MixedPrecisionPolicy(half, torch.float32 if half else None, cast_forward_inputs=False)
     for block in (*model.model.visual.blocks, *model.model.language_model.layers):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)

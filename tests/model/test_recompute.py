@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nsa_lab.model import build_model
 from nsa_lab.model.recompute import Memory, recompute_activations
-from nsa_testing import assert_close, model_batch, tiny_config
+from nsa_testing import assert_close, model_batch, requires_gpu, tiny_config
 
 SHAPE = ("model.hidden_size=96", "model.num_heads=6", "model.num_kv_heads=2", "model.intermediate_size=200")
 SHAPES = [(3, (4, 2, 3), 5), (2, (3, 2, 2), 4)]
@@ -68,13 +68,39 @@ def test_selective_repeats_only_the_wide_products(tokenizer):
 
 
 def test_auto_fills_the_memory_deepest_layers_first():
-    memory = Memory(4)
-    assert [memory.way(number) for number in range(4)] == ["full"] * 4
-    memory.kept = {"selective": 50.0, "everything": 150.0}
-    for free, expected in ((3_000, (0, 0)), (3_400 + 860, (2, 0)), (5_200, (4, 0)), (6_300, (4, 1)), (99_999, (4, 4))):
-        assert memory.fit(free, 10, 10) == expected, free
-    memory.selective, memory.everything = 3, 1
-    assert [memory.way(number) for number in range(4)] == ["full", "selective", "selective", "everything"]
+    memory = Memory(5)
+    assert [memory.way(number) for number in range(5)] == ["full"] * 5
+    assert [memory.trial(number) for number in range(5)] == [None, None, "attention", "selective", "everything"]
+    memory.kept = {"attention": 40.0, "selective": 60.0, "everything": 160.0}
+    # A token has free / 10 bytes, of which the layer at work takes 320 and the inputs of the others 40.
+    room = ((300, (1, 1, 1)), (390, (2, 1, 1)), (480, (5, 1, 1)), (520, (5, 3, 1)), (560, (5, 5, 1)), (670, (5, 5, 2)))
+    for free, expected in (*room, (9_999, (5, 5, 5))):
+        assert tuple(memory.fit(10 * free, 10, 10).values()) == expected, free
+    memory.counts = {"attention": 4, "selective": 2, "everything": 1}
+    ways = ["full", "attention", "attention", "selective", "everything"]
+    assert [memory.way(number) for number in range(5)] == ways and {memory.trial(n) for n in range(5)} == {None}
+
+
+@pytest.mark.gpu
+@requires_gpu
+@pytest.mark.parametrize("method", ["nsa", "dense"])
+def test_auto_keeps_what_fits_and_the_gradients_are_the_same(tokenizer, method, caplog):
+    def gradients(policy):
+        torch.manual_seed(0)
+        model = build_model(tiny_config("model.num_layers=5", f"attention.method={method}"), tokenizer).cuda().train()
+        recompute_activations(model, policy)
+        for _ in range(2):  # the second forward knows what each way keeps
+            model.zero_grad(set_to_none=True)
+            batch = {name: x.cuda() for name, x in model_batch(model, SHAPES).items()}
+            model(**batch, use_cache=False).logits.square().mean().backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    full = gradients("full")
+    with caplog.at_level(logging.INFO, "nsa_lab.model.recompute"):
+        auto = gradients("auto")
+    assert [record.message.split(": ", 2)[2] for record in caplog.records] == ["5 attention, 5 selective, 5 everything"]
+    for name, grad in full.items():
+        assert_close(auto[name], grad, 1e-4, name)
 
 
 def test_auto_without_a_gpu_says_that_it_is_full(tokenizer, caplog):
