@@ -141,7 +141,7 @@ def measure_whole(
     with contextlib.suppress(torch.cuda.OutOfMemoryError):
         step = build_step(tree, Point("", "", length), optimizer, " ".join([ANSWER] * labels))
         base = memory_mib(step.device, peak=False)
-        for _ in range(3):  # the compiler's, and the one where training.recompute=auto measures
+        for _ in range(4):  # the compiler's, and those after which training.recompute=auto knows what there is room for
             step.run()
         seconds = sorted(step.run() for _ in range(repeats))[repeats // 2]
         peak = memory_mib(step.device, peak=True)

@@ -23,7 +23,7 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.model.compile import Compiled
 from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration
 
-FREE = 0.04
+FREE = 0.05
 """The share of a GPU's memory that `auto` leaves alone: fragments, and what kernels need for a moment."""
 MORE = ("attention", "selective", "everything")
 """What `auto` lets a layer keep besides its input, each more than the one before."""
@@ -60,45 +60,62 @@ def _compiles_inside() -> bool:
 class Memory:
     """How many decoder layers, the deepest first, may keep more than their input.
 
-    The first forward keeps inputs alone but in its last layers, where it measures what the other ways keep.
-    Deep layers are the first to be freed in the backward: while it makes gradients, memory never rises above what it
-    had at its begin or will have at its end. The layer whose backward runs needs room for all that it computes again,
-    and for as much in gradients; the deepest layer keeps everything in that room.
+    The first forward keeps inputs alone but in its last layers, where it measures what the other ways keep. Each later
+    one may keep so much more as PyTorch's peak so far has left free: whatever else a step needs, such as gradients,
+    weights that FSDP gathers or the vision tower's backward, is in that peak. A batch longer than all before it begins
+    anew. Deep layers keep the most, for they are the first to be freed in the backward.
     """
 
     def __init__(self, layers: int):
         self.layers = layers
         self.kept: dict[str, float] = {}
         self.counts = dict.fromkeys(MORE, 0)
-        self.said = False
-
-    @property
-    def measured(self) -> bool:
-        """Whether every way has been tried."""
-        return len(self.kept) == len(MORE)
+        self.longest = 0
+        self.spent = self.base = 0.0
+        self.said = ""
 
     def plan(self, x: Tensor) -> None:
         """Before the first layer, whose input is x [T, hidden]."""
         if x.device.type != "cuda":
             self._say(f"training.recompute=auto on {x.device.type}: inputs alone are kept (full)")
-        elif self.measured:
-            free, total = torch.cuda.mem_get_info(x.device)
-            free += torch.cuda.memory_reserved(x.device) - torch.cuda.memory_allocated(x.device)
-            self.counts = self.fit(free - FREE * total, len(x), x.element_size() * x.shape[1])
+            return
+        free, total = torch.cuda.mem_get_info(x.device)
+        others = total - free - torch.cuda.memory_reserved(x.device)
+        left = (1 - FREE) * total - others - torch.cuda.max_memory_allocated(x.device)
+        if self.settle(left, torch.cuda.memory_allocated(x.device), len(x), x.element_size() * x.shape[1]):
+            torch.cuda.reset_peak_memory_stats(x.device)
+        if any(self.counts.values()):
             layers = ", ".join(f"{count} {way}" for way, count in self.counts.items())
             self._say(
                 f"training.recompute=auto: with {len(x)} tokens so many of {self.layers} layers keep at least: {layers}"
             )
 
-    def fit(self, free: float, tokens: int, width: int) -> dict[str, int]:
-        """How many layers keep each of MORE or more, in `free` bytes; a token's input has `width`."""
+    def settle(self, left: float, base: float, tokens: int, width: int) -> bool:
+        """Choose `counts` for so many tokens, an input `width` bytes, where the peak so far has `left` bytes free.
+
+        base: bytes in use before the first layer, which at the peak were the most that they had ever been. True where
+        the peak so far says nothing of this batch, longer than those before, and is to be measured anew.
+        """
+        more, self.base = max(0.0, base - self.base), max(base, self.base)
+        if tokens > self.longest:
+            self.counts, self.longest, self.spent = dict.fromkeys(MORE, 0), tokens, 0.0
+            return True
+        if len(self.kept) == len(MORE):
+            self.counts, spent = self.fit(self.spent + left - more, tokens, width)
+            self.spent = spent if tokens == self.longest else self.spent
+        return False
+
+    def fit(self, room: float, tokens: int, width: int) -> tuple[dict[str, int], float]:
+        """How many layers keep each of MORE or more in `room` bytes, and how many bytes that is beyond the inputs."""
+        spent = tokens * (self.kept["everything"] - width)  # of the deepest layer
+        if spent > room:
+            return dict.fromkeys(MORE, 0), 0.0
         others, before, counts = self.layers - 1, float(width), {}
-        room = free / tokens - 2 * self.kept["everything"] - others * width
         for way in MORE:
-            more = max(self.kept[way] - before, 1.0)
-            upgraded = min(others, max(0, int(room / more)))
-            room, before, others, counts[way] = room - upgraded * more, self.kept[way], upgraded, 1 + upgraded
-        return counts
+            more = tokens * max(self.kept[way] - before, 1.0)
+            others = min(others, int((room - spent) / more))
+            spent, before, counts[way] = spent + others * more, self.kept[way], 1 + others
+        return counts, spent
 
     def way(self, number: int) -> str:
         """What layer `number` keeps: full, or one of MORE."""
@@ -110,10 +127,15 @@ class Memory:
         place = number - (self.layers - len(MORE))
         return MORE[place] if place >= 0 and MORE[place] not in self.kept else None
 
+    def tried(self, way: str, kept: float, x: Tensor) -> None:
+        """A layer that keeps so, whose input is x [T, hidden], has kept so many bytes."""
+        self.kept[way] = kept / len(x)
+        self.spent += kept - x.nbytes
+
     def _say(self, line: str) -> None:
-        if not self.said:
+        if self.said != line:
             log.info(line)
-        self.said = True
+        self.said = line
 
 
 def _layer(number: int, memory: Memory | None, forward: Callable[..., Tensor], x: Tensor) -> Tensor:
@@ -128,7 +150,7 @@ def _layer(number: int, memory: Memory | None, forward: Callable[..., Tensor], x
         return _run(memory.way(number), forward, x)
     before = torch.cuda.memory_allocated(x.device)
     out = _run(trial, forward, x)
-    memory.kept[trial] = (torch.cuda.memory_allocated(x.device) - before) / len(x)
+    memory.tried(trial, torch.cuda.memory_allocated(x.device) - before, x)
     return out
 
 

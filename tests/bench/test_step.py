@@ -3,6 +3,7 @@ import os
 import signal
 
 import pytest
+import torch
 
 from nsa_lab.bench.layer import measure_layer
 from nsa_lab.bench.measure import Point
@@ -24,6 +25,12 @@ def killed(*_):
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     return 1.0
+
+
+def mended_by_the_user(*_):
+    if os.environ["RANK"] == "1":
+        raise NsaLabError("set it otherwise")
+    torch.distributed.barrier()
 
 
 @pytest.mark.parametrize("method", ["dense", "nsa"])
@@ -74,6 +81,12 @@ def test_processes_that_share_the_weights_are_measured_together(clips, tmp_path,
 )
 def test_the_first_process_answers_unless_one_is_short_of_memory(measure, expected):
     assert first_answer(measure, (3.0, 4.0), 2, gpus=False) == expected
+
+
+@pytest.mark.slow
+def test_what_the_user_can_mend_is_said_by_whichever_process_meets_it():
+    with pytest.raises(NsaLabError, match="set it otherwise"):
+        first_answer(mended_by_the_user, (), 2, gpus=False)
 
 
 def test_time_that_two_kernels_share_counts_once():

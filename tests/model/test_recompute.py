@@ -72,13 +72,38 @@ def test_auto_fills_the_memory_deepest_layers_first():
     assert [memory.way(number) for number in range(5)] == ["full"] * 5
     assert [memory.trial(number) for number in range(5)] == [None, None, "attention", "selective", "everything"]
     memory.kept = {"attention": 40.0, "selective": 60.0, "everything": 160.0}
-    # A token has free / 10 bytes, of which the layer at work takes 320 and the inputs of the others 40.
-    room = ((300, (1, 1, 1)), (390, (2, 1, 1)), (480, (5, 1, 1)), (520, (5, 3, 1)), (560, (5, 5, 1)), (670, (5, 5, 2)))
+    # The deepest layer keeps 150 bytes a token beyond its input; the other four 30 for attention, 20 more, 100 more.
+    room = ((149, (0, 0, 0)), (150, (1, 1, 1)), (180, (2, 1, 1)), (270, (5, 1, 1)), (330, (5, 4, 1)), (450, (5, 5, 2)))
     for free, expected in (*room, (9_999, (5, 5, 5))):
-        assert tuple(memory.fit(10 * free, 10, 10).values()) == expected, free
+        counts, spent = memory.fit(10 * free, 10, 10)
+        assert tuple(counts.values()) == expected and spent <= 10 * free, free
     memory.counts = {"attention": 4, "selective": 2, "everything": 1}
     ways = ["full", "attention", "attention", "selective", "everything"]
     assert [memory.way(number) for number in range(5)] == ways and {memory.trial(n) for n in range(5)} == {None}
+
+
+def test_auto_never_keeps_more_than_the_peak_has_left_free():
+    limit, width = 10_000.0, 10
+
+    def step(memory, tokens, base, gradients):
+        """The peak of a step: what is in use, what layers keep, and what a backward takes besides."""
+        step.peak = base if memory.settle(limit - step.peak, base, tokens, width) else step.peak
+        trial = {number: memory.trial(number) for number in range(5)}
+        for way in filter(None, trial.values()):
+            memory.tried(way, tokens * sizes[way], torch.empty(tokens, width, dtype=torch.int8))
+        kept = tokens * sum(sizes[trial[n] or memory.way(n)] - width for n in range(5))
+        step.peak = max(step.peak, base + kept + gradients)
+        assert step.peak <= limit
+        return sum(memory.counts.values())
+
+    step.peak, memory = 0.0, Memory(5)
+    sizes = {"full": 10.0, "attention": 40.0, "selective": 60.0, "everything": 160.0}
+    # The optimiser's state comes after the first step; a longer batch, a shorter one, and gradients that stay.
+    steps = [(10, 2_000, 1_000), (10, 4_000, 1_000), (10, 4_000, 1_000), (12, 4_100, 1_200), (12, 4_100, 1_200)]
+    steps += [(6, 3_900, 600), (12, 5_100, 1_200), (12, 4_100, 1_200), (12, 5_100, 1_200)]
+    counts = [step(memory, *values) for values in steps]
+    assert counts[0] == counts[3] == 0 and all(count > 0 for place, count in enumerate(counts) if place not in (0, 3))
+    assert counts[5] == 15 and counts[6] < counts[4]
 
 
 @pytest.mark.gpu
@@ -89,7 +114,7 @@ def test_auto_keeps_what_fits_and_the_gradients_are_the_same(tokenizer, method, 
         torch.manual_seed(0)
         model = build_model(tiny_config("model.num_layers=5", f"attention.method={method}"), tokenizer).cuda().train()
         recompute_activations(model, policy)
-        for _ in range(2):  # the second forward knows what each way keeps
+        for _ in range(3):  # the second forward knows what each way keeps
             model.zero_grad(set_to_none=True)
             batch = {name: x.cuda() for name, x in model_batch(model, SHAPES).items()}
             model(**batch, use_cache=False).logits.square().mean().backward()
