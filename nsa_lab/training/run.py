@@ -216,6 +216,7 @@ def build_module(
         model = make(config, tokenizer)
     else:
         model, parts = model_in_parts(config, tokenizer, Share(ranks.rank, ranks.world))
+    model.train()  # transformers hands out what it has loaded in eval mode, which recomputes nothing
     hidden_size = model.config.text_config.hidden_size
     if compiles(config.model.compile, hidden_size, training_device(config.training.accelerator)):
         compile_dense(model)

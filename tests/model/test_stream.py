@@ -19,6 +19,7 @@ from nsa_lab.model.checkpoint import bare_config, bare_model
 from nsa_lab.model.drawing import Drawing, Share, fill
 from nsa_lab.model.fresh import drawn_model, random_model
 from nsa_lab.model.stream import model_in_parts
+from nsa_lab.training.run import build_module
 from nsa_testing import TINY, stored_run, tiny_config
 
 DESIGNS = {
@@ -241,6 +242,12 @@ def test_values_that_a_constructor_makes_are_kept():
         model = Derived(part)
         parts = drawing.own_parts(model)
     assert parts["weight"].tolist() == [[1.0] * 3, [5.0] * 3]
+
+
+def test_what_is_loaded_is_trained_in_train_mode(tokenizer, published):
+    """Eval mode, in which transformers hands out a model, recomputes no activations."""
+    module = build_module(tiny_config(f"model.path={published}"), tokenizer)
+    assert all(part.training for part in module.modules())
 
 
 def test_a_filled_model_is_whole(tokenizer):
