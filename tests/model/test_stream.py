@@ -20,7 +20,7 @@ from nsa_lab.model.drawing import Drawing, Share, fill
 from nsa_lab.model.fresh import drawn_model, random_model
 from nsa_lab.model.stream import model_in_parts
 from nsa_lab.training.run import build_module
-from nsa_testing import TINY, stored_run, tiny_config
+from nsa_testing import TINY, requires_gpu, stored_run, tiny_config
 
 DESIGNS = {
     "paper": (),
@@ -202,6 +202,16 @@ def test_a_large_model_is_drawn_where_it_is_trained(tokenizer, monkeypatch):
     assert fresh._where_to_draw(stored, training) == torch.device("cpu")
     monkeypatch.setattr(fresh, "LARGE", 1000)
     assert fresh._where_to_draw(stored, training) == torch.device("cuda")
+
+
+@pytest.mark.gpu
+@requires_gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_weights_drawn_on_a_gpu_stay_there_and_are_those_of_one_process(tokenizer, monkeypatch, precision):
+    monkeypatch.setattr(fresh, "LARGE", 1000)
+    config = tiny_config(f"training.precision={precision}")
+    whole, _ = assert_equal(config, tokenizer, 2)
+    assert {parameter.device.type for parameter in whole.parameters()} == {"cuda"}
 
 
 class Derived(nn.Module):
