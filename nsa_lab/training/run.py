@@ -279,7 +279,11 @@ def _fit(
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         logger=TrackerLogger(tracker),
-        callbacks=[reporter, writer, *([ProgressBar(training.steps)] if progress_bar and ranks.first else [])],
+        callbacks=[
+            reporter,
+            writer,
+            *([ProgressBar(training.steps, reporter)] if progress_bar and ranks.first else []),
+        ],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
