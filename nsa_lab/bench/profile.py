@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from nsa_lab.bench.step import Step
 from nsa_lab.model import measure_budget
+from nsa_lab.model.flops import StepFlops, peak_flops
 
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16 FLOPs a second, from the vendor's data sheets."""
 SPARSE, DENSE, PRODUCTS, COMPILED, COPIES, COMMUNICATION, REST = (
     "sparse attention", "dense attention", "products", "compiled", "copies", "communication", "other elementwise",
 )  # fmt: skip
@@ -58,7 +56,7 @@ def profile(step: Step, seconds: float) -> Profile:
     shares = {kind: time / sum(times.values()) for kind, time in times.items()}
     busy = covered(span for own in spans.values() for span in own) / 1e6
     alone = busy - covered(span for kind, own in spans.items() if kind != COMMUNICATION for span in own) / 1e6
-    peak = next((rate for name, rate in PEAK.items() if name in torch.cuda.get_device_name()), float("nan"))
+    peak = peak_flops(torch.cuda.get_device_name()) or float("nan")
     return Profile(shares, busy / seconds, alone / seconds, waits, model_flops(step) / seconds / peak)
 
 
@@ -92,26 +90,7 @@ def own_kernels() -> Iterable[str]:
 
 
 def model_flops(step: Step) -> float:
-    """FLOPs of a forward and a backward, nothing counted twice: 6 a weight and row, attention's pairs 3 times.
-
-    Sparse attention counts the pairs that it reads. Left out, as less than 1% each: the vision tower's attention, text
-    rows, everything elementwise.
-    """
-    model, batch = step.model, step.batch
-    tokens = batch["input_ids"].numel()
-    patches = int(batch["video_grid_thw"].prod(1).sum())
-    videos = patches // model.config.vision_config.spatial_merge_size**2
-    labelled = int((batch["labels"] >= 0).sum())
-    vision = model.model.visual
-    rows = [
-        (model.model.language_model, tokens), (vision.blocks, patches), (vision.patch_embed, patches),
-        (vision.merger, videos), (model.lm_head, labelled),
-    ]  # fmt: skip
-    weights = sum(6 * count * _product_weights(module) for module, count in rows)
+    """FLOPs of a forward and a backward (see StepFlops)."""
     with torch.autocast(step.device.type, torch.bfloat16, enabled=step.autocast):
-        attention = measure_budget(model, batch)["budget/flops_per_token"]
-    return weights + 3 * attention * videos
-
-
-def _product_weights(module: nn.Module) -> int:
-    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear | nn.Conv3d))
+        attention = measure_budget(step.model, step.batch)["budget/flops_per_token"]
+    return StepFlops(step.model).of(step.batch, attention)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from nsa_lab.data.chat import VIDEO_TOKEN, encode_chat
 from nsa_lab.data.positions import mrope_positions
 from nsa_lab.layout import MERGE
 from nsa_lab.model import VideoNSAForConditionalGeneration
-from nsa_lab.model.checkpoint import bare_model
+from nsa_lab.model.checkpoint import bare_config
+from nsa_lab.model.fresh import random_model
 from nsa_lab.origin import training_device
 from nsa_lab.training.fsdp import shard
 from nsa_lab.training.ranks import together
@@ -69,13 +71,10 @@ def build_step(tree: dict[str, Any], point: Point, optimizer: bool = True, answe
         torch.set_num_threads(config.training.threads)
     device = training_device(config.training.accelerator)
     tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
-    dtype = torch.bfloat16 if config.training.precision == "bf16-true" else torch.float32
-    with device:
-        module = build_module(config, tokenizer, bare_model)
-    model = module.model.to(device, dtype).train()
+    model = build_module(config, tokenizer, partial(_random_model, device=device)).model.to(device)
     if together():
         shard(model, init_device_mesh(device.type, (dist.get_world_size(),)), config.training.precision)
-    if device.type == "cuda":  # the weights were made in float32
+    if device.type == "cuda":  # each weight was drawn in float32
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     batch = {
@@ -84,6 +83,10 @@ def build_step(tree: dict[str, Any], point: Point, optimizer: bool = True, answe
     }
     own = build_optimizer(model, config.training)[0] if optimizer else None
     return Step(model, batch, own, device, config.training.precision == "bf16-mixed")
+
+
+def _random_model(config: ExperimentConfig, tokenizer: Any, device: torch.device) -> VideoNSAForConditionalGeneration:
+    return random_model(bare_config(config, tokenizer), config.training, device)
 
 
 def random_batch(video_tokens: int, tokenizer: Any, config: ExperimentConfig, answer: str = ANSWER) -> dict[str, Any]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nsa_lab.training import RunResult
 
 PAPER_LENGTH = 128_000
-PERCENT = ("accuracy", "paper_ratio", "ratio_to_dense", "share_of_step")
+PERCENT = ("accuracy", "paper_ratio", "ratio_to_dense", "share_of_step", "data_wait", "mfu")
 HIDDEN = ("gate/", "gradient_norm", "learning_rate")
 
 

@@ -1,11 +1,13 @@
 """Load and build models: a fresh one by size, Qwen2.5-VL's weights with fresh gates, or a checkpoint of our own."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nsa_lab.config import (
     AttentionConfig,
@@ -29,6 +31,7 @@ from nsa_lab.model.config import (
     published_design,
     set_design,
 )
+from nsa_lab.model.fresh import random_model, weights_dtype
 from nsa_lab.model.gates import with_gates_of
 from nsa_lab.model.trained import last_weights
 from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration, is_plugged_in, plugged_in
@@ -39,45 +42,55 @@ SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention
 log = logging.getLogger(__name__)
 
 
-def build_model(config: ExperimentConfig, tokenizer: Any) -> VideoNSAForConditionalGeneration:
+def build_model(
+    config: ExperimentConfig, tokenizer: Any, device: torch.device | None = None
+) -> VideoNSAForConditionalGeneration:
     """The model that `config` asks for: `model.path` (a run, a folder or hub id of weights) loaded, or a random one.
 
-    Its weights are float32, unless training.precision is bf16-true: small steps are lost in bfloat16. Raises as
-    `load_model`.
+    Its weights are float32, unless training.precision is bf16-true: small steps are lost in bfloat16. It is on the CPU,
+    or where `random_model` draws it. Raises as `load_model`.
     """
     path = config.model.path
     if path is not None and not is_run(path):
-        dtype = torch.bfloat16 if config.training.precision == "bf16-true" else torch.float32
-        return load_model(path, config.attention, dtype, config.data.positions)
-    model = bare_model(config, tokenizer)
+        return load_model(path, config.attention, weights_dtype(config.training), config.data.positions)
+    model = random_model(bare_config(config, tokenizer), config.training, device)
     if path is not None:
         take_weights(model, Path(path))
     return model
 
 
 def bare_model(config: ExperimentConfig, tokenizer: Any) -> VideoNSAForConditionalGeneration:
-    """The model that `config` asks for with random weights; model.path gives only its shape. Raises NsaLabError."""
+    """The model that `config` asks for with random weights, in float32 on the CPU; model.path gives only its shape.
+
+    Raises NsaLabError.
+    """
+    return VideoNSAForConditionalGeneration(bare_config(config, tokenizer))
+
+
+def bare_config(config: ExperimentConfig, tokenizer: Any) -> VideoNSAConfig:
+    """Shape and design of the model that `config` asks for. Raises NsaLabError."""
     shape, positions = shape_source(config.model), config.data.positions
     if shape.path is None:
-        stored = config_from_size(model_size(shape), tokenizer, config.attention, positions)
-    else:
-        stored = _read_config(shape.path, config.attention, positions)
-    return VideoNSAForConditionalGeneration(stored)
+        return config_from_size(model_size(shape), tokenizer, config.attention, positions)
+    return _read_config(shape.path, config.attention, positions)
 
 
 def take_weights(model: VideoNSAForConditionalGeneration, run: Path) -> None:
-    """Put the last weights of the folder `run` into `model`; raises as `load_model`.
+    """Put the last weights of the folder `run` into `model`; raises as `load_model`."""
+    model.load_state_dict(run_weights(model, model.state_dict(), run), strict=False)
+
+
+def run_weights(model: VideoNSAForConditionalGeneration, own: Mapping[str, Tensor], run: Path) -> dict[str, Tensor]:
+    """The last weights of the folder `run` that have a place in `model`, whose weights so far are `own`.
 
     Gates keep the columns of the branches that both have, whatever other branches there are; of another kind they start
-    fresh.
+    fresh. Raises as `load_model`.
     """
-    weights, own = last_weights(run), model.state_dict()
     trained = load_saved_config(run / RUN_CONFIG).attention
-    weights = with_gates_of(model, weights, get_design(model.config.text_config), trained)
+    weights = with_gates_of(model, own, last_weights(run), get_design(model.config.text_config), trained)
     other = [name for name, weight in weights.items() if name in own and own[name].shape != weight.shape]
-    found = model.load_state_dict({k: v for k, v in weights.items() if k not in other}, strict=False)
-    missing = [key for key in found.missing_keys if key not in other]
-    _check_fit(model, run, missing, found.unexpected_keys, other)
+    check_fit(model, run, own.keys() - weights.keys(), weights.keys() - own.keys(), other)
+    return {name: weight for name, weight in weights.items() if name in own}
 
 
 def load_model(
@@ -94,22 +107,29 @@ def load_model(
     other weight is missing, unexpected or of another shape.
     """
     config = _read_config(path, attention, positions)
-    try:
+    with readable(path):
         model, info = VideoNSAForConditionalGeneration.from_pretrained(
             str(path), config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
+    mismatched = [str(key[0]) for key in info["mismatched_keys"]]
+    check_fit(model, path, info["missing_keys"], info["unexpected_keys"], mismatched)
+    return model
+
+
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Turn whatever the block finds damaged in the weights at `path` into an NsaLabError."""
+    try:
+        yield
     except NsaLabError:
         raise
     except Exception as error:  # transformers and safetensors say in many ways that a file is damaged
         raise NsaLabError(
             f"model.path={path} cannot be loaded: {_reason(error)}; check the folder's weights"
         ) from error
-    mismatched = [str(key[0]) for key in info["mismatched_keys"]]
-    _check_fit(model, path, info["missing_keys"], info["unexpected_keys"], mismatched)
-    return model
 
 
-def _check_fit(
+def check_fit(
     model: VideoNSAForConditionalGeneration,
     path: str | Path,
     missing: Collection[str],

@@ -10,10 +10,22 @@ from nsa_lab.config import AttentionConfig, layer_attention
 from nsa_lab.plugin import switched_on
 
 
+def branch_weights(model: nn.Module) -> list[str]:
+    """The names of the weights that have columns by branch."""
+    gates = ((place, module) for place, module in model.named_modules() if isinstance(module, Gate))
+    return [f"{place}.{name}" for place, module in gates for name in module.per_branch]
+
+
 def with_gates_of(
-    model: nn.Module, weights: Mapping[str, Tensor], design: AttentionConfig, trained: AttentionConfig
+    model: nn.Module,
+    own: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    design: AttentionConfig,
+    trained: AttentionConfig,
 ) -> dict[str, Tensor]:
-    """`weights` of the `trained` design for `model`, whose `design` may have other branches and gates.
+    """`weights` of the `trained` design for `model`, whose `design` may have other branches and gates than it.
+
+    `own` are the weights that it starts with; needed are those of `branch_weights`.
 
     Gates keep the columns of the branches that both have; a branch that `trained` does not have keeps the column it
     starts with. Gates of another kind are left out.
@@ -28,9 +40,9 @@ def with_gates_of(
         if ours.gate.kind != theirs.gate.kind:
             found = {key: weight for key, weight in found.items() if not key.startswith(f"{place}.")}
         for name in module.per_branch if here != there else ():
-            own, key = module.get_parameter(name).detach(), f"{place}.{name}"
+            key = f"{place}.{name}"
             if key in found:
-                found[key] = _columns(own, found[key], module.shape[0], here, there)
+                found[key] = _columns(own[key], found[key], module.shape[0], here, there)
     return found
 
 

@@ -25,6 +25,7 @@ from nsa_lab.model.generation import Generation
 from nsa_lab.model.partitions import LayerPartitions
 from nsa_lab.model.plan import AttentionPlan
 from nsa_lab.model.positions import rope_index, token_types
+from nsa_lab.model.rotary import PreciseRotaryEmbedding
 from nsa_lab.model.token_loss import token_loss
 from nsa_lab.model.vision import speed_up, vision_inputs
 from nsa_lab.plugin import build
@@ -35,6 +36,7 @@ class VideoNSATextModel(qwen.Qwen2_5_VLTextModel):
 
     def __init__(self, config: Any):
         super().__init__(config)
+        self.rotary_emb.__class__ = PreciseRotaryEmbedding
         for index, layer in enumerate(self.layers):
             layer.self_attn = VideoNSAAttention(config, index)
         designs = [layer.self_attn.design for layer in self.layers]

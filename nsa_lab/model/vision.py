@@ -9,6 +9,7 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
 from nsa_lab.layout import moved
+from nsa_lab.model.rotary import PreciseVisionRotaryEmbedding
 
 
 class WindowedVisionAttention(qwen.Qwen2_5_VLVisionAttention):
@@ -73,7 +74,8 @@ class LinearPatchEmbed(qwen.Qwen2_5_VisionPatchEmbed):
 
 
 def speed_up(visual: Any) -> None:
-    """Give a vision tower LinearPatchEmbed, and every block WindowedVisionAttention, uninitialised."""
+    """Give a vision tower LinearPatchEmbed, precise frequencies and, uninitialised, WindowedVisionAttention."""
+    visual.rotary_pos_emb.__class__ = PreciseVisionRotaryEmbedding
     visual.patch_embed.__class__ = LinearPatchEmbed  # a new one would draw start values, and shift all that come after
     for block in visual.blocks:
         block.attn = WindowedVisionAttention(visual.config)

@@ -11,13 +11,14 @@ from nsa_lab.config import ExperimentConfig
 from nsa_lab.config.schema import TrainingConfig
 from nsa_lab.errors import NsaLabError
 from nsa_lab.model.compile import compiles
+from nsa_lab.model.flops import peak_flops
 from nsa_lab.plugin import settings
 from nsa_lab.scale import flops
 from nsa_lab.scale.activations import gate_bytes
 from nsa_lab.scale.keys import branch_costs
 from nsa_lab.scale.load import ANSWER, TEXT, Load, load_of
 from nsa_lab.scale.memory import BYTES, GIB, Memory, Policy, Setup, memory
-from nsa_lab.scale.rates import GPUS, PEAK_TFLOPS
+from nsa_lab.scale.rates import GPUS
 from nsa_lab.scale.shape import Widths, branches_of, meta_model, parameters
 from nsa_lab.scale.speed import Step, step_time
 
@@ -71,7 +72,9 @@ class Plan:
     @property
     def mfu(self) -> float:
         """Of the GPU's dense bf16 peak; what is computed again does not count."""
-        return 3 * self.forward_flops / self.step.seconds / (PEAK_TFLOPS * 1e12)
+        peak = peak_flops(GPUS[self.gpu][0])
+        assert peak is not None
+        return 3 * self.forward_flops / self.step.seconds / peak
 
     @property
     def seconds(self) -> float:

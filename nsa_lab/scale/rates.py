@@ -12,8 +12,6 @@ from functools import cache
 
 GPUS = {"h100": ("NVIDIA H100 80GB", 78.0), "h200": ("NVIDIA H200", 139.0)}
 """Name of a GPU, and its memory in GiB that a process can have."""
-PEAK_TFLOPS = 989.0
-"""Dense bf16, of both (NVIDIA's data sheet): what MFU is counted against."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,10 @@ import torch
 
 from nsa_lab.config.schema import TrainingConfig
 from nsa_lab.model import gate_metrics, measure_budget
+from nsa_lab.model.flops import StepFlops, peak_flops
+from nsa_lab.model.observe import FLOPS
 from nsa_lab.model.partitions import partition_statistics
+from nsa_lab.training.clock import Clock
 from nsa_lab.training.module import VideoModule
 from nsa_lab.training.ranks import anyone, gathered, together, total
 
@@ -26,51 +29,22 @@ class Progress:
     validated: bool
 
 
-class Clock:
-    """Steps and tokens per second, validation and the first (warming) step left out; `lap` since the last lap."""
-
-    def __init__(self) -> None:
-        self.total, self.current = [0.0, 0, 0], [0.0, 0, 0]
-        self.warm = False
-
-    def start(self) -> None:
-        self.started = time.perf_counter()
-
-    def add(self, tokens: float, steps: int) -> None:
-        elapsed = time.perf_counter() - self.started
-        for sums in (self.total, self.current):
-            for place, value in enumerate((elapsed, tokens, steps)):
-                sums[place] += value
-        if steps and not self.warm:
-            self.warm, self.first = True, list(self.total)
-        self.start()
-
-    def lap(self) -> dict[str, float]:
-        """Rates since the last lap."""
-        current, self.current = self.current, [0.0, 0, 0]
-        return _rates(*current)
-
-    def overall(self) -> dict[str, float]:
-        """Rates of every step but the first, or nothing before the first."""
-        if not self.warm:
-            return {}
-        rest = [total - first for total, first in zip(self.total, self.first, strict=True)]
-        return _rates(*(rest if rest[2] else self.total))
-
-
-def _rates(seconds: float, tokens: float, steps: float) -> dict[str, float]:
-    return {"throughput/tokens_per_second": tokens / seconds, "throughput/seconds_per_step": seconds / steps}
-
-
 class Reporter(L.Callback):
-    """Logs every `log_every` steps and after each validation; stops the run early when `on_progress` says so."""
+    """Logs every `log_every` steps and after each validation; stops the run early when `on_progress` says so.
+
+    `throughput/data_wait` is the share of the steps' time in which the host waits for the next batch;
+    `throughput/mfu` the FLOPs that the model asks for over those that the GPU could do in bfloat16, where its peak is
+    known and training.precision uses it (attention as measured on the first validation batch; see StepFlops).
+    """
 
     def __init__(self, config: TrainingConfig, on_progress: Callable[[Progress], bool] | None):
         self.config, self.on_progress = config, on_progress
         self.metrics: dict[str, float] = {}
         self.validated_step = -1
         self.stopped = False
-        self.clock, self.tokens = Clock(), 0
+        self.clock, self.tokens, self.flops = Clock(), 0, 0.0
+        self.waited = 0.0
+        self.step_flops: StepFlops | None = None
         self.began, self.before = time.monotonic(), 0.0
 
     @property
@@ -98,17 +72,23 @@ class Reporter(L.Callback):
         self.metrics |= budget
         if trainer.global_step == 0:
             self._log(trainer, budget)
-        self.clock.start()
+        peak = _peak(module)
+        self.clock = Clock(module.ranks.world, peak)
+        self.step_flops = StepFlops(module.model) if peak else None
+        self._start(trainer)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: L.Trainer, module: VideoModule, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
         stepped = (batch_idx + 1) % self.config.accumulate == 0
         self.tokens += batch["input_ids"].numel()
+        if self.step_flops is not None:
+            self.flops += self.step_flops.of(batch, self.metrics[FLOPS])
         if not stepped:
             return
-        (tokens,), self.tokens = total(self.tokens), 0
-        self.clock.add(tokens, 1)
+        before, self.waited = self.waited, trainer.datamodule.waited  # type: ignore[attr-defined]
+        self.clock.add(*total(self.tokens, self.waited - before, self.flops))
+        self.tokens, self.flops = 0, 0.0
         step = trainer.global_step
         metrics = module.train_metrics()
         module.log("loss", metrics["train/loss"], prog_bar=True, logger=False, batch_size=1)
@@ -122,11 +102,16 @@ class Reporter(L.Callback):
         # What a learned partition costs changes while it learns.
         self._log(trainer, module.val_metrics() | _last_gates(trainer, module) | _budget(trainer, module))
         self._tell(trainer, validated=True)
+        self._start(trainer)
+
+    def _start(self, trainer: L.Trainer) -> None:
+        """Count time, and what of it is waiting, from now on."""
         self.clock.start()
+        self.waited = trainer.datamodule.waited  # type: ignore[attr-defined]
 
     def _partitions(self, module: VideoModule) -> dict[str, float]:
         """The blocks of the last batch, and as `partition/share_of_step` their share of the time since the last lap."""
-        share = module.model.partitions.clock.lap() / self.clock.current[0]
+        share = module.model.partitions.clock.lap() / self.clock.seconds
         statistics = partition_statistics(module.trace)
         return statistics | ({"partition/share_of_step": share} if statistics else {})
 
@@ -141,6 +126,13 @@ class Reporter(L.Callback):
         stop = anyone(bool(self.on_progress and self.on_progress(progress)))
         if stop and trainer.global_step < self.config.steps:
             self.stopped = trainer.should_stop = True
+
+
+def _peak(module: VideoModule) -> float | None:
+    """FLOPs a second that this GPU could do as the model computes; None where nobody says."""
+    if module.device.type != "cuda" or module.config.precision == "32-true":
+        return None
+    return peak_flops(torch.cuda.get_device_name(module.device))
 
 
 def _last_gates(trainer: L.Trainer, module: VideoModule) -> dict[str, float]:

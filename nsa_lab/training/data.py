@@ -1,5 +1,6 @@
 """Batches for training: which clips step `n` sees is a function of the seed and `n` alone."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -73,10 +74,18 @@ class ValidationBatchSampler(Sampler[list[int]]):
 
 
 class MicroBatches(DataLoader):
-    """Loads optimiser steps and gives them micro-batch by micro-batch."""
+    """Loads optimiser steps and gives them micro-batch by micro-batch; `waited` adds up the seconds until they came."""
+
+    waited = 0.0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        for step in super().__iter__():
+        steps = super().__iter__()
+        while True:
+            asked = time.perf_counter()
+            step = next(steps, None)
+            self.waited += time.perf_counter() - asked
+            if step is None:
+                return
             yield from step
 
 
@@ -118,12 +127,19 @@ class VideoDataModule(L.LightningDataModule):
         self.batch_size, self.accumulate, self.workers = batch_size, accumulate, workers
         self.sampler = StepBatchSampler(len(train), batch_size * accumulate, seed, ranks)
         self.val_sampler = ValidationBatchSampler(len(val), batch_size, ranks)
+        self.batches: MicroBatches | None = None
 
     def train_dataloader(self) -> "MicroBatches":
         """Batches from the trainer's step onwards, so that a resumed run draws what it would have drawn."""
         self.sampler.start = self.trainer.global_step
         collate = StepCollate(self.collate, self.batch_size)
-        return MicroBatches(self.train, collate_fn=collate, batch_sampler=self.sampler, **self._workers())
+        self.batches = MicroBatches(self.train, collate_fn=collate, batch_sampler=self.sampler, **self._workers())
+        return self.batches
+
+    @property
+    def waited(self) -> float:
+        """Seconds that this process has waited for training batches."""
+        return 0.0 if self.batches is None else self.batches.waited
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.val, collate_fn=self.collate, batch_sampler=self.val_sampler, **self._workers())

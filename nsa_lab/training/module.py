@@ -1,6 +1,7 @@
 """The LightningModule: one packed batch to a loss, checked to be finite on the spot."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from nsa_lab.attention.trace import Trace
 from nsa_lab.config.schema import TrainingConfig
 from nsa_lab.model import VideoNSAForConditionalGeneration
+from nsa_lab.model.drawing import fill
 from nsa_lab.training.fsdp import shard, whole_value
 from nsa_lab.training.ranks import ALONE, Ranks, gathered, total
 from nsa_lab.training.restart import recount_batches
@@ -29,12 +31,21 @@ class Divergence(Exception):
 
 
 class VideoModule(L.LightningModule):
-    """Trains `model` on the answers of packed video batches (see `nsa_lab.data.collate`)."""
+    """Trains `model` on the answers of packed video batches (see `nsa_lab.data.collate`).
+
+    parts: where several processes train it, this one's rows of the weights, by name; `model` is on the meta device.
+    """
 
     def __init__(
-        self, model: VideoNSAForConditionalGeneration, config: TrainingConfig, seed: int, ranks: Ranks = ALONE
+        self,
+        model: VideoNSAForConditionalGeneration,
+        config: TrainingConfig,
+        seed: int,
+        ranks: Ranks = ALONE,
+        parts: Mapping[str, Tensor] | None = None,
     ):
         super().__init__()
+        self.parts = parts
         self.model, self.config, self.seed, self.ranks = model, config, seed, ranks
         self.train_meter, self.val_meter = Meter(), Meter()
         self.gradient_norm = self.learning_rate = 0.0
@@ -45,6 +56,9 @@ class VideoModule(L.LightningModule):
     def configure_model(self) -> None:
         if self._device_mesh is not None:
             shard(self.model, self._device_mesh["data_parallel"], self.config.precision)
+        if self.parts:
+            fill(self.model, self.parts)
+            self.parts = None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         recount_batches(checkpoint, self.config.accumulate)

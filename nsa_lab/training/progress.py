@@ -1,18 +1,30 @@
-"""The progress bar: step, loss, accuracy and steps per second on one line."""
+"""The progress bar: step, loss, accuracy and how fast it goes on one line."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from nsa_lab.training.callbacks import Reporter
 from nsa_lab.training.module import VideoModule
+
+RATES = {"tokens_per_second": "{:,.0f} tokens/s", "data_wait": "data wait {:.0%}", "mfu": "MFU {:.0%}"}
+"""What the bar says of each `throughput/` metric."""
+
+
+def rates(metrics: Mapping[str, float]) -> list[str]:
+    """The rates among `metrics`, in words."""
+    found = ((text, metrics.get(f"throughput/{name}")) for name, text in RATES.items())
+    return [text.format(value) for text, value in found if value is not None]
 
 
 class ProgressBar(L.Callback):
-    """Draws on stderr; `metrics` are read from the reporter's last report."""
+    """Draws on stderr: loss and accuracy of each step, and the rates of the last report of `reporter`."""
 
-    def __init__(self, steps: int):
+    def __init__(self, steps: int, reporter: Reporter):
+        self.reporter = reporter
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.fields[note]}"))
         self.bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
         self.task = self.bar.add_task("train", total=steps, note="")
@@ -24,8 +36,9 @@ class ProgressBar(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: VideoModule, *_: Any) -> None:  # type: ignore[override]
         speed = self.bar.tasks[self.task].speed
-        note = " ".join(f"{name} {value:.4g}" for name, value in trainer.progress_bar_metrics.items())
-        self.bar.update(self.task, completed=trainer.global_step, note=f"{note} {speed or 0:.1f} it/s")
+        notes = [f"{name} {value:.4g}" for name, value in trainer.progress_bar_metrics.items()]
+        notes += [f"{speed or 0:.1f} it/s", *rates(self.reporter.metrics)]
+        self.bar.update(self.task, completed=trainer.global_step, note=" ".join(notes))
 
     def on_train_end(self, trainer: L.Trainer, module: VideoModule) -> None:  # type: ignore[override]
         self.bar.stop()

@@ -7,13 +7,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from torch import Tensor
 
 from nsa_lab.attention.backends import choose_backend
 from nsa_lab.config import ExperimentConfig, config_hash, layer_attention
@@ -24,7 +25,9 @@ from nsa_lab.files import room_on_disk, write_json
 from nsa_lab.model import VideoNSAForConditionalGeneration, build_model
 from nsa_lab.model.checkpoint import tokens_per_second
 from nsa_lab.model.compile import compile_dense, compiles
+from nsa_lab.model.drawing import Share
 from nsa_lab.model.recompute import recompute_activations
+from nsa_lab.model.stream import model_in_parts
 from nsa_lab.model.trained import check_readable, find_checkpoint, kept_checkpoint, last_weights
 from nsa_lab.origin import code_digest, machine_facts, training_device
 from nsa_lab.tracking import Tracker, finish_left
@@ -79,7 +82,7 @@ class Trained:
         if self.ranks.world == 1:
             return self.trained
         tokenizer = load_tokenizer(self.config.data.tokenizer, Path(self.config.data.cache_dir))
-        module = build_module(self.config, tokenizer)
+        module = build_module(self.config, tokenizer, partial(build_model, device=torch.device("cpu")))
         if find_checkpoint(self.home.checkpoints):
             module.model.load_state_dict(last_weights(self.home.path))
         return module
@@ -203,15 +206,23 @@ def build_module(
     make: Callable[[ExperimentConfig, Any], VideoNSAForConditionalGeneration] = build_model,
     ranks: Ranks = ALONE,
 ) -> VideoModule:
-    """The model of a config with its seeded weights, or what `make` makes in its place, ready to train."""
+    """The model of a config with its seeded weights, or what `make` makes in its place, ready to train.
+
+    One of several processes makes its part of it alone, which stands in its place once the trainer has split the model.
+    """
     L.seed_everything(config.seed, workers=True, verbose=False)
-    model = make(config, tokenizer)
+    parts: dict[str, Tensor] = {}
+    if ranks.world == 1:
+        model = make(config, tokenizer)
+    else:
+        model, parts = model_in_parts(config, tokenizer, Share(ranks.rank, ranks.world))
+    model.train()  # transformers hands out what it has loaded in eval mode, which recomputes nothing
     hidden_size = model.config.text_config.hidden_size
     if compiles(config.model.compile, hidden_size, training_device(config.training.accelerator)):
         compile_dense(model)
     if config.training.activation_checkpointing:
         recompute_activations(model, config.training.recompute)
-    return VideoModule(model, ranks.share(config.training), config.seed, ranks)
+    return VideoModule(model, ranks.share(config.training), config.seed, ranks, parts)
 
 
 def _backend(config: ExperimentConfig, model: VideoNSAForConditionalGeneration) -> str:
@@ -268,7 +279,11 @@ def _fit(
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         logger=TrackerLogger(tracker),
-        callbacks=[reporter, writer, *([ProgressBar(training.steps)] if progress_bar and ranks.first else [])],
+        callbacks=[
+            reporter,
+            writer,
+            *([ProgressBar(training.steps, reporter)] if progress_bar and ranks.first else []),
+        ],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint import CheckpointException
 from nsa_lab.config import to_yaml
 from nsa_lab.config.schema import TrainingConfig
 from nsa_lab.errors import NsaLabError
+from nsa_lab.model import build_model
 from nsa_lab.model.trained import check_readable, last_weights
 from nsa_lab.training import run
 from nsa_lab.training.checkpoint import CheckpointWriter
@@ -64,6 +65,21 @@ def test_two_processes_take_the_steps_of_one(uneven, tmp_path):
     both = run(uneven(**{"training.devices": 2}), directory=tmp_path / "two", progress_bar=False)
     assert_same(curves(both.directory), curves(alone.directory))
     assert (both.directory / "checkpoints" / "last.ckpt").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_two_processes_start_from_the_weights_of_a_folder(uneven, tokenizer, tmp_path, precision):
+    start = uneven(**{"training.precision": precision})
+    build_model(start, tokenizer).save_pretrained(tmp_path / "weights", max_shard_size="100KB")
+    assert len(list((tmp_path / "weights").glob("*.safetensors"))) > 1
+    given = {"model.path": str(tmp_path / "weights"), "training.precision": precision, "attention.gate.kind": "linear"}
+    alone = run(uneven(**given), directory=tmp_path / "one", progress_bar=False)
+    both = run(uneven(**given, **{"training.devices": 2}), directory=tmp_path / "two", progress_bar=False)
+    for name, values in curves(alone.directory).items():
+        tolerance = TOLERANCE if precision == "32-true" else {"rel": 0.05, "abs": 1e-3}
+        assert curves(both.directory)[name] == pytest.approx(values, **tolerance), name
 
 
 LONG = {"training.steps": 6, "training.val_every": 3, "training.checkpoint_every": 2}
