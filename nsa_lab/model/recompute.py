@@ -20,6 +20,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from nsa_lab.errors import NsaLabError
 from nsa_lab.model.compile import Compiled
+from nsa_lab.model.context_parallel import ContextGroup
 from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration
 
 FREE = 0.06
@@ -28,8 +29,12 @@ FREE = 0.06
 log = logging.getLogger(__name__)
 
 
-def recompute_activations(model: VideoNSAForConditionalGeneration, policy: str) -> None:
+def recompute_activations(
+    model: VideoNSAForConditionalGeneration, policy: str, group: ContextGroup | None = None
+) -> None:
     """Turn activation checkpointing on: `policy` (full, selective or auto) for decoder layers, full for vision.
+
+    Processes that share each sample, those of `group`, keep what the one with the least room can.
 
     Raises NsaLabError where this PyTorch would run compiled parts eagerly under a policy other than full.
     """
@@ -42,7 +47,7 @@ def recompute_activations(model: VideoNSAForConditionalGeneration, policy: str) 
     enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
     layers = model.model.language_model.layers
-    memory = Memory(len(layers)) if policy == "auto" else None
+    memory = Memory(len(layers), group) if policy == "auto" else None
     for number, layer in enumerate(layers):
         if policy != "full":
             layer._gradient_checkpointing_func = functools.partial(_layer, number, memory)
@@ -63,8 +68,8 @@ class Memory:
     and for as much in gradients.
     """
 
-    def __init__(self, layers: int):
-        self.layers = layers
+    def __init__(self, layers: int, group: ContextGroup | None = None):
+        self.layers, self.group = layers, group
         self.kept: dict[str, float] = {}
         self.selective = self.everything = 0
         self.said = False
@@ -76,7 +81,9 @@ class Memory:
         elif len(self.kept) == 2:
             free, total = torch.cuda.mem_get_info(x.device)
             free += torch.cuda.memory_reserved(x.device) - torch.cuda.memory_allocated(x.device)
-            self.selective, self.everything = self.fit(free - FREE * total, len(x), x.element_size() * x.shape[1])
+            fit = self.fit(free - FREE * total, len(x), x.element_size() * x.shape[1])
+            # What a layer computes again it gathers again, in which all take part.
+            self.selective, self.everything = self.group.least(*fit) if self.group else fit
             self._say(
                 f"training.recompute=auto: with {len(x)} tokens {self.everything} of {self.layers} layers keep "
                 f"everything, {self.selective - self.everything} attention and narrow products, the others their input"
