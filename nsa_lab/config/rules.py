@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from nsa_lab.attention.backends import BACKENDS
 from nsa_lab.attention.methods import METHODS
 from nsa_lab.config.identity import defaults
 from nsa_lab.config.schema import AttentionConfig, ExperimentConfig, ModelConfig
@@ -213,8 +214,9 @@ def _layer_rules(attention: AttentionConfig, path: str) -> Iterator[Problem]:
 def _context_parallel_rules(config: ExperimentConfig) -> Iterator[Problem]:
     size, attention = config.training.context_parallel, config.attention
     layers = [layer_attention(attention, parse_layer_range(key)[0]) for key in attention.layers]
-    used = [(name, plugin) for own in (attention, *layers) for _, name, plugin in in_use(own)]
-    whole = dict.fromkeys(name for name, plugin in used if not plugin.divisible)
+    used = [(name, plugin.divisible) for own in (attention, *layers) for _, name, plugin in in_use(own)]
+    used += [(own.backend, BACKENDS[own.backend].divisible) for own in (attention, *layers) if own.backend != "auto"]
+    whole = dict.fromkeys(name for name, divisible in used if not divisible)
     if size > 1 and whole:
         yield Problem(
             "training.context_parallel", f"{size} processes cannot share a sample under {', '.join(whole)}; set it to 1"
