@@ -127,17 +127,16 @@ def row_owners(layout: TokenLayout, size: int, tile: int = 1) -> Tensor:
     """[T] int64: which of `size` processes has each row.
 
     A sample's video rows are cut into 2 `size` stretches of like length, and process r has the one at r from the begin
-    and the one at r from the end, so that all have as many rows and rows that see as much; its text rows likewise.
+    and the one at r from the end, so that all have as many rows and rows that see as much. Its text rows, far fewer and
+    some of them far apart, are dealt out one by one in the same order.
     """
-    owner = torch.empty_like(layout.rows)
-    for index in (layout.video_index, layout.text_index):
-        sample = layout.sample[index]
-        number = place_in_run(sample)
-        if index is layout.video_index:
-            number = number - layout.cell[index] % tile
-        stretch = number * 2 * size // torch.bincount(sample)[sample]
-        owner[index] = torch.minimum(stretch, 2 * size - 1 - stretch)
-    return owner
+    video, text = layout.video_index, layout.text_index
+    sample = layout.sample[video]
+    number = place_in_run(sample) - layout.cell[video] % tile
+    stretch = torch.empty_like(layout.rows)
+    stretch[video] = number * 2 * size // torch.bincount(sample)[sample]
+    stretch[text] = place_in_run(layout.sample[text]) % (2 * size)
+    return torch.minimum(stretch, 2 * size - 1 - stretch)
 
 
 class _Frames:

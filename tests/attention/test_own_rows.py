@@ -113,8 +113,8 @@ def test_processes_have_like_work(size):
     layout = token_layout([(16, (60, 4, 4), 100), (8, (30, 4, 4), 40)])
     rows, pairs = zip(*seen_by(layout, row_owners(layout, size), size), strict=True)
     assert sum(rows) == len(layout.rows)
-    assert max(rows) - min(rows) <= 0.03 * max(rows)
-    assert max(pairs) - min(pairs) <= 0.06 * max(pairs)
+    assert max(rows) - min(rows) <= 0.02 * max(rows)
+    assert max(pairs) - min(pairs) <= 0.02 * max(pairs)
 
 
 def test_queries_that_share_a_choice_stay_together():
