@@ -86,7 +86,7 @@ def _attention(
     found = {}
     again = setup.policy == "full"
     for name, amount in amounts["attention"].items():
-        kind = _kernel(gpu, name)
+        kind = "window" if name == "dense" and load.context > 1 else _kernel(gpu, name)
         forward = rate(gpu, kind, "forward", load.video_tokens, size)
         seconds = amount / forward.value / 1e12
         if kind == "topk":

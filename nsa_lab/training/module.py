@@ -84,7 +84,9 @@ class VideoModule(L.LightningModule):
         parts = self.config.accumulate * self.ranks.world
         loss = score.loss * (parts * score.tokens / self.step_labels)
         loss = loss if extra is None else loss + extra
-        self._check_finite("the loss", loss.item(), batch_idx)
+        # Of a shared sample any process may have no label, and go on where another's loss is not finite.
+        value = total(loss.item())[0] if self.group else loss.item()
+        self._check_finite("the loss", value, batch_idx)
         return loss
 
     def configure_gradient_clipping(

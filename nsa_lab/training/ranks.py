@@ -45,6 +45,11 @@ class Ranks:
         return self.rank == 0
 
     @property
+    def place(self) -> int:
+        """This process's number among those that share its samples."""
+        return self.rank % self.context
+
+    @property
     def data(self) -> "Ranks":
         """The rank of its samples: processes that share theirs are one."""
         return Ranks(self.rank // self.context, self.world // self.context)

@@ -125,7 +125,7 @@ def run(
             if tracker:
                 _describe(config, home, module, tracker)
             reporter, trainer = _fit(config, home, module, data, tracker, on_progress, progress_bar, ranks)
-            reporter.metrics |= reporter.clock.overall() | sums(data.skipped())
+            reporter.metrics |= reporter.clock.overall() | sums({} if ranks.place else data.skipped())
             for line in data.skip_reasons():
                 logger.warning(line)
             if tracker is None:

@@ -70,6 +70,35 @@ def test_a_run_goes_on_shared_by_another_number_of_processes(uneven, tmp_path, b
     assert_same(curves(cut.directory), curves(alone.directory))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_shared_loss_that_diverges_is_one_line(uneven, tmp_path):
+    config = uneven(**SHARED | {"training.learning_rate": 1e30, "training.steps": 6})
+    with pytest.raises(NsaLabError, match=r"^the (loss|gradient norm) became \w+ at step") as error:
+        run(config, directory=tmp_path / "run", progress_bar=False)
+    assert "\n" not in str(error.value)
+
+
+ON_GPUS = {
+    "float32": ({}, 1e-4),
+    "dense": ({"attention.method": "dense"}, 1e-4),
+    "bfloat16": ({"training.precision": "bf16-mixed"}, 0.03),
+    "what there is room for": ({"training.activation_checkpointing": True, "training.recompute": "auto"}, 1e-4),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("own", "tolerance"), ON_GPUS.values(), ids=ON_GPUS)
+def test_two_gpus_share_each_sample(uneven, tmp_path, own, tolerance):
+    own = own | {"training.accelerator": "gpu"}
+    alone = curves(run(uneven(**own), directory=tmp_path / "one", progress_bar=False).directory)
+    both = curves(run(uneven(**SHARED | own), directory=tmp_path / "two", progress_bar=False).directory)
+    for name in ("train/loss", "val/loss", "gradient_norm"):
+        assert both[name] == pytest.approx(alone[name], rel=tolerance), name
+
+
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_a_batch_is_divided_without_a_rest(tiny, size):
     data, _ = build_data(tiny())
