@@ -30,6 +30,7 @@ class TokenLayout:
     cell: [T] int64, the place of a video token in its frame, row by row; -1 for text.
     video: [T] int64, the video of a video token, counted over the batch; -1 for text.
     grids: [V, 3] int64, frames, rows and columns of each video in tokens.
+    own: [n] int64 ascending, the tokens whose rows this process computes, where several share a sample; None: all.
     """
 
     rows: Tensor
@@ -39,6 +40,7 @@ class TokenLayout:
     cell: Tensor
     video: Tensor
     grids: Tensor
+    own: Tensor | None = None
 
     @cached_property
     def video_index(self) -> Tensor:
@@ -54,6 +56,24 @@ class TokenLayout:
     def sample(self) -> Tensor:
         """[T] int64: the sample each token belongs to."""
         return on_host(_sample, self)
+
+    @cached_property
+    def video_rows(self) -> Tensor:
+        """[n_video] int64: which of the own rows are video."""
+        return self.video_index if self.own is None else on_host(lambda own: own._rows(own.video_index), self)
+
+    @cached_property
+    def text_rows(self) -> Tensor:
+        """[n_text] int64: which of the own rows are text."""
+        return self.text_index if self.own is None else on_host(lambda own: own._rows(own.text_index), self)
+
+    def tokens_of(self, rows: Tensor) -> Tensor:
+        """[n] int64: packed places of the own rows `rows` [n]."""
+        return rows if self.own is None else self.own[rows]
+
+    def _rows(self, index: Tensor) -> Tensor:
+        assert self.own is not None
+        return torch.isin(self.own, index).nonzero().flatten()
 
     def keep(self, index: Tensor) -> "TokenLayout":
         """The layout of the packed tokens `index` [n] alone; frames, cells and grids are as they were."""
@@ -93,10 +113,13 @@ def on_host(make: Callable[..., Any], *given: Any) -> Any:
 
 
 class OnHost:
-    """What of a batch stays on the host where the batch moves to a device: its layout."""
+    """What of a batch stays on the host where the batch moves to a device: its layout.
 
-    def __init__(self, layout: TokenLayout):
-        self.layout = layout
+    shared: how several processes divide it (`nsa_lab.model.context_parallel.Shared`), or None.
+    """
+
+    def __init__(self, layout: TokenLayout, shared: Any = None):
+        self.layout, self.shared = layout, shared
 
     def to(self, *args: Any, **kwargs: Any) -> "OnHost":
         return self

@@ -22,10 +22,12 @@ class Plugin:
     scales: which settings mean another thing on longer videos or larger frames, and what they are a share of: a
     `frame`'s tokens (a `tile` too, of which 1 means none), the `context`'s, or the context's in `blocks`.
     control: there to be compared with; no design that anybody would train at scale.
+    divisible: computes right where each of several processes has some rows of a sample (training.context_parallel).
     """
 
     scales: ClassVar[Mapping[str, Literal["frame", "tile", "context", "blocks"]]] = {}
     control: ClassVar[bool] = False
+    divisible: ClassVar[bool] = True
 
     @dataclass
     class Config:

@@ -18,10 +18,12 @@ from nsa_lab.partition import Context, Partition
 class Backend(ABC):
     """One way to compute the ops. It keeps no state; one instance serves all layers.
 
-    fused: `video_nsa` computes the three standard branches in one call.
+    fused: `video_nsa` computes the three standard branches in one call. divisible: queries may be some of the video
+    tokens alone (training.context_parallel).
     """
 
     fused: ClassVar[bool] = False
+    divisible: ClassVar[bool] = True
 
     @abstractmethod
     def why_not(self, device: torch.device, named: bool) -> str | None:

@@ -109,7 +109,7 @@ def train(
     The same command again continues after a kill, and reports the recorded result once the run is over.
 
     With training.devices=N it trains on N GPUs of this machine (or in N processes on its CPU); torchrun's and SLURM's
-    processes are used where they started it.
+    processes are used where they started it. training.context_parallel=M of them share each sample.
 
     `nsa-lab train experiments/smoke.yaml`
 

@@ -19,6 +19,7 @@ INCIDENTAL = (
     "training.recompute",
     "training.threads",
     "training.devices",
+    "training.context_parallel",
     "training.log_every",
 )
 
@@ -32,8 +33,8 @@ What was trained or saved before there was the setting had this value, and keeps
 def is_incidental(key: str) -> bool:
     """Whether the setting at the dotted `key` cannot change a result beyond float rounding.
 
-    Of these, threads and devices may change the order of sums, and so the last bits of a result; workers, caches,
-    logging, resuming and names change nothing.
+    Of these, threads, devices and context_parallel may change the order of sums, and so the last bits of a result;
+    workers, caches, logging, resuming and names change nothing.
     """
     return f"{key}.".startswith(tuple(f"{setting}." for setting in INCIDENTAL))
 

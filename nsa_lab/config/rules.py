@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from nsa_lab.attention.backends import BACKENDS
 from nsa_lab.attention.methods import METHODS
 from nsa_lab.config.identity import defaults
 from nsa_lab.config.schema import AttentionConfig, ExperimentConfig, ModelConfig
@@ -13,7 +14,7 @@ from nsa_lab.config.tree import flatten, layer_attention, parse_layer_range, rea
 from nsa_lab.errors import Problem
 from nsa_lab.files import unfit_for_a_folder
 from nsa_lab.layout import FRAMES_PER_PATCH
-from nsa_lab.plugin import at, problems_of, settings, switched_on
+from nsa_lab.plugin import at, in_use, problems_of, settings, switched_on
 from nsa_lab.tasks import TASKS, task_settings
 
 POSITIVE = (
@@ -30,6 +31,7 @@ POSITIVE = (
     "training.checkpoint_every",
     "training.log_every",
     "training.devices",
+    "training.context_parallel",
 )
 NOT_NEGATIVE = (
     "seed",
@@ -55,6 +57,7 @@ def broken_rules(config: ExperimentConfig, layers: int | None) -> list[Problem]:
         *_attention_rules(config.attention, layers),
         *_data_rules(config),
         *_task_rules(config),
+        *_context_parallel_rules(config),
     ]
 
 
@@ -206,6 +209,18 @@ def _layer_rules(attention: AttentionConfig, path: str) -> Iterator[Problem]:
             f"{path}.text_window", f"{attention.text_window} holds no token; use 1 or more, or null for all tokens"
         )
     yield from at(path, problems_of(attention, "method", attention))
+
+
+def _context_parallel_rules(config: ExperimentConfig) -> Iterator[Problem]:
+    size, attention = config.training.context_parallel, config.attention
+    layers = [layer_attention(attention, parse_layer_range(key)[0]) for key in attention.layers]
+    used = [(name, plugin.divisible) for own in (attention, *layers) for _, name, plugin in in_use(own)]
+    used += [(own.backend, BACKENDS[own.backend].divisible) for own in (attention, *layers) if own.backend != "auto"]
+    whole = dict.fromkeys(name for name, divisible in used if not divisible)
+    if size > 1 and whole:
+        yield Problem(
+            "training.context_parallel", f"{size} processes cannot share a sample under {', '.join(whole)}; set it to 1"
+        )
 
 
 def _data_rules(config: ExperimentConfig) -> Iterator[Problem]:

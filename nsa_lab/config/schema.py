@@ -95,6 +95,7 @@ class TrainingConfig:
 
     `recompute` is what activation_checkpointing computes again in a decoder layer: all of it (`full`), all but
     attention and the narrow products (`selective`), or what the GPU has no room for (`auto`).
+    `context_parallel` of the processes share each sample, whose rows they divide.
     """
 
     steps: int = 300
@@ -116,6 +117,7 @@ class TrainingConfig:
     resume: bool = True
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
+    context_parallel: int = 1
     threads: int | None = None
 
 

@@ -35,7 +35,7 @@ class VideoNSAAttention(qwen.Qwen2_5_VLAttention):
         past_length: int = 0,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """With a plan a prefill of packed rows [T, hidden]; without one, new tokens [B, n, hidden] after a cache."""
+        """With a plan a prefill of own rows [n, hidden]; without one, new tokens [B, n, hidden] after a cache."""
         split = (*hidden_states.shape[:-1], -1, self.head_dim)
         q, k, v = (project(hidden_states).view(split) for project in (self.q_proj, self.k_proj, self.v_proj))
         q, k = self._rotate(q, k, position_embeddings)
@@ -44,6 +44,8 @@ class VideoNSAAttention(qwen.Qwen2_5_VLAttention):
         else:
             if past_key_values is not None:
                 self._fill(past_key_values, k, v, plan)
+            if plan.shared:
+                k, v = plan.all_rows(torch.cat([k, v], 1)).chunk(2, 1)
             out = self.method.prefill(hidden_states, q, k, v, plan)
         return self.o_proj(out.flatten(-2)), None
 

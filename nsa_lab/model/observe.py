@@ -45,7 +45,7 @@ def measure_budget(model: VideoNSAForConditionalGeneration, batch: Mapping[str, 
     forward FLOPs of attention summed over layers.
     """
     trace = Trace("cost", "choice")
-    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    inputs = {name: batch[name] for name in (*MODEL_INPUTS, "host") if name in batch}
     model(**inputs, use_cache=False, logits_to_keep=1, trace=trace)
     merge = model.config.vision_config.spatial_merge_size
     lengths = batch["video_grid_thw"].prod(1) // merge**2

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from nsa_lab.attention.trace import Trace
-from nsa_lab.layout import TokenLayout, on_host
+from nsa_lab.errors import NsaLabError
+from nsa_lab.layout import TokenLayout, moved, on_host
+from nsa_lab.model.context_parallel import Shared
 from nsa_lab.model.partitions import LayerPartitions
 from nsa_lab.partition import Context, Partition, full_context, sparse_context, text_context
 
@@ -19,11 +21,19 @@ class AttentionPlan:
     """The T packed tokens of a prefill of rows [B, L], as the layers from `first_layer` on see them.
 
     A layer may be computed again later (activation checkpointing), so its plan stays as it is: `keep` makes another.
-    next_layer: the layer that comes next. reduced: whether tokens of the input are missing.
+    next_layer: the layer that comes next. reduced: whether tokens of the input are missing. shared: how several
+    processes divide the tokens; the rows of the input are then the layout's own ones.
     """
 
-    def __init__(self, layout: TokenLayout, batch_shape: tuple[int, int], trace: Trace, first_layer: int = 0):
-        self.layout, self.batch_shape, self.trace = layout, batch_shape, trace
+    def __init__(
+        self,
+        layout: TokenLayout,
+        batch_shape: tuple[int, int],
+        trace: Trace,
+        first_layer: int = 0,
+        shared: Shared | None = None,
+    ):
+        self.layout, self.batch_shape, self.trace, self.shared = layout, batch_shape, trace, shared
         self.first_layer = self.next_layer = first_layer
         self.reduced = False
         self.partitions: dict[int, Partition] = {}
@@ -43,8 +53,11 @@ class AttentionPlan:
     def keep(self, index: Tensor) -> "AttentionPlan":
         """The plan of the packed tokens `index` [n] int64, ascending, for the layers that come.
 
-        Raises ValueError where `index` is out of order or range, or drops a text token.
+        Raises ValueError where `index` is out of order or range, or drops a text token, and NsaLabError where several
+        processes share the tokens.
         """
+        if self.shared:
+            raise NsaLabError("a reducer cannot drop tokens of a shared sample; set training.context_parallel=1")
         self._check(index)
         plan = AttentionPlan(self.layout.keep(index), self.batch_shape, self.trace, self.next_layer)
         plan.reduced = True
@@ -61,8 +74,12 @@ class AttentionPlan:
 
     @cached_property
     def time_order(self) -> Tensor:
-        """[T] int64: where each packed token stands in (text tokens, video tokens)."""
-        return torch.cat([self.layout.text_index, self.layout.video_index]).argsort()
+        """[n] int64: where each own row stands in (text rows, video rows)."""
+        return torch.cat([self.layout.text_rows, self.layout.video_rows]).argsort()
+
+    def all_rows(self, x: Tensor) -> Tensor:
+        """[T, ...]: x [n, ...] of the own rows, and those of the other processes that share the sample."""
+        return self.shared.all_rows(x) if self.shared else x
 
     def sparse(self, kind: Literal["video", "all"]) -> Context:
         """The keys of sparse attention; see `sparse_context`."""
@@ -71,7 +88,7 @@ class AttentionPlan:
         return self._contexts[kind]
 
     def partition(self, layer: int, x: Tensor) -> Partition:
-        """The partition of a layer whose attention inputs are x [T, hidden].
+        """The partition of a layer whose attention inputs are x [n, hidden].
 
         The first layer of a group always makes it: activation checkpointing repeats what it saw.
         """
@@ -86,7 +103,10 @@ class AttentionPlan:
     def _make(self, number: int, x: Tensor, layer: int) -> None:
         slot, partitioner = self.partitioners.slots[number], self.partitioners.partitioner(number)
         context = self.sparse(slot.context)
-        if partitioner.needs_features:
+        if partitioner.needs_features and self.shared:
+            features = self.all_rows(x.detach())[context.token_index]
+            partition = moved(self.shared.group.first(lambda: partitioner(context, features, layer)), x.device)
+        elif partitioner.needs_features:
             partition = partitioner(context, x[context.token_index], layer)
         else:
             partition = on_host(lambda own: partitioner(own, None, layer), context)
@@ -104,8 +124,8 @@ class AttentionPlan:
             raise ValueError("keep drops a text token; a reducer may drop video tokens only")
 
     def pack(self, x: Tensor) -> Tensor:
-        """[B, L, ...] to [T, ...]."""
-        return x.flatten(0, 1)[self.layout.rows]
+        """[B, L, ...] to [T, ...]; of a shared sample the input are the own rows and nothing else."""
+        return x.flatten(0, 1) if self.shared else x.flatten(0, 1)[self.layout.rows]
 
     def unpack(self, x: Tensor) -> Tensor:
         """[T, ...] to [B, L, ...], zero on padding and on dropped tokens."""

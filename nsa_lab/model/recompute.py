@@ -21,6 +21,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from nsa_lab.errors import NsaLabError
 from nsa_lab.model.compile import Compiled
+from nsa_lab.model.context_parallel import ContextGroup
 from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration
 
 FREE = 0.05
@@ -31,8 +32,12 @@ MORE = ("attention", "selective", "everything")
 log = logging.getLogger(__name__)
 
 
-def recompute_activations(model: VideoNSAForConditionalGeneration, policy: str) -> None:
+def recompute_activations(
+    model: VideoNSAForConditionalGeneration, policy: str, group: ContextGroup | None = None
+) -> None:
     """Turn activation checkpointing on: `policy` (full, selective or auto) for decoder layers, full for vision.
+
+    Processes that share each sample, those of `group`, keep what the one with the least room can.
 
     Raises NsaLabError where this PyTorch would run compiled parts eagerly under a policy other than full.
     """
@@ -45,7 +50,7 @@ def recompute_activations(model: VideoNSAForConditionalGeneration, policy: str) 
     enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
     layers = model.model.language_model.layers
-    memory = Memory(len(layers)) if policy == "auto" else None
+    memory = Memory(len(layers), group) if policy == "auto" else None
     for number, layer in enumerate(layers):
         if policy != "full":
             layer._gradient_checkpointing_func = functools.partial(_layer, number, memory)
@@ -66,8 +71,8 @@ class Memory:
     anew. Deep layers keep the most, for they are the first to be freed in the backward.
     """
 
-    def __init__(self, layers: int):
-        self.layers = layers
+    def __init__(self, layers: int, group: ContextGroup | None = None):
+        self.layers, self.group = layers, group
         self.kept: dict[str, float] = {}
         self.counts = dict.fromkeys(MORE, 0)
         self.longest = 0
@@ -84,6 +89,9 @@ class Memory:
         left = (1 - FREE) * total - others - torch.cuda.max_memory_allocated(x.device)
         if self.settle(left, torch.cuda.memory_allocated(x.device), len(x), x.element_size() * x.shape[1]):
             torch.cuda.reset_peak_memory_stats(x.device)
+        if self.group:  # what a layer computes again it gathers again, in which all take part
+            self.counts = dict(zip(MORE, self.group.least(*self.counts.values()), strict=True))
+            self.count(len(x), x.element_size() * x.shape[1])
         if any(self.counts.values()):
             layers = ", ".join(f"{count} {way}" for way, count in self.counts.items())
             self._say(
@@ -101,21 +109,27 @@ class Memory:
             self.counts, self.longest, self.spent = dict.fromkeys(MORE, 0), tokens, 0.0
             return True
         if len(self.kept) == len(MORE):
-            self.counts, spent = self.fit(self.spent + left - more, tokens, width)
-            self.spent = spent if tokens == self.longest else self.spent
+            self.counts = self.fit(self.spent + left - more, tokens, width)
+            self.count(tokens, width)
         return False
 
-    def fit(self, room: float, tokens: int, width: int) -> tuple[dict[str, int], float]:
-        """How many layers keep each of MORE or more in `room` bytes, and how many bytes that is beyond the inputs."""
-        spent = tokens * (self.kept["everything"] - width)  # of the deepest layer
-        if spent > room:
-            return dict.fromkeys(MORE, 0), 0.0
+    def count(self, tokens: int, width: int) -> None:
+        """Remember what `counts` spends, beyond the inputs, on a batch as long as the longest."""
+        if tokens == self.longest and len(self.kept) == len(MORE):
+            ways = [self.way(number) for number in range(self.layers)]
+            self.spent = tokens * sum(self.kept[way] - width for way in ways if way != "full")
+
+    def fit(self, room: float, tokens: int, width: int) -> dict[str, int]:
+        """How many layers keep each of MORE or more, in `room` bytes beyond the inputs; the deepest one everything."""
+        room -= tokens * (self.kept["everything"] - width)
+        if room < 0:
+            return dict.fromkeys(MORE, 0)
         others, before, counts = self.layers - 1, float(width), {}
         for way in MORE:
             more = tokens * max(self.kept[way] - before, 1.0)
-            others = min(others, int((room - spent) / more))
-            spent, before, counts[way] = spent + others * more, self.kept[way], 1 + others
-        return counts, spent
+            others = min(others, int(room / more))
+            room, before, counts[way] = room - others * more, self.kept[way], 1 + others
+        return counts
 
     def way(self, number: int) -> str:
         """What layer `number` keeps: full, or one of MORE."""

@@ -24,8 +24,11 @@ def token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, rows: int | None
 
     Up to `rows` (default ROWS) rows it is `F.cross_entropy` of all logits. Beyond that each chunk's logits are made in
     the forward, and once more in the backward: only hidden rows and one log-sum-exp a row are kept, and the weight's
-    gradient is summed in float32. Under autocast the product runs in its dtype. The mean over no rows is nan.
+    gradient is summed in float32. Under autocast the product runs in its dtype. The mean over no rows is zero, with a
+    gradient of zeros: a process may have no labelled row of a shared sample.
     """
+    if not len(targets):
+        return TokenLoss(F.linear(hidden, weight).float().sum(), targets.bool())
     rows = ROWS if rows is None else rows
     if len(targets) <= rows:
         logits = F.linear(hidden, weight).float()

@@ -21,6 +21,7 @@ from nsa_lab.layout import OnHost, TokenLayout, layout_from_mrope, layout_from_t
 from nsa_lab.model.attention import VideoNSAAttention
 from nsa_lab.model.cache import VideoCache
 from nsa_lab.model.config import VideoNSAConfig, get_design
+from nsa_lab.model.context_parallel import Shared
 from nsa_lab.model.generation import Generation
 from nsa_lab.model.partitions import LayerPartitions
 from nsa_lab.model.plan import AttentionPlan
@@ -93,7 +94,7 @@ class VideoNSATextModel(qwen.Qwen2_5_VLTextModel):
         self, embeds: Tensor, ids: Tensor, states: list[Tensor] | None, cache: Any, plan: AttentionPlan
     ) -> Tensor:
         x = plan.pack(embeds)
-        cos, sin = self.rotary_emb(x, ids.flatten(1)[:, None, plan.layout.rows])
+        cos, sin = self.rotary_emb(x, plan.pack(ids.permute(1, 2, 0)).T[:, None])
         if isinstance(cache, VideoCache):
             cache.begin(ids, plan)
         plan.begin(self.partitions, x, (cos[0], sin[0]))
@@ -177,14 +178,16 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
         if past == 0:
             source = input_ids if input_ids is not None else inputs_embeds
             assert source is not None
+            shared = None
             if host is not None and input_ids is not None:
                 layout = moved(host.layout, source.device)
-                inputs_embeds = self._embed(input_ids, kwargs.pop("pixel_values_videos"), host.layout, layout)
+                shared = host.shared and host.shared.to(source.device)
+                inputs_embeds = self._embed(input_ids, kwargs.pop("pixel_values_videos"), host.layout, layout, shared)
                 input_ids = None
             else:
                 layout = self._layout(input_ids, inputs_embeds, attention_mask, position_ids, video_grid_thw)
-            plan = AttentionPlan(layout, (source.shape[0], source.shape[1]), trace or Trace())
-            if len(layout.cu_seqlens) - 1 > source.shape[0]:
+            plan = AttentionPlan(layout, (source.shape[0], source.shape[1]), trace or Trace(), shared=shared)
+            if shared or len(layout.cu_seqlens) - 1 > source.shape[0]:
                 use_cache, past_key_values = False, None
         elif input_ids is not None and bool((input_ids == self.config.video_token_id).any()):
             raise ValueError(
@@ -203,11 +206,19 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
             **kwargs,
         )
 
-    def _embed(self, input_ids: Tensor, pixels: Tensor, host: TokenLayout, layout: TokenLayout) -> Tensor:
-        """[1, L, hidden] of a packed batch: the embeddings of its tokens, and its videos in their places."""
+    def _embed(
+        self, input_ids: Tensor, pixels: Tensor, host: TokenLayout, layout: TokenLayout, shared: Shared | None
+    ) -> Tensor:
+        """[1, L, hidden] of a packed batch, or of the own rows of a shared one: the embeddings of its tokens, and its
+        videos in their places."""
         embeds = self.get_input_embeddings()(input_ids)
-        video = self.visual(pixels.to(self.visual.dtype), **vision_inputs(self.visual, host.grids, pixels.device))
-        return embeds.index_copy(1, layout.rows[layout.video_index], video.pooler_output.to(embeds.dtype)[None])
+        grids = shared.grids if shared else host.grids
+        tower = self.visual(pixels.to(self.visual.dtype), **vision_inputs(self.visual, grids, pixels.device))
+        video, places = tower.pooler_output, layout.rows[layout.video_index]
+        if shared:
+            own = torch.searchsorted(layout.video_index, layout.tokens_of(layout.video_rows))
+            video, places = shared.all_video(video)[own], layout.video_rows
+        return embeds.index_copy(1, places, video.to(embeds.dtype)[None])
 
     def ready_positions(
         self, types: Tensor | None, *, input_ids: Tensor | None, attention_mask: Tensor | None, past_key_values: Any

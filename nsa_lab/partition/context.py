@@ -11,17 +11,18 @@ from nsa_lab.partition.segments import place_in_run
 
 
 def sparse_context(layout: TokenLayout, kind: Literal["video", "all"]) -> Context:
-    """The context of `layout`: its video tokens (`video`) or every token (`all`); queries are the video tokens."""
+    """The context of `layout`: its video tokens (`video`) or every token (`all`); queries are its own video tokens."""
     return on_host(lambda own: _sparse_context(own, kind), layout)
 
 
 def _sparse_context(layout: TokenLayout, kind: Literal["video", "all"]) -> Context:
+    queries = layout.tokens_of(layout.video_rows)
     if kind == "video":
         index = layout.video_index
-        query_index = torch.arange(len(index), device=index.device)
+        query_index = torch.searchsorted(index, queries)
     else:
         index = torch.arange(len(layout.rows), device=layout.rows.device)
-        query_index = layout.video_index
+        query_index = queries
     video, sample = layout.video[index], layout.sample[index]
     new_run = torch.ones_like(video, dtype=torch.bool)
     new_run[1:] = (video.diff() != 0) | (sample.diff() != 0)
@@ -32,7 +33,7 @@ def _sparse_context(layout: TokenLayout, kind: Literal["video", "all"]) -> Conte
         token_index=index,
         query_index=query_index,
         cu_seqlens=_cumulative(sample, layout),
-        query_cu_seqlens=_cumulative(layout.sample[layout.video_index], layout),
+        query_cu_seqlens=_cumulative(layout.sample[queries], layout),
         segment=segment,
         frame=new_frame.cumsum(0) - 1,
         frame_grid=_frame_grids(layout)[video],
@@ -41,13 +42,18 @@ def _sparse_context(layout: TokenLayout, kind: Literal["video", "all"]) -> Conte
 
 
 def text_context(layout: TokenLayout) -> Context:
-    """All tokens as keys, the text tokens as queries: what dense attention of text rows sees."""
-    return on_host(lambda own: _dense_context(own, own.text_index), layout)
+    """All tokens as keys, the own text tokens as queries: what dense attention of text rows sees."""
+    return on_host(lambda own: _dense_context(own, own.tokens_of(own.text_rows)), layout)
 
 
 def full_context(layout: TokenLayout) -> Context:
-    """All tokens as keys and as queries."""
-    return on_host(lambda own: _dense_context(own, torch.arange(len(own.rows), device=own.rows.device)), layout)
+    """All tokens as keys, the own ones as queries."""
+    return on_host(_full_context, layout)
+
+
+def _full_context(layout: TokenLayout) -> Context:
+    every = torch.arange(len(layout.rows), device=layout.rows.device)
+    return _dense_context(layout, every if layout.own is None else layout.own)
 
 
 def _dense_context(layout: TokenLayout, query_index: Tensor) -> Context:

@@ -39,6 +39,7 @@ class Router(Averaged):
     causality = "token"
     prefix_consistent = True
     needs_features = True
+    divisible = False
 
     def __init__(self, config: Config, hidden_size: int):
         super().__init__(config, hidden_size)

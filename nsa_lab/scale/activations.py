@@ -96,15 +96,23 @@ def attention(widths: Widths, design: Any, load: Load, e: int) -> float:
     row = e * widths.heads * widths.head_dim
     pair = 2 * e * widths.groups * widths.head_dim
     branches = branches_of(design)
+    if not branches and load.context > 1:
+        return (3 * row + FULL * widths.heads) * load.tokens + pair * load.keys
     if not branches:  # PyTorch's attention is given keys and values for each head, and its output is copied
         return (5 * row + FULL * widths.heads) * load.tokens
-    heads = (2 * row + pair) * load.tokens
-    blocks = load.video / design.partition.block_size
+    heads = 2 * row * load.tokens + pair * load.keys
+    blocks = load.samples * load.video_tokens / design.partition.block_size
     kept = len(branches) * (row + FULL * widths.heads) * load.video
     kept += FULL * widths.groups * design.branches.selection.block_count * load.video * ("selection" in branches)
     kept += pair * blocks
     # Keys and values are saved twice: as the video's own, and as all tokens', which the text rows read.
-    return heads + pair * load.tokens + kept + e * widths.heads * len(branches) * load.video
+    return heads + pair * load.keys + kept + e * widths.heads * len(branches) * load.video
+
+
+def gathering(widths: Widths, load: Load, e: int) -> float:
+    """What gathers the keys and values that GPUs share takes for a moment; its gradient, summed in float32, most."""
+    numbers = 2 * widths.groups * widths.head_dim * load.keys
+    return (FULL + e) * numbers if load.context > 1 else 0.0
 
 
 def around_vision(widths: Widths, load: Load, e: int) -> float:

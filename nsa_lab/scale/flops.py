@@ -1,4 +1,4 @@
-"""Floating-point operations of one micro-batch's forward, by kind of work; of sparse branches the pairs that are read.
+"""Floating-point operations of one GPU in a micro-batch's forward, by kind of work; of branches, of what is read.
 
 A backward takes twice a forward's; MFU counts both and nothing that is computed again.
 """
@@ -27,7 +27,7 @@ def dense_flops(model: nn.Module, widths: Widths, load: Load) -> dict[str, float
         "scorers": load.video,
         "partitioners": load.video,
         "reducer": load.video,
-        "output head": load.samples * load.answer,
+        "output head": load.labelled,
     }
     found = dict.fromkeys(rows, 0.0)
     for name, weight in model.named_parameters():
@@ -71,6 +71,6 @@ def branch_flops(widths: Widths, costs: list[Mapping[str, Cost]], load: Load) ->
 
 def text_flops(widths: Widths, designs: list[Any], load: Load) -> float:
     """Text rows, which stand behind the video and read all of their sample (or its last `text_window`)."""
-    rows = load.samples * load.text
+    rows = load.text_rows
     reach = [min(design.text_window or load.video_tokens, load.video_tokens) for design in designs]
     return 4.0 * widths.heads * widths.head_dim * rows * sum(reach)

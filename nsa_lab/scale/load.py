@@ -19,22 +19,39 @@ VIDEO = 1
 @dataclass(frozen=True)
 class Load:
     """`samples` of `video_tokens` in frames of `frame_tokens` (a temporal patch), `text` tokens, `answer` of them
-    labelled."""
+    labelled; `context` GPUs share them."""
 
     video_tokens: int
     frame_tokens: int
     text: int = TEXT
     answer: int = ANSWER
     samples: int = 1
+    context: int = 1
 
     @property
-    def tokens(self) -> int:
-        """Of the micro-batch."""
+    def keys(self) -> int:
+        """Tokens of the micro-batch."""
         return self.samples * (self.video_tokens + self.text)
 
     @property
+    def tokens(self) -> int:
+        """Those of them that are one GPU's own."""
+        return self._own(self.video_tokens + self.text)
+
+    @property
     def video(self) -> int:
-        return self.samples * self.video_tokens
+        return self._own(self.video_tokens)
+
+    @property
+    def text_rows(self) -> int:
+        return self._own(self.text)
+
+    @property
+    def labelled(self) -> int:
+        return self._own(self.answer)
+
+    def _own(self, tokens: int) -> int:
+        return -(-self.samples * tokens // self.context)
 
     def layout(self) -> TokenLayout:
         """One sample's tokens: the longest frames come as near to a square as they can."""
@@ -54,7 +71,8 @@ def load_of(config: ExperimentConfig, video_tokens: int | None = None, text: int
     per_frame, longest = frame_and_clip(config)
     wanted = longest if video_tokens is None else video_tokens
     frames = max(1, -(-wanted // per_frame) if video_tokens else wanted // per_frame)
-    return Load(frames * per_frame, per_frame, text, min(answer, text), config.training.batch_size)
+    training = config.training
+    return Load(frames * per_frame, per_frame, text, min(answer, text), training.batch_size, training.context_parallel)
 
 
 def frame_and_clip(config: ExperimentConfig) -> tuple[int, int]:

@@ -74,8 +74,8 @@ def memory(
     above = activations.around_decoder(widths, load, e) + sum(layer.kept(policy) for layer in decoder)
     passing = max(layer.passing(policy) for layer in decoder)
     workspace = WORKSPACE if any(branches_of(design) for design, _ in layers) else 0
-    passing = max(passing, workspace)
-    labelled = load.samples * load.answer
+    passing = max(passing, workspace) + activations.gathering(widths, load, e)
+    labelled = load.labelled
     alone = {
         "logits of every row": activations.logits(widths, load.tokens, e),
         "logits of the labelled rows": activations.logits(widths, labelled, e),

@@ -43,7 +43,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Plan:
-    """A training on `setup.gpus` of `gpu`; times and FLOPs are of one micro-batch on each of them.
+    """A training on `setup.gpus` of `gpu`; times and FLOPs are of one micro-batch, or a share of one, on each of them.
 
     batch: samples of an optimiser step.
     """
@@ -167,7 +167,8 @@ def make_plan(
     `config`, where it was made before. Raises NsaLabError where the model's shape is not known here, or a number makes
     no sense.
 
-    The samples of an optimiser step are spread over the GPUs, batch_size of them at a time on each.
+    The samples of an optimiser step are spread over the GPUs, batch_size of them at a time on each, or on each group of
+    training.context_parallel.
     """
     if gpu not in GPUS:
         raise NsaLabError(f"--gpu {gpu!r} has no measured rates; known: {', '.join(GPUS)}")
@@ -175,7 +176,9 @@ def make_plan(
     for name, value in (("--gpus", gpus), ("--tokens", tokens), ("--text", text), ("--labelled", answer)):
         if value < 1:
             raise NsaLabError(f"{name} {value} is not positive")
-    training = config.training
+    training, context = config.training, config.training.context_parallel
+    if gpus % context:
+        raise NsaLabError(f"--gpus {gpus} are no groups of training.context_parallel={context}; give a multiple of it")
     samples = training.batch_size * training.accumulate
     subject, load = subject or Subject(config), load_of(config, video_tokens, text, answer)
     gib = GPUS[gpu][1]
@@ -183,7 +186,7 @@ def make_plan(
         compiled = compiles(config.model.compile, subject.widths.hidden, torch.device("cuda"))
 
     def setup_on(count: int) -> Setup:
-        steps = max(1, -(-samples // (training.batch_size * count)))
+        steps = max(1, -(-samples // (training.batch_size * (count // context))))
         made = Setup(training.precision, count, "selective", compiled, chunked, optimizer, steps)
         kept = subject.memory(load, made).total <= FITS * gib * GIB
         return replace(made, policy=policy or _policy(training, kept))
@@ -193,7 +196,7 @@ def make_plan(
     amounts = subject.flops(costs, load)
     step = step_time(subject.widths, subject.parameters, subject.layers, amounts, load, setup, gpu)
     fits = []
-    for count in sorted({*CLUSTERS, gpus}):
+    for count in sorted(count for count in {*CLUSTERS, gpus} if count % context == 0):
         there = setup_on(count)
         peak = subject.memory(load, there).total
         fits.append(Fit(count, peak / GIB, peak <= FITS * gib * GIB, subject.longest(load, there, gib)))
@@ -252,8 +255,10 @@ def _notes(config: ExperimentConfig, subject: Subject, setup: Setup) -> list[str
     if any(design.method == "released" for design, _ in subject.layers):
         said.append("attention.method=released is plain PyTorch: its time and memory are those of the paper's kernels")
     samples = config.training.batch_size * config.training.accumulate
-    if setup.gpus > samples:
-        said.append(f"an optimiser step has {samples} samples: {setup.gpus - samples} of {setup.gpus} GPUs have none")
+    context = config.training.context_parallel
+    if setup.gpus > samples * context:
+        idle = setup.gpus - samples * context
+        said.append(f"an optimiser step has {samples} samples: {idle} of {setup.gpus} GPUs have none")
     kinds = {design.partition.kind for design, _ in subject.layers if branches_of(design)}
     if kinds - {"uniform", "frame"}:
         said.append("blocks and choices are counted on random tokens; those of a real video differ")

@@ -55,7 +55,8 @@ def step_time(
         own = rate(gpu, "memory")
         work["optimizer"] = Work(moved / setup.accumulate / own.value / 1e9, own)
     computed = sum(own.seconds for own in work.values())
-    return Step(work, max(0.0, _communication(counts, setup, gpu) - computed))
+    hidden = max(0.0, _communication(counts, setup, gpu) - computed)
+    return Step(work, hidden + _gathering(widths, load, setup, gpu))
 
 
 def _products(
@@ -85,7 +86,7 @@ def _attention(
     found = {}
     again = setup.policy == "full"
     for name, amount in amounts["attention"].items():
-        kind = _kernel(gpu, name)
+        kind = "window" if name == "dense" and load.context > 1 else _kernel(gpu, name)
         forward = rate(gpu, kind, "forward", load.video_tokens, size)
         seconds = amount / forward.value / 1e12
         if kind == "topk":
@@ -133,6 +134,15 @@ def _elementwise(
         seconds = (setup.policy == "full") / rates[0].value + 1 / rates[1].value
         found["combine"] = Work(layers * traffic * seconds / 1e9, rates[1])
     return found
+
+
+def _gathering(widths: Widths, load: Load, setup: Setup, gpu: str) -> float:
+    """Keys and values of each layer, for the forward and what computes it again; their gradients in float32."""
+    if load.context == 1:
+        return 0.0
+    link = rate(gpu, "link in a host" if load.context <= GPUS_A_HOST else "link between hosts")
+    numbers = 2 * widths.groups * widths.head_dim * load.keys * widths.layers * (load.context - 1) / load.context
+    return numbers * ((1 + (setup.policy != "none")) * setup.e + activations.FULL) / link.value / 1e9
 
 
 def _communication(counts: Mapping[str, int], setup: Setup, gpu: str) -> float:

@@ -136,13 +136,15 @@ def _peak(module: VideoModule) -> float | None:
 
 
 def _last_gates(trainer: L.Trainer, module: VideoModule) -> dict[str, float]:
-    """The gates on the last validation batch, whichever process had it."""
-    return gathered(gate_metrics(module.trace))[trainer.datamodule.val_sampler.last_rank]  # type: ignore[attr-defined]
+    """The gates on the last validation batch, whichever processes had it."""
+    last = trainer.datamodule.val_sampler.last_rank  # type: ignore[attr-defined]
+    return module.ranks.mean(gate_metrics(module.trace), module.video_rows, of=last)
 
 
 @torch.no_grad()
 def _budget(trainer: L.Trainer, module: VideoModule) -> dict[str, float]:
-    batch = trainer.datamodule.first_val_batch()  # type: ignore[attr-defined]
+    batch = module.on_before_batch_transfer(trainer.datamodule.first_val_batch(), 0)  # type: ignore[attr-defined]
     batch = module.transfer_batch_to_device(batch, module.device, 0)
     with trainer.precision_plugin.forward_context():
-        return measure_budget(module.model, trainer.precision_plugin.convert_input(batch))
+        budget = measure_budget(module.model, trainer.precision_plugin.convert_input(batch))
+    return module.ranks.mean(budget, len(batch["host"].layout.video_rows))

@@ -26,10 +26,11 @@ class StepBatchSampler(Sampler[list[int]]):
     """Endless batches, one an optimiser step, out of seeded permutations laid end to end; begins at number `start`.
 
     Of `world` processes each takes its part of `batch_size` samples; together they are the batch of one process.
+    Processes that share samples take the same ones.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, ranks: Ranks = ALONE):
-        self.size, self.batch_size, self.seed, self.ranks = size, batch_size, seed, ranks
+        self.size, self.batch_size, self.seed, self.ranks = size, batch_size, seed, ranks.data
         self.start = 0
 
     def batch(self, number: int) -> list[int]:
@@ -52,7 +53,7 @@ class ValidationBatchSampler(Sampler[list[int]]):
     """
 
     def __init__(self, size: int, batch_size: int, ranks: Ranks):
-        self.size, self.batch_size, self.ranks = size, batch_size, ranks
+        self.size, self.batch_size, self.ranks = size, batch_size, ranks.data
         self.batches = -(-size // batch_size)
 
     def __len__(self) -> int:
@@ -60,7 +61,7 @@ class ValidationBatchSampler(Sampler[list[int]]):
 
     @property
     def last_rank(self) -> int:
-        """The process that has the last of all batches, as its own last one."""
+        """The process, or the group that shares it, that has the last of all batches, as its own last one."""
         return (self.batches - 1) % self.ranks.world
 
     def counts(self, place: int) -> bool:

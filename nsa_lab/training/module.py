@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from nsa_lab.attention.trace import Trace
 from nsa_lab.config.schema import TrainingConfig
 from nsa_lab.model import VideoNSAForConditionalGeneration
+from nsa_lab.model.context_parallel import ContextGroup
 from nsa_lab.model.drawing import fill
 from nsa_lab.training.fsdp import shard, whole_value
 from nsa_lab.training.ranks import ALONE, Ranks, gathered, total
@@ -34,6 +35,7 @@ class VideoModule(L.LightningModule):
     """Trains `model` on the answers of packed video batches (see `nsa_lab.data.collate`).
 
     parts: where several processes train it, this one's rows of the weights, by name; `model` is on the meta device.
+    group: the processes that share each sample with this one; None: none does.
     """
 
     def __init__(
@@ -43,15 +45,17 @@ class VideoModule(L.LightningModule):
         seed: int,
         ranks: Ranks = ALONE,
         parts: Mapping[str, Tensor] | None = None,
+        group: ContextGroup | None = None,
     ):
         super().__init__()
         self.parts = parts
-        self.model, self.config, self.seed, self.ranks = model, config, seed, ranks
+        self.model, self.config, self.seed, self.ranks, self.group = model, config, seed, ranks, group
         self.train_meter, self.val_meter = Meter(), Meter()
         self.gradient_norm = self.learning_rate = 0.0
         self.trace = Trace()
         self.batch_number = 0
         self.step_labels = 0.0
+        self.video_rows = 0
 
     def configure_model(self) -> None:
         if self._device_mesh is not None:
@@ -63,16 +67,20 @@ class VideoModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         recount_batches(checkpoint, self.config.accumulate)
 
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        return self.group.divide(batch) if self.group else batch
+
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         # Whatever is random inside the model follows from the step too, so that a resumed run repeats it.
         step, part = divmod(batch_idx, self.config.accumulate)
-        number = (step * self.ranks.world + self.ranks.rank) * self.config.accumulate + part
+        data = self.ranks.data
+        number = (step * data.world + data.rank) * self.config.accumulate + part
         torch.manual_seed(self.seed * 1_000_003 + number)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         if batch_idx % self.config.accumulate == 0:
             self.train_meter.reset()
-            (self.step_labels,) = total(batch["step_labels"])
+            self.step_labels = total(batch["step_labels"])[0] / self.ranks.context
         self.batch_number = batch_idx
         self.learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.trace = Trace("partition")
@@ -84,7 +92,9 @@ class VideoModule(L.LightningModule):
         parts = self.config.accumulate * self.ranks.world
         loss = score.loss * (parts * score.tokens / self.step_labels)
         loss = loss if extra is None else loss + extra
-        self._check_finite("the loss", loss.item(), batch_idx)
+        # Of a shared sample any process may have no label, and go on where another's loss is not finite.
+        value = total(loss.item())[0] if self.group else loss.item()
+        self._check_finite("the loss", value, batch_idx)
         return loss
 
     def configure_gradient_clipping(
@@ -106,6 +116,7 @@ class VideoModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.trace = Trace("gate_means")
+        self.video_rows = len(batch["host"].layout.video_rows)
         score = score_answers(self.model, batch, self.trace)
         if self.trainer.datamodule.val_sampler.counts(batch_idx):  # type: ignore[attr-defined]
             self.val_meter.add(score)

@@ -20,45 +20,85 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's `rank` among `world` on all machines, `local_world` of them on this one."""
+    """This process's `rank` among `world` on all machines, `local_world` of them on this one.
+
+    `context` neighbouring ones share each of their samples.
+    """
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
+    context: int = 1
 
     @classmethod
-    def from_environment(cls) -> "Ranks | None":
-        """As a launcher says; None where there was none."""
-        if any(name not in os.environ for name in LAUNCHED):
-            return None
-        return cls(*(int(os.environ[name]) for name in LAUNCHED[:4]))
+    def of(cls, training: TrainingConfig) -> "Ranks":
+        """As a launcher says; where there was none, the first of `training.devices` processes of this machine."""
+        if not launched():
+            return cls(0, training.devices, 0, training.devices, training.context_parallel)
+        rank, world, local_rank, local_world = (int(os.environ[name]) for name in LAUNCHED[:4])
+        return cls(rank, world, local_rank, local_world, training.context_parallel)
 
     @property
     def first(self) -> bool:
         """Whether this is the process that writes files and speaks."""
         return self.rank == 0
 
+    @property
+    def place(self) -> int:
+        """This process's number among those that share its samples."""
+        return self.rank % self.context
+
+    @property
+    def data(self) -> "Ranks":
+        """The rank of its samples: processes that share theirs are one."""
+        return Ranks(self.rank // self.context, self.world // self.context)
+
+    def mean(self, values: Mapping[str, float], weight: float, of: int | None = None) -> dict[str, float]:
+        """Means by name over the processes that share samples with this one, or over group `of`; all must ask.
+
+        `weight` is this process's, of the rows that its values are means of.
+        """
+        begin = (self.data.rank if of is None else of) * self.context
+        pairs = gathered((dict(values), weight))[begin : begin + self.context]
+        whole = sum(weight for _, weight in pairs) or 1.0
+        return {
+            name: sum(found[name] * (weight / whole) for found, weight in pairs if name in found)
+            for name in dict.fromkeys(name for found, _ in pairs for name in found)
+        }
+
     def share(self, training: TrainingConfig) -> TrainingConfig:
         """`training` with the batch_size and accumulate of this process; a step's samples stay those of one process.
 
-        Raises NsaLabError where the samples of a step do not divide over the processes.
+        Raises NsaLabError where the samples of a step do not divide over the processes, or the processes over samples.
         """
-        if self.world == 1:
+        if self.world % self.context:
+            raise NsaLabError(
+                f"training.context_parallel={self.context} processes share a sample, but there are {self.world} in "
+                f"all; set training.devices to a multiple of {self.context}"
+            )
+        world = self.data.world
+        if world == 1:
             return training
         step = training.batch_size * training.accumulate
-        own, rest = divmod(step, self.world)
+        own, rest = divmod(step, world)
         size = min(training.batch_size, own)
         if rest or own % size:
             raise NsaLabError(
                 f"the samples of a step, {step} (training.batch_size={training.batch_size} times "
-                f"training.accumulate={training.accumulate}), do not divide over {self.world} processes into equal "
-                f"batches; set training.accumulate to a multiple of {self.world}"
+                f"training.accumulate={training.accumulate}), do not divide over {world} "
+                f"{'processes' if self.context == 1 else 'groups of processes'} into equal "
+                f"batches; set training.accumulate to a multiple of {world}"
             )
         return replace(training, batch_size=size, accumulate=own // size)
 
 
 ALONE = Ranks()
+
+
+def launched() -> bool:
+    """Whether torchrun or the like has started this process."""
+    return all(name in os.environ for name in LAUNCHED)
 
 
 def together() -> bool:

@@ -33,6 +33,7 @@ from nsa_lab.origin import code_digest, machine_facts, training_device
 from nsa_lab.tracking import Tracker, finish_left
 from nsa_lab.training.callbacks import Progress, Reporter
 from nsa_lab.training.checkpoint import CheckpointWriter
+from nsa_lab.training.context import context_group
 from nsa_lab.training.data import VideoDataModule
 from nsa_lab.training.directory import RunDirectory
 from nsa_lab.training.fsdp import ShardedStrategy
@@ -41,7 +42,7 @@ from nsa_lab.training.logger import TrackerLogger
 from nsa_lab.training.module import Divergence, VideoModule
 from nsa_lab.training.progress import ProgressBar
 from nsa_lab.training.quiet import quiet_lightning
-from nsa_lab.training.ranks import ALONE, Ranks, barrier, sums
+from nsa_lab.training.ranks import ALONE, Ranks, barrier, launched, sums
 from nsa_lab.training.restart import fitting
 
 logger = logging.getLogger(__name__)
@@ -104,8 +105,7 @@ def run(
     (`stopped`). `draw` writes pictures below the run directory, which are tracked. Raises NsaLabError for whatever the
     user can mend: input, a diverging loss, a full disk, a directory that is another config's.
     """
-    launched = Ranks.from_environment()
-    ranks = launched or Ranks(0, config.training.devices, 0, config.training.devices)
+    ranks, start = Ranks.of(config.training), not launched()
     _check_machine(config.training, ranks)
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
@@ -115,7 +115,7 @@ def run(
     with (
         quiet_lightning(),
         room_on_disk(home.path, lambda: kept_checkpoint(home.checkpoints)),
-        joined(ranks, launched is None, config, home),
+        joined(ranks, start, config, home),
     ):
         module, data = build(config, ranks)
         if not resume:
@@ -128,7 +128,7 @@ def run(
             if tracker:
                 _describe(config, home, module, tracker)
             reporter, trainer = _fit(config, home, module, data, tracker, on_progress, progress_bar, ranks)
-            reporter.metrics |= reporter.clock.overall() | sums(data.skipped())
+            reporter.metrics |= reporter.clock.overall() | sums({} if ranks.place else data.skipped())
             for line in data.skip_reasons():
                 logger.warning(line)
             if tracker is None:
@@ -220,9 +220,10 @@ def build_module(
     hidden_size = model.config.text_config.hidden_size
     if compiles(config.model.compile, hidden_size, training_device(config.training.accelerator)):
         compile_dense(model)
+    group = context_group(model, ranks) if ranks.context > 1 else None
     if config.training.activation_checkpointing:
-        recompute_activations(model, config.training.recompute)
-    return VideoModule(model, ranks.share(config.training), config.seed, ranks, parts)
+        recompute_activations(model, config.training.recompute, group)
+    return VideoModule(model, ranks.share(config.training), config.seed, ranks, parts, group)
 
 
 def _backend(config: ExperimentConfig, model: VideoNSAForConditionalGeneration) -> str:

@@ -15,7 +15,10 @@ from nsa_lab.training.ranks import added, gathered
 
 @dataclass(frozen=True)
 class Score:
-    """One batch's result: `loss` is a scalar over `tokens` labelled tokens, `correct` is bool [answers]."""
+    """One batch's result: `loss` is a scalar over `tokens` labelled tokens, `correct` is bool [answers].
+
+    Of a shared batch the tokens are those that the own rows predict, and its first process has all of the answers.
+    """
 
     loss: Tensor
     correct: Tensor
@@ -34,10 +37,16 @@ def score_answers(model: nn.Module, batch: Mapping[str, Any], trace: Trace | Non
     labels, answers = batch["labels"][0], batch["answer_index"][0]
     targets = batch["label_rows"] if "label_rows" in batch else (labels[1:] != IGNORED).nonzero().squeeze(1) + 1
     inputs = {name: batch[name] for name in (*MODEL_INPUTS, "host") if name in batch}
-    found = model(**inputs, use_cache=False, logits_to_keep=targets - 1, targets=labels[targets], trace=trace)
+    rows = batch.get("label_from", targets - 1)
+    found = model(**inputs, use_cache=False, logits_to_keep=rows, targets=labels[targets], trace=trace)
     correct = torch.ones(len(batch["answer_tasks"]), dtype=torch.long, device=labels.device)
     correct = correct.scatter_reduce(0, answers[targets], found.hits.long(), "amin").bool()
-    return Score(loss=found.loss, correct=correct, tokens=len(targets), tasks=list(batch["answer_tasks"]))
+    tasks = list(batch["answer_tasks"])
+    if shared := "host" in batch and batch["host"].shared:
+        correct = shared.group.everywhere(correct)
+        if shared.group.place:
+            correct, tasks = correct[:0], []
+    return Score(loss=found.loss, correct=correct, tokens=len(targets), tasks=tasks)
 
 
 class Meter:

@@ -75,8 +75,9 @@ def test_auto_fills_the_memory_deepest_layers_first():
     # The deepest layer keeps 150 bytes a token beyond its input; the other four 30 for attention, 20 more, 100 more.
     room = ((149, (0, 0, 0)), (150, (1, 1, 1)), (180, (2, 1, 1)), (270, (5, 1, 1)), (330, (5, 4, 1)), (450, (5, 5, 2)))
     for free, expected in (*room, (9_999, (5, 5, 5))):
-        counts, spent = memory.fit(10 * free, 10, 10)
-        assert tuple(counts.values()) == expected and spent <= 10 * free, free
+        memory.counts, memory.longest = memory.fit(10 * free, 10, 10), 10
+        memory.count(10, 10)
+        assert tuple(memory.counts.values()) == expected and memory.spent <= 10 * free, free
     memory.counts = {"attention": 4, "selective": 2, "everything": 1}
     ways = ["full", "attention", "attention", "selective", "everything"]
     assert [memory.way(number) for number in range(5)] == ways and {memory.trial(n) for n in range(5)} == {None}

@@ -181,6 +181,19 @@ def test_gpus_beyond_the_samples_of_a_step_wait_and_are_paid():
     assert "32 of 64 GPUs have none" in " ".join(made[2].notes)
 
 
+def test_gpus_that_share_a_sample_have_half_of_it_and_gather_keys():
+    config = load_config("experiments/scale/shared_128k.yaml", ["training.context_parallel=1"])
+    subject = Subject(config)
+    shared = load_config("experiments/scale/shared_128k.yaml")
+    alone, both = (make_plan(own, gpus=2, subject=subject) for own in (config, shared))
+    assert both.forward_flops == pytest.approx(alone.forward_flops / 2, rel=1e-3)
+    assert both.step.exposed > 0 and both.step.seconds == pytest.approx(alone.step.seconds / 2, rel=0.05)
+    halves = both.memory.parts["activations"] / alone.memory.parts["activations"]
+    assert halves < 0.55
+    assert not alone.fits[-1].fits and both.fits[0].fits and [fit.gpus for fit in both.fits] == [2, 8, 64]
+    assert both.setup.accumulate == alone.setup.accumulate == 1 and not any("have none" in note for note in both.notes)
+
+
 def test_every_gpu_has_every_rate_and_each_says_where_it_is_from():
     kinds = {gpu: {(row.kind, row.direction) for row in rows() if row.gpu == gpu} for gpu in GPUS}
     assert kinds["h100"] == kinds["h200"]
@@ -226,6 +239,7 @@ def test_plan_prints_tables_and_json(capsys, tmp_path):
         ([], {"gpus": 0}, "--gpus 0 is not positive"),
         ([], {"video_tokens": -1}, "--tokens -1 is not positive"),
         ([], {"answer": 0}, "--labelled 0 is not positive"),
+        (["training.context_parallel=3"], {}, "--gpus 8 are no groups of training.context_parallel=3"),
     ],
 )
 def test_what_cannot_be_planned_is_said_in_one_line(changes, options, said):

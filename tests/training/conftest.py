@@ -36,3 +36,24 @@ def rows(tmp_path_factory):
         found.append({"id": str(i), "video": f"{i}.mp4", "conversations": talk})
     (folder / "rows.json").write_text(json.dumps(found))
     return folder
+
+
+@pytest.fixture
+def uneven(tiny, rows):
+    """Configs whose answers have 1 and 40 words in turn; two micro-batches a step for each of two processes."""
+
+    def make(**overrides):
+        given = {
+            "tasks.needle.enabled": False,
+            "data.annotations": str(rows / "rows.json"),
+            "data.videos": str(rows),
+            "training.steps": 2,
+            "training.val_every": 2,
+            "training.batch_size": 1,
+            "training.accumulate": 4,
+            "training.accelerator": "cpu",
+            "training.threads": 1,
+        }
+        return tiny(given | overrides)
+
+    return make

@@ -19,44 +19,8 @@ from nsa_lab.model.trained import check_readable, last_weights
 from nsa_lab.training import run
 from nsa_lab.training.checkpoint import CheckpointWriter
 from nsa_lab.training.data import StepBatchSampler, ValidationBatchSampler
-from nsa_lab.training.directory import read_series
 from nsa_lab.training.ranks import Ranks
-
-TIMES = ("throughput/", "partition/share_of_step")
-TOLERANCE = {"rel": 1e-5, "abs": 1e-6}
-"""Sums in float32 in another order."""
-
-
-@pytest.fixture
-def uneven(tiny, rows):
-    """Configs whose answers have 1 and 40 words in turn; two micro-batches a step for each of two processes."""
-
-    def make(**overrides):
-        given = {
-            "tasks.needle.enabled": False,
-            "data.annotations": str(rows / "rows.json"),
-            "data.videos": str(rows),
-            "training.steps": 2,
-            "training.val_every": 2,
-            "training.batch_size": 1,
-            "training.accumulate": 4,
-            "training.accelerator": "cpu",
-            "training.threads": 1,
-        }
-        return tiny(given | overrides)
-
-    return make
-
-
-def curves(directory):
-    series = read_series(directory / "metrics.jsonl")
-    return {name: values for name, values in series.items() if not name.startswith(TIMES)}
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name] == pytest.approx(b[name], **TOLERANCE), name
+from nsa_parallel import TOLERANCE, assert_same, curves
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -25,6 +25,8 @@ MOST_HEAD_DIM = 256
 class Fla(Triton):
     """fla's `parallel_nsa` for compression and selection; window and dense are the Triton path's."""
 
+    divisible = False
+
     def why_not(self, device: torch.device, named: bool) -> str | None:
         if not named:
             return "it is for comparison, name it to use it"

@@ -33,6 +33,11 @@ class Branch(Plugin, nn.Module):
         self.config = config
 
     @classmethod
+    def query_tile(cls, config: Any) -> int:
+        """How many neighbouring queries of a frame are computed together."""
+        return 1
+
+    @classmethod
     def attended(cls, config: Any, design: Any) -> int:
         """Tokens a late query reads token by token: this branch's share of the paper's K."""
         return 0

@@ -75,6 +75,10 @@ class SelectionBranch(Branch):
         yield from problems_of(config, "rule", design)
 
     @classmethod
+    def query_tile(cls, config: Any) -> int:
+        return int(config.query_tile)
+
+    @classmethod
     def attended(cls, config: Any, design: Any) -> int:
         return RULES[config.rule].attended(config, design)
 

@@ -18,8 +18,9 @@ from nsa_lab.plugin import Plugin
 class Plan(Protocol):
     """What a method sees of a forward: which tokens there are, and what all layers share.
 
-    layout: the T tokens in packed order. full, text: contexts of dense attention, of all rows and of the text rows.
-    time_order [T] int64: where each packed token stands in (text tokens, video tokens). trace: see Trace.
+    layout: the T tokens in packed order, and which rows of them are this process's own: all, unless several share a
+    sample. full, text: contexts of dense attention, of all own rows and of the text rows.
+    time_order [n] int64: where each own row stands in (text rows, video rows). trace: see Trace.
     """
 
     @property
@@ -46,11 +47,16 @@ class Plan(Protocol):
 class Method(Plugin, nn.Module):
     """Computes the prefill of one layer, for all packed rows; decoding attends densely to the cache.
 
+    `divisible` is for one whose prefill takes x and q of the own rows alone (`plan.layout.video_rows`, `text_rows`).
+
     A new one is a subclass in a file of its own and a line in METHODS. `partition` in its Config: the settings of the
-    partition it reads, made by the plan. reads: what a video query reads where `attended` gives no number.
+    partition it reads, made by the plan. reads: what a video query reads where `attended` gives no number. query_tile:
+    so many neighbouring queries of a frame are computed together.
     """
 
     reads: ClassVar[str] = "every past token"
+    divisible = False
+    query_tile = 1
 
     def __init__(self, config: Any, design: Any, dims: HeadDims, layer: int):
         """config: this class's own settings; design: all of the layer's."""
@@ -70,7 +76,10 @@ class Method(Plugin, nn.Module):
         return iter(())
 
     def prefill(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
-        """[T, H, D]: x [T, hidden] the attention inputs, q [T, H, D], k and v [T, G, D] after M-RoPE, packed."""
+        """[n, H, D]: x [n, hidden] the attention inputs and q [n, H, D] of the own rows, k and v [T, G, D] of all.
+
+        After M-RoPE and in packed order.
+        """
         raise NotImplementedError
 
     def cost(self, trace: Trace, lengths: Tensor) -> Cost:
@@ -84,5 +93,5 @@ class Method(Plugin, nn.Module):
     def text_rows(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
         """[T_text, H, D]: the text rows' attention to all tokens before them, or to the last `text_window`."""
         size = len(k) if self.text_window is None else self.text_window
-        rows = q[plan.layout.text_index]
+        rows = q[plan.layout.text_rows]
         return self.ops(q.device).window(rows, k, v, plan.text, size=size, scale=self.scale)

@@ -1,5 +1,6 @@
 """VideoNSA (arXiv 2510.02295, section 2): video rows through gated sparse branches, text rows densely."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import reduce
@@ -23,6 +24,8 @@ from nsa_lab.plugin import at, problems_of, switched_on
 
 
 class NSA(Method):
+    divisible = True
+
     @dataclass
     class Config:
         """The sparse branches see the sample's video tokens (`context=video`), or its text too (`all`)."""
@@ -36,6 +39,9 @@ class NSA(Method):
     def __init__(self, config: Config, design: Any, dims: HeadDims, layer: int):
         super().__init__(config, design, dims, layer)
         self.sparse = GatedBranches(config, design.backend, dims, layer)
+        self.query_tile = math.lcm(
+            *(BRANCHES[name].query_tile(own) for name, own in switched_on(config.branches).items())
+        )
 
     @classmethod
     def problems(cls, config: Config, design: Any) -> Iterator[Problem]:
@@ -57,10 +63,10 @@ class NSA(Method):
 
     def prefill(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
         text = self.text_rows(q, k, v, plan)
-        context, index = plan.sparse(self.config.context), plan.layout.video_index
+        context, rows = plan.sparse(self.config.context), plan.layout.video_rows
         video = self.sparse(
-            x[index],
-            q[index],
+            x[rows],
+            q[rows],
             k[context.token_index],
             v[context.token_index],
             context,

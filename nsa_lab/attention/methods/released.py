@@ -63,6 +63,8 @@ class Deviations:
 
 
 class Released(NSA):
+    divisible = False
+
     @dataclass
     class Config(NSA.Config):
         """Blocks, counts, window and gate are the settings of `nsa`; `released` are the deviations.
