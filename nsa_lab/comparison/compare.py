@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nsa_lab.comparison.ablation import read_comparison
 from nsa_lab.comparison.ledger import Ledger, job_of
-from nsa_lab.comparison.plan import stages, trainings
+from nsa_lab.comparison.plan import makeup, stages, trainings
 from nsa_lab.comparison.report import print_tables, write_tables
 from nsa_lab.comparison.rows import Key, Row, check_settings, key_of, read_rows
 from nsa_lab.comparison.spec import Comparison, Training, chosen
@@ -59,7 +59,7 @@ def compare(
         todo = [training for turn in turns for training in turn]
         logs = f"; what they print: {home / 'logs'}" if todo else ""
         done = sum(key_of(training) in rows for training in wanted)
-        print(f"{len(wanted)} trainings, {done} done before, {workers} workers{logs}", flush=True)
+        print(f"{len(wanted)} trainings, {done} done before, {workers} workers; {makeup(wanted)}{logs}", flush=True)
         if not todo:
             _show(comparison, wanted, rows, out)
             return out

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,24 @@ def stages(missing: Sequence[Training]) -> list[list[Training]]:
             source = source.source
     depths = sorted({training.depth for training in needed.values()})
     return [[training for training in needed.values() if training.depth == depth] for depth in depths]
+
+
+def makeup(wanted: Sequence[Training]) -> str:
+    """How the number of trainings comes about: `1 start x 3 seeds + 6 designs x 3 seeds`."""
+    groups: dict[str, list[Training]] = {"start": [], "design": [], "validation": []}
+    for training in wanted:
+        validates = training.source is not None and training.source.variant != START
+        groups["validation" if validates else START if training.variant == START else "design"].append(training)
+    return " + ".join(_product(noun, found) for noun, found in groups.items() if found)
+
+
+def _product(noun: str, found: Sequence[Training]) -> str:
+    """`6 designs x 3 seeds x 2 experiments`, without the ones."""
+    counts = {
+        noun: len({training.variant for training in found}),
+        "seed": len({training.seed for training in found}),
+        "experiment": len({training.experiment for training in found}),
+    }
+    assert math.prod(counts.values()) == len(found), counts
+    kept = {name: count for name, count in counts.items() if count > 1 or name == noun}
+    return " x ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in kept.items())
