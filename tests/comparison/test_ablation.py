@@ -153,7 +153,8 @@ def test_at_both_is_training_and_inference(study, at):
 
 def test_the_number_of_trainings_is_explained(study):
     plain = read_comparison(study(at="training", start=None, readings={}))
-    assert makeup(planned(plain, ["window", "dense"])) == "2 designs x 2 seeds" and makeup(planned(plain, ["window"], 1)) == "1 design"
+    assert makeup(planned(plain, ["window", "dense"])) == "2 designs x 2 seeds"
+    assert makeup(planned(plain, ["window"], 1)) == "1 design"
     twice = makeup(planned(read_comparison(study()), ["window"]))
     assert twice == "1 start x 2 seeds x 2 experiments + 2 designs x 2 seeds x 2 experiments + " + (
         "1 validation x 2 seeds x 2 experiments"
