@@ -14,7 +14,7 @@ from nsa_lab.attention.branches import BRANCHES
 from nsa_lab.cli.ablate import ablate
 from nsa_lab.comparison import compare, read_comparison
 from nsa_lab.comparison.ablation import Ablation
-from nsa_lab.comparison.plan import makeup, stages, trainings
+from nsa_lab.comparison.plan import makeup, needed, trainings
 from nsa_lab.comparison.rows import ORIGIN, make_row, read_rows, write_rows
 from nsa_lab.comparison.spec import chosen
 from nsa_lab.comparison.stored import load_stored
@@ -81,9 +81,9 @@ def test_trainings_start_from_one_run_a_seed_and_inference_from_the_reference(st
     at_inference = found["tiny-inference", "window", 1]
     assert at_inference.source is trained and at_inference.config.training.steps == 0
     assert found["tiny-inference", "dense", 1].config.attention.method == "dense"
-    turns = stages(list(found.values()))
-    assert [{t.depth for t in turn} for turn in turns] == [{0}, {1}, {2}]
-    assert [len(turn) for turn in turns] == [2, 16, 16]
+    ordered = needed(list(found.values())[::-1])
+    assert [t.depth for t in ordered] == [0] * 2 + [1] * 16 + [2] * 16
+    assert [t.kind for t in ordered] == ["start"] * 2 + ["design"] * 16 + ["validation"] * 16
     assert len({t.directory for t in found.values()}) == len(found)
 
 
