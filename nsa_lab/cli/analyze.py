@@ -30,9 +30,9 @@ analyze_app = typer.Typer(
 def run_(
     run: Annotated[Path, typer.Argument(help="Directory of a run, or folder of weights.", metavar="RUN")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings on top; of weights, their data.", metavar="[KEY=VALUE]...")
+        list[str] | None, typer.Argument(help="Settings on top; of weights, their data.", metavar="KEY=VALUE")
     ] = None,
-    clips: Annotated[int, typer.Option(help="Validation clips to measure over.")] = 4,
+    clips: Annotated[int, typer.Option(help="Validation clips to measure over.", min=1)] = 4,
     output: Annotated[Path | None, typer.Option(help="Folder of the files; by default RUN/analysis.")] = None,
     latency: Annotated[
         bool, typer.Option("--latency", help="Time one layer too, each branch alone and dense; takes minutes.")
@@ -107,12 +107,12 @@ def _timed(model: Any, lengths: list[int], repeats: int) -> list[dict[str, Any]]
 @analyze_app.command()
 def partition(
     run: Annotated[Path, typer.Argument(help="Directory of a run with a checkpoint.", metavar="RUN")],
-    sample: Annotated[int, typer.Option(help="Number of the validation sample, from 0.")] = 0,
+    sample: Annotated[int, typer.Option(help="Number of the validation sample, from 0.", min=0)] = 0,
     layer: Annotated[
-        int | None, typer.Option(help="Decoder layer; by default one for each partition that layers differ in.")
+        int | None, typer.Option(help="Decoder layer; by default one for each partition that layers differ in.", min=0)
     ] = None,
     query: Annotated[
-        int | None, typer.Option(help="Number of the video token that asks; by default one at three quarters.")
+        int | None, typer.Option(help="Number of the video token that asks; by default one at three quarters.", min=0)
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the pictures; by default RUN/pictures/partition.")

@@ -31,13 +31,11 @@ if TYPE_CHECKING:
 Config = Annotated[Path, typer.Argument(help="YAML file of the experiment.", metavar="CONFIG")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Settings on top, such as training.steps=200.", metavar="[KEY=VALUE]..."),
+    typer.Argument(help="Settings on top, such as training.steps=200.", metavar="KEY=VALUE"),
 ]
 Experiment = Annotated[
     list[str] | None,
-    typer.Argument(
-        help="YAML file (without one, the defaults) and settings on top.", metavar="[CONFIG] [KEY=VALUE]..."
-    ),
+    typer.Argument(help="YAML file (without one, the defaults) and settings on top.", metavar="CONFIG|KEY=VALUE"),
 ]
 
 app = typer.Typer(
@@ -158,7 +156,7 @@ def show(experiment: Experiment = None) -> None:
 @app.command()
 def ui(
     experiment: Experiment = None,
-    port: Annotated[int, typer.Option(help="Port of the page, 1 to 65535.")] = 5000,
+    port: Annotated[int, typer.Option(help="Port of the page.", min=1, max=65535)] = 5000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     browse: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:

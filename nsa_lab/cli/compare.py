@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from nsa_lab.cli.numbers import Minutes
 from nsa_lab.errors import NsaLabError
 
 File = Annotated[
@@ -16,21 +17,21 @@ File = Annotated[
 def compare(
     file: File,
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings of every training.", metavar="[KEY=VALUE]...")
+        list[str] | None, typer.Argument(help="Settings of every training.", metavar="KEY=VALUE")
     ] = None,
     variants: Annotated[str, typer.Option(help="Designs to train, by commas; by default all.")] = "",
-    seeds: Annotated[int | None, typer.Option(help="How many of the file's seeds; by default all.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many of the file's seeds; by default all.", min=1)] = None,
     workers: Annotated[int, typer.Option(help="Processes that train at the same time.", min=1)] = 1,
-    minutes: Annotated[float | None, typer.Option(help="Start no training after this long.")] = None,
+    minutes: Minutes = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of runs.csv and tables; by default {output.dir}/comparisons/NAME.")
     ] = None,
 ) -> None:
     """Train designs on the same tasks with the same seeds; print means, intervals and paired tests.
 
-    What runs.csv in the output folder holds already is not trained again; the same command goes on after a kill.
-    In MLflow the runs stand under comparison-NAME. Baselines are designs like others, in VARIANTS and REFERENCES:
-    {"dense": {"attention.method": "dense"}, "blind": {"data.blind": True}}.
+    Fewer than 3 seeds have no interval. What runs.csv in the output folder holds already is not trained again; the same
+    command goes on after a kill. In MLflow the runs stand under comparison-NAME. Baselines are designs like others, in
+    VARIANTS and REFERENCES: {"dense": {"attention.method": "dense"}, "blind": {"data.blind": True}}.
 
     `nsa-lab compare experiments/partition/compare.py --workers 16`
 
@@ -54,7 +55,7 @@ def report(
         list[Path] | None,
         typer.Argument(
             help="Folders with comparisons, ablations, studies and runs; or a comparison's FILE and its runs.csv.",
-            metavar="[FOLDER]...",
+            metavar="FOLDER|FILE",
         ),
     ] = None,
     out: Annotated[

@@ -1,7 +1,7 @@
 """`nsa-lab export`: a run's model as a folder of Hugging Face's format."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -9,7 +9,7 @@ import typer
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")],
     folder: Annotated[Path, typer.Argument(help="The new folder.", metavar="DIR")],
-    dtype: Annotated[str, typer.Option(help="Of the weights: float32 or bfloat16.")] = "float32",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",
 ) -> None:
     """Write the last weights of a run as transformers keeps a model, with tokenizer and processor files beside.
 

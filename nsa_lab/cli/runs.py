@@ -22,12 +22,11 @@ runs_app = typer.Typer(
     `nsa-lab runs diff runs/smoke-0123456789ab runs/dense-ba9876543210`
     """,
 )
-Run = Annotated[Path, typer.Argument(help="Folder of a run.")]
 
 
 @runs_app.command("list")
 def list_(
-    directory: Annotated[Path, typer.Argument(help="Folder of runs, at any depth.", metavar="[DIR]")] = Path("runs"),
+    directory: Annotated[Path, typer.Argument(help="Folder of runs, at any depth.", metavar="DIR")] = Path("runs"),
     sort: Annotated[str, typer.Option(help="Column to sort by, ascending; by default the last begun first.")] = "",
     csv: Annotated[bool, typer.Option("--csv", help="Print a CSV with every val/* metric.")] = False,
 ) -> None:
@@ -60,7 +59,10 @@ def list_(
 
 
 @runs_app.command()
-def diff(a: Run, b: Run) -> None:
+def diff(
+    a: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="A")],
+    b: Annotated[Path, typer.Argument(help="Folder of another.", metavar="B")],
+) -> None:
     """Show the settings that differ between two runs, and their metrics side by side.
 
     `nsa-lab runs diff runs/smoke-0123456789ab runs/dense-ba9876543210`

@@ -1,47 +1,48 @@
 """`nsa-lab plan` and `nsa-lab promote`: from a design to a large training."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from nsa_lab.cli.numbers import finite
 from nsa_lab.cli.sweep import Storage
+from nsa_lab.scale import BASE, Policy
+from nsa_lab.scale.rates import GPUS
 
 Config = Annotated[Path, typer.Argument(help="YAML file of the experiment.", metavar="CONFIG")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Settings on top, such as model.size=7b.", metavar="[KEY=VALUE]..."),
+    typer.Argument(help="Settings on top, such as model.size=7b.", metavar="KEY=VALUE"),
 ]
 
 
 def plan(
     config: Config,
     overrides: Overrides = None,
-    gpus: Annotated[int, typer.Option(help="GPUs to train on.")] = 8,
-    gpu: Annotated[str, typer.Option(help="Which GPU: h100 or h200.")] = "h100",
+    gpus: Annotated[int, typer.Option(help="GPUs to train on.", min=1)] = 8,
+    gpu: Annotated[str, typer.Option(help="Which GPU.", metavar=f"<{'|'.join(GPUS)}>")] = "h100",
     tokens: Annotated[
-        int | None, typer.Option(help="Video tokens of a sample; by default the longest that data.* allows.")
+        int | None, typer.Option(help="Video tokens of a sample; by default the longest that data.* allows.", min=1)
     ] = None,
-    text: Annotated[int, typer.Option(help="Text tokens of a sample.")] = 256,
-    labelled: Annotated[int, typer.Option(help="Text tokens with a label, of these.")] = 64,
+    text: Annotated[int, typer.Option(help="Text tokens of a sample.", min=1)] = 256,
+    labelled: Annotated[int, typer.Option(help="Text tokens with a label, of these.", min=1)] = 64,
     samples: Annotated[
         int | None, typer.Option(help="Samples of the data set; by default those of all steps.", min=1)
     ] = None,
-    price: Annotated[float | None, typer.Option(help="Price of a GPU-hour.", min=0)] = None,
+    price: Annotated[
+        float | None, typer.Option(help="Price of a GPU-hour.", metavar="PRICE", min=0, callback=finite)
+    ] = None,
     checkpointing: Annotated[
-        Literal["none", "selective", "full"] | None,
-        typer.Option(
-            help="What the backward computes again; by default as activation_checkpointing and recompute say."
-        ),
+        Policy | None, typer.Option(help="What the backward computes again; by default the config's.")
     ] = None,
     compiled: Annotated[
         bool | None, typer.Option("--compiled/--eager", help="The dense parts; by default as model.compile says.")
     ] = None,
-    chunked_loss: Annotated[
-        bool,
-        typer.Option("--chunked-loss/--whole-loss", help="Logits of 1,024 rows at a time, as in training, or all."),
-    ] = True,
-    optimizer: Annotated[bool, typer.Option(help="With the optimizer, or forward and backward alone.")] = True,
+    whole_loss: Annotated[
+        bool, typer.Option("--whole-loss", help="All logits at once, not 1,024 rows at a time as in training.")
+    ] = False,
+    no_optimizer: Annotated[bool, typer.Option("--no-optimizer", help="Forward and backward alone.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Say what a training needs and costs before it starts: parameters, memory, FLOPs, step time, GPU-hours.
@@ -69,8 +70,8 @@ def plan(
         answer=labelled,
         policy=checkpointing,
         compiled=compiled,
-        chunked=chunked_loss,
-        optimizer=optimizer,
+        chunked=not whole_loss,
+        optimizer=not no_optimizer,
     )
     count = training.steps * training.accumulate * training.batch_size if samples is None else samples
     if json:
@@ -85,12 +86,12 @@ def promote(
     study: Annotated[str, typer.Argument(help="A study's name, or its folder.", metavar="STUDY")],
     to: Annotated[Path, typer.Option(help="The YAML file to write.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Where it was run: output.dir=DIR.", metavar="[KEY=VALUE]...")
+        list[str] | None, typer.Argument(help="Where it was run: output.dir=DIR.", metavar="KEY=VALUE")
     ] = None,
-    trial: Annotated[int | None, typer.Option(help="Number of the trial; by default the recommended one.")] = None,
-    base: Annotated[Path, typer.Option(help="The config that gives all but the design.")] = Path(
-        "experiments/scale/videonsa_7b.yaml"
-    ),
+    trial: Annotated[
+        int | None, typer.Option(help="Number of the trial; by default the recommended one.", min=0)
+    ] = None,
+    base: Annotated[Path, typer.Option(help="The config that gives all but the design.")] = BASE,
     storage: Storage = None,
 ) -> None:
     """Write the config of a large training with a trial's design, in the units of that scale.

@@ -37,16 +37,14 @@ Storage = Annotated[
 @sweep_app.command()
 def run(
     file: Annotated[Path, typer.Argument(help="Python file with BASE, OBJECTIVES and suggest(trial).", metavar="FILE")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings of every trial.", metavar="[KEY=VALUE]...")
-    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings of every trial.", metavar="KEY=VALUE")] = None,
     trials: Annotated[
-        int | None, typer.Option(help="Trials to add; by default the file's TRIALS; 0: unfinished ones alone.")
+        int | None, typer.Option(help="Trials to add; by default the file's TRIALS; 0: unfinished ones alone.", min=0)
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that train at the same time.")] = 1,
+    workers: Annotated[int, typer.Option(help="Processes that train at the same time.", min=1)] = 1,
     storage: Storage = None,
     study: Annotated[str | None, typer.Option(help="Name of the study; by default the file's.")] = None,
-    seeds: Annotated[int, typer.Option(help="Trainings of each design; the objectives are their means.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Trainings of each design; the objectives are their means.", min=1)] = 1,
     keep_checkpoints: Annotated[
         Literal["front", "all"], typer.Option(help="Whose checkpoints stay when the sweep ends.")
     ] = "front",
@@ -88,7 +86,7 @@ def run(
 def show(
     study: Annotated[str, typer.Argument(help="Name of the study.", metavar="STUDY")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Where it was run: output.dir=DIR.", metavar="[KEY=VALUE]...")
+        list[str] | None, typer.Argument(help="Where it was run: output.dir=DIR.", metavar="KEY=VALUE")
     ] = None,
     storage: Storage = None,
 ) -> None:

@@ -37,7 +37,7 @@ def list_() -> None:
 @tasks_app.command()
 def check(
     arguments: Annotated[
-        list[str], typer.Argument(help="Tasks, and settings of every training.", metavar="NAME... [KEY=VALUE]...")
+        list[str], typer.Argument(help="Tasks, and settings of every training.", metavar="NAME|KEY=VALUE")
     ],
     seeds: Annotated[int, typer.Option(help="Trainings of each design.", min=1)] = 3,
     steps: Annotated[int | None, typer.Option(help="Steps of each; by default the suite's.", min=1)] = None,
@@ -47,17 +47,23 @@ def check(
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes that train at the same time.", min=1)] = 1,
     suite: Annotated[
-        str, typer.Option(help="Experiments with the tasks' dials, by commas; the first decides.", metavar="FILES")
-    ] = "experiments/tasks/suite.yaml,experiments/tasks/suite_dense_text.yaml",
+        str,
+        typer.Option(
+            help="Experiments with the tasks' dials, by commas; the first decides; by default the two of this suite.",
+            metavar="FILES",
+        ),
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the cards; by default {output.dir}/comparisons/suite-NAME.")
     ] = None,
 ) -> None:
     """Train dense, blind, frame_local and three subsets of branches on a task; write its card, NAME.md and NAME.csv.
 
-    frame_local is the knock-out: no video row sees another frame. Each design is trained twice, with text rows bound to
-    the end of the clip and with dense ones. The same command goes on after a kill; in MLflow the runs stand under
-    comparison-suite-NAME.
+    frame_local is the knock-out: no video row sees another frame. Each of the 6 designs is trained with each seed and
+    by each experiment of the suite: experiments/tasks/suite.yaml (text rows bound to the end of the clip) and
+    experiments/tasks/suite_dense_text.yaml. With 3 seeds that is 6 x 3 x 2 = 36 trainings a task; --conversion trains
+    all tasks in one model, and a dense one more a seed and experiment. The same command goes on after a kill; in MLflow
+    the runs stand under comparison-suite-NAME.
 
     `nsa-lab tasks check gist`
 
@@ -67,14 +73,14 @@ def check(
 
     `nsa-lab tasks check needle order recall --conversion 2000 --steps 100`
     """
-    from nsa_lab.evaluation.task_check import check_tasks
+    from nsa_lab.evaluation.task_check import SUITE, check_tasks
 
     names = [text for text in arguments if "=" not in text]
     if not names:
         raise NsaLabError("tasks check names no task; write for example: nsa-lab tasks check gist")
     cards = check_tasks(
         names,
-        suite=[Path(file) for file in suite.split(",")],
+        suite=[Path(file) for file in suite.split(",") if file] or SUITE,
         overrides=[text for text in arguments if "=" in text],
         seeds=seeds,
         steps=steps,

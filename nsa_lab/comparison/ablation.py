@@ -27,7 +27,7 @@ from nsa_lab.plugin import settings, switched_on
 from nsa_lab.runner.python_file import experiment_file
 
 YAML = (".yaml", ".yml")
-AT = ("training", "inference")
+AT, BOTH = ("training", "inference"), "both"
 EXAMPLE_FILE = "experiments/ablations/branches.yaml"
 LISTS = ("at", "weights", "references")
 DENSE = {"attention.method": "dense"}
@@ -87,8 +87,9 @@ def _ablation(file: Path, preset: str, at: str) -> Ablation:
             raise NsaLabError(f"{file} has no preset {preset}; it has {known}")
         ablation = replace(ablation, **_checked(file, f"presets.{preset}.", ablation.presets[preset]))
     if at:
-        ablation = replace(ablation, at=AT if at == "both" else (at,))
-    return replace(ablation, at=(ablation.at,) if isinstance(ablation.at, str) else ablation.at)
+        ablation = replace(ablation, at=at)
+    given = ablation.at
+    return replace(ablation, at=AT if given == BOTH else (given,) if isinstance(given, str) else given)
 
 
 def _comparison(file: Path, ablation: Ablation, preset: str) -> Comparison:
@@ -206,7 +207,7 @@ def _faults(ablation: Ablation) -> Iterator[str]:
     for key in LISTS:
         yield from named_twice(key, getattr(ablation, key))
     if not ablation.at or (unknown := [str(name) for name in ablation.at if name not in AT]):
-        yield f"at is {', '.join(unknown) if ablation.at else 'empty'}; use {', '.join(AT)} or a list of both"
+        yield f"at is {', '.join(unknown) if ablation.at else 'empty'}; use {', '.join((*AT, BOTH))}, or a list"
 
 
 def _question(file: Path) -> str:

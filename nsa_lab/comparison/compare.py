@@ -1,14 +1,13 @@
 """`nsa-lab compare`: train every design of a comparison with every seed, and say what the differences are worth."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from nsa_lab.comparison.ablation import read_comparison
-from nsa_lab.comparison.ledger import Ledger, job_of
-from nsa_lab.comparison.plan import stages, trainings
+from nsa_lab.comparison.ledger import Ledger, job_of, name_of
+from nsa_lab.comparison.plan import makeup, needed, trainings
 from nsa_lab.comparison.report import print_tables, write_tables
 from nsa_lab.comparison.rows import Key, Row, check_settings, key_of, read_rows
 from nsa_lab.comparison.spec import Comparison, Training, chosen
@@ -55,27 +54,22 @@ def compare(
         store(comparison, out)
         if before not in ("", typed) and rows:
             print(f"tables in {out} were of `{before}`; now of `{typed}` (--out FOLDER keeps both)", flush=True)
-        turns = stages([training for training in wanted if key_of(training) not in rows])
-        todo = [training for turn in turns for training in turn]
+        todo = needed([training for training in wanted if key_of(training) not in rows])
         logs = f"; what they print: {home / 'logs'}" if todo else ""
         done = sum(key_of(training) in rows for training in wanted)
-        print(f"{len(wanted)} trainings, {done} done before, {workers} workers{logs}", flush=True)
+        print(f"{len(wanted)} trainings, {done} done before, {workers} workers; {makeup(wanted)}{logs}", flush=True)
         if not todo:
             _show(comparison, wanted, rows, out)
             return out
-        view = View(make_console(), "trainings", list(comparison.metrics), len(todo))
+        kinds = {name_of(training): training.kind for training in todo}
+        view = View(make_console(), "trainings", list(comparison.metrics), len(todo), kinds)
         ledger = Ledger(out / ROWS, rows, {str(training.directory): training for training in todo}, view)
         name = f"comparison-{comparison.name}"
         tags = {"kind": "comparison", "comparison": comparison.name, "mlflow.runName": name}
         with parent_run(wanted[-1].config, out, tags, children=home, again=True) as parent:
             parent.artifact(without_passwords(comparison.path, out))
-            until = None if minutes is None else time.monotonic() + 60 * minutes
-            for number, turn in enumerate(turns):
-                if number and until is not None and time.monotonic() > until:
-                    break
-                ready = [t for t in turn if t.source is None or key_of(t.source) in rows]
-                jobs = JobList([job_of(t, comparison.name, parent.run_id, runner) for t in ready], ledger.enter)
-                Pool(jobs, runner, workers, home / "logs", view, _minutes_until(until)).work()
+            jobs = JobList([job_of(t, comparison.name, parent.run_id, runner) for t in todo], ledger.enter)
+            Pool(jobs, runner, workers, home / "logs", view, minutes).work()
             for path in _show(comparison, wanted, rows, out):
                 parent.artifact(path)
     if ledger.faults:
@@ -84,10 +78,6 @@ def compare(
     if left:
         print(f"{left} of {len(wanted)} trainings were not started in {minutes:g} minutes; the same command does them")
     return out
-
-
-def _minutes_until(moment: float | None) -> float | None:
-    return None if moment is None else (moment - time.monotonic()) / 60
 
 
 @contextmanager

@@ -12,15 +12,20 @@ from nsa_lab.runner.job import End, Job
 from nsa_lab.runner.view import Shown, View
 
 
+def name_of(training: Training) -> str:
+    """What a training's job is called."""
+    return f"{training.experiment} {training.variant} seed {training.seed}"
+
+
 def job_of(training: Training, comparison: str, parent: str | None, runner: str) -> Job:
     """The job that does a training of a comparison."""
-    name = f"{training.experiment} {training.variant} seed {training.seed}"
     tags = {"kind": "comparison", "comparison": comparison, "experiment": training.experiment}
     tags |= {"variant": training.variant, "seed": str(training.seed)}
     config = to_dict(training.config)
     if training.source is not None:
         config["model"]["path"] = str(training.source.directory)
-    return Job(name, config, str(training.directory), runner, tags, parent)
+    after = None if training.source is None else str(training.source.directory)
+    return Job(name_of(training), config, str(training.directory), runner, tags, parent, after=after)
 
 
 @dataclass

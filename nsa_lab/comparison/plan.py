@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nsa_lab.comparison.spec import START, Comparison, Experiment, Training, variant_config
+from nsa_lab.comparison.spec import KINDS, START, Comparison, Experiment, Training, variant_config
 from nsa_lab.config import config_hash
 from nsa_lab.config.load import parse_overrides, unlike
 from nsa_lab.errors import ConfigError, NsaLabError
@@ -92,16 +93,32 @@ class _Plan:
         return self.known[key]
 
 
-def stages(missing: Sequence[Training]) -> list[list[Training]]:
-    """The `missing` trainings, and those they start from that left no weights, in turns: what a training of one turn
-    starts from is over with the turns before."""
-    needed = {training.directory: training for training in missing}
+def needed(missing: Sequence[Training]) -> list[Training]:
+    """The `missing` trainings, and those they start from that left no weights; what one starts from comes before it."""
+    found = {training.directory: training for training in missing}
     for training in missing:
         source = training.source
         while source is not None and not last_checkpoint(source.directory):
             if (source.directory / SUMMARY).exists():
                 source.config.training.resume = False  # it is over, and its weights are gone: over again
-            needed[source.directory] = source
+            found[source.directory] = source
             source = source.source
-    depths = sorted({training.depth for training in needed.values()})
-    return [[training for training in needed.values() if training.depth == depth] for depth in depths]
+    return sorted(found.values(), key=lambda training: training.depth)
+
+
+def makeup(wanted: Sequence[Training]) -> str:
+    """How the number of trainings comes about: `1 start x 3 seeds + 6 designs x 3 seeds`."""
+    groups = {noun: [training for training in wanted if training.kind == noun] for noun in KINDS}
+    return " + ".join(_product(noun, found) for noun, found in groups.items() if found)
+
+
+def _product(noun: str, found: Sequence[Training]) -> str:
+    """`6 designs x 3 seeds x 2 experiments`, without the ones."""
+    counts = {
+        noun: len({training.variant for training in found}),
+        "seed": len({training.seed for training in found}),
+        "experiment": len({training.experiment for training in found}),
+    }
+    assert math.prod(counts.values()) == len(found), counts
+    kept = {name: count for name, count in counts.items() if count > 1 or name == noun}
+    return " x ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in kept.items())

@@ -30,6 +30,7 @@ MEASURED = (
 """The metrics of a run that a row holds, and that a comparison may judge by."""
 START = "start"
 """The variant's name of the run that an experiment's designs start from."""
+KINDS = (START, "design", "validation")
 EXAMPLE_FILE = "experiments/partition/compare.py"
 EXAMPLES = {
     "EXPERIMENTS": '("experiments/partition/recall.yaml",)',
@@ -110,6 +111,13 @@ class Training:
     config: ExperimentConfig
     directory: Path
     source: "Training | None" = None
+
+    @property
+    def kind(self) -> str:
+        """One of KINDS."""
+        if self.variant == START:
+            return START
+        return "design" if self.source is None or self.source.variant == START else "validation"
 
     @property
     def depth(self) -> int:

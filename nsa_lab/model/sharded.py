@@ -68,6 +68,10 @@ def is_sharded(checkpoint: Path) -> bool:
 def read_rest(checkpoint: Path) -> dict[str, Any]:
     """All but the tensors. Raises what `refuse_code` does."""
     refuse_code(checkpoint)
+    return _rest(checkpoint)
+
+
+def _rest(checkpoint: Path) -> dict[str, Any]:
     _need(checkpoint / REST)
     return torch.load(checkpoint / REST, map_location="cpu", weights_only=True)
 
@@ -76,6 +80,10 @@ def read_tensors(checkpoint: Path, *keys: str) -> dict[str, Any]:
     """The tensors, put together on the CPU: `state_dict` by name, `optimizer_0`; of these `keys`, or all. Raises what
     `refuse_code` does."""
     refuse_code(checkpoint)
+    return _tensors(checkpoint, *keys)
+
+
+def _tensors(checkpoint: Path, *keys: str) -> dict[str, Any]:
     state: dict[str, Any] = {}
     planner = _EmptyStateDictLoadPlanner(keys=set(keys) or None)
     _load_state_dict(state, FileSystemReader(checkpoint), planner=planner, no_dist=True)
@@ -83,8 +91,9 @@ def read_tensors(checkpoint: Path, *keys: str) -> dict[str, Any]:
 
 
 def as_one(checkpoint: Path) -> dict[str, Any]:
-    """The content that one process would have written in its file."""
-    content = read_rest(checkpoint) | read_tensors(checkpoint)
+    """The content that one process would have written in its file. Raises what `refuse_code` does."""
+    refuse_code(checkpoint)
+    content = _rest(checkpoint) | _tensors(checkpoint)
     content["optimizer_states"] = [_numbered(content.pop("optimizer_0"))]
     return content
 

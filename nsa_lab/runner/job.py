@@ -14,7 +14,8 @@ TRAIN = "nsa_lab.api:train"
 class Job:
     """A run to do in a worker process. `run` is the "module:function" that does it, called as nsa_lab.train is.
 
-    `config` is a plain tree. With `asks` a run waits after each validation for word whether to stop.
+    `config` is a plain tree. With `asks` a run waits after each validation for word whether to stop. `after` is the
+    directory of a job that has to be over before.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Job:
     tags: Mapping[str, str] = field(default_factory=dict)
     parent: str | None = None
     asks: bool = False
+    after: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,15 @@ class Source(Protocol):
 
 
 class JobList:
-    """A fixed list of jobs; one whose worker dies is tried again, MAX_RETRIES times without a new checkpoint.
+    """A fixed list of jobs, each begun once the one that it comes `after` is over, if that is in the list; where that
+    failed it is dropped. One whose worker dies is tried again, MAX_RETRIES times without a new checkpoint.
 
     `tell` hears every end and returns its fault, if there is one.
     """
 
     def __init__(self, jobs: Iterable[Job], tell: Callable[[Job, End], str | None]):
-        self.waiting, self.ended = deque(jobs), tell
+        self.waiting, self.tell = deque(jobs), tell
+        self.pending = {job.directory for job in self.waiting}
         self.lives = Lives()
 
     @property
@@ -83,10 +87,27 @@ class JobList:
         return len(self.waiting)
 
     def take(self, worker: Mapping[str, Any]) -> Job | None:
-        return self.waiting.popleft() if self.waiting else None
+        job = next((job for job in self.waiting if job.after not in self.pending), None)
+        if job is not None:
+            self.waiting.remove(job)
+        return job
 
     def heard(self, job: Job, progress: Progress) -> bool:
         return False
+
+    def ended(self, job: Job, end: End) -> str | None:
+        fault = self.tell(job, end)
+        if fault is None:
+            self.pending.discard(job.directory)
+        else:
+            self._drop(job.directory)
+        return fault
+
+    def _drop(self, failed: str) -> None:
+        """Forget the jobs that come after one that failed, and those after them."""
+        for job in [job for job in self.waiting if job.after == failed]:
+            self.waiting.remove(job)
+            self._drop(job.directory)
 
     def died(self, job: Job, reason: str) -> str | None:
         if self.lives.used_up(job.directory):

@@ -81,7 +81,7 @@ class Worker:
 class Pool:
     """Does the jobs of `source` on `workers` processes that write into `logs` and import `run` before their first job.
 
-    After `minutes` no job is started any more, beyond the first of each process.
+    After `minutes` no job is started any more, beyond the first of each process, if there was one ready.
     """
 
     source: Source
@@ -150,8 +150,8 @@ class Pool:
         for worker in self.crew:
             if worker.ready and not worker.job and self._open:
                 worker.job = self.source.take(identity(worker.process.pid))
+                self.unstarted = self.unstarted - 1 if worker.job else 0
                 if worker.job:
-                    self.unstarted -= 1
                     worker.progress, worker.since = None, time.monotonic()
                     worker.say(worker.job)
 

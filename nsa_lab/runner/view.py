@@ -11,6 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from nsa_lab.runner.estimate import Estimate
+
 RECENT = 8
 SAY_EVERY_S = 15.0
 COLOURS = {"complete": "green", "pruned": "yellow", "infeasible": "bright_black", "failed": "red"}
@@ -37,12 +39,21 @@ class View:
     """Where the console is a terminal, a table of the jobs at work, the latest finished ones, and what is left.
 
     Elsewhere a line per finished job, and now and then one on those at work. One that failed has its line either way.
-    `what` are the jobs ("trials"), `metrics` the columns of the table.
+    `what` are the jobs ("trials"), `metrics` the columns of the table; `kinds` are those of jobs by name, where they
+    are not all alike.
     """
 
-    def __init__(self, console: Console, what: str, metrics: Sequence[str], total: int):
+    def __init__(
+        self,
+        console: Console,
+        what: str,
+        metrics: Sequence[str],
+        total: int,
+        kinds: Mapping[str, str] | None = None,
+    ):
         self.console, self.what, self.metrics, self.total = console, what, metrics, total
         self.counts: Counter[str] = Counter()
+        self.estimate = Estimate(kinds)
         self.recent: deque[Shown] = deque(maxlen=RECENT)
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
@@ -61,16 +72,18 @@ class View:
 
     def finished(self, shown: Shown) -> None:
         self.counts[shown.state] += 1
+        self.estimate.end(shown.name, time.monotonic(), shown.seconds)
         self.recent.append(shown)
         if not self.live or shown.state == "failed":
             self.say(f"{self.counts.total()}/{self.total}  {shown.line}")
 
     def show(self, crew: Sequence[Any]) -> None:
         """Draw the table anew; `crew` are a pool's workers."""
+        title = self._title(crew)
         if not self.live:
-            self._say_at_work(crew)
+            self._say_at_work(title, crew)
             return
-        table = Table(title=self._title(), title_justify="left", expand=True)
+        table = Table(title=title, title_justify="left", expand=True)
         for name in (self.what.removesuffix("s"), "state", "step", *self.metrics, "time", "design"):
             table.add_column(name, overflow="fold", ratio=3 if name == "design" else None)
         for one in self.recent:
@@ -84,22 +97,25 @@ class View:
                 table.add_row(worker.job.name, *about)
         self.live.update(table, refresh=True)
 
-    def _say_at_work(self, crew: Sequence[Any]) -> None:
+    def _say_at_work(self, title: str, crew: Sequence[Any]) -> None:
         if time.monotonic() - self.said < SAY_EVERY_S:
             return
         self.said = time.monotonic()
         steps = [f"{w.job.name} {w.progress.step}/{w.progress.steps}" for w in crew if w.job and w.progress]
-        self.say(f"so far {self._title()}; {', '.join(steps) or 'starting'}")
+        self.say(f"so far {title}; {', '.join(steps) or 'starting'}")
 
     def _values(self, metrics: Mapping[str, float]) -> list[str]:
         return [number(metrics.get(name)) for name in self.metrics]
 
-    def _title(self) -> str:
+    def _title(self, crew: Sequence[Any]) -> str:
         done = self.counts.total()
         counts = ", ".join(f"{count} {state}" for state, count in self.counts.items()) or "none finished"
-        elapsed = time.monotonic() - self.started
-        left = f", about {duration(elapsed / done * (self.total - done))} left" if done and done < self.total else ""
-        return f"{done}/{self.total} {self.what} ({counts}), {duration(elapsed)}{left}"
+        now = time.monotonic()
+        seconds, unknown = self.estimate.left(self.total, crew, now)
+        after = " and ".join(f"{count} {kind or self.what[:-1]}{'s' * (count > 1)}" for kind, count in unknown.items())
+        left = f", about {duration(seconds)} left" if seconds else ""
+        untimed = f", then {after} of unknown length" if left and after else ""
+        return f"{done}/{self.total} {self.what} ({counts}), {duration(now - self.started)}{left}{untimed}"
 
 
 def make_console(width: int = 160) -> Console:

@@ -6,13 +6,12 @@ says otherwise). A GPU has the weights of two layers gathered, and what stands o
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from nsa_lab.scale import activations
+from nsa_lab.scale import Policy, activations
 from nsa_lab.scale.load import Load
 from nsa_lab.scale.shape import Widths, branches_of
 
-Policy = Literal["none", "selective", "full"]
 GIB = 2**30
 WORKSPACE = 2 * GIB
 """What the kernels' temporaries may take (nsa_kernels.runtime.WORKSPACE_BYTES)."""

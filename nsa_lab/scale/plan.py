@@ -13,11 +13,11 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.model.compile import compiles
 from nsa_lab.model.flops import peak_flops
 from nsa_lab.plugin import settings
-from nsa_lab.scale import flops
+from nsa_lab.scale import Policy, flops
 from nsa_lab.scale.activations import gate_bytes
 from nsa_lab.scale.keys import branch_costs
 from nsa_lab.scale.load import ANSWER, TEXT, Load, load_of
-from nsa_lab.scale.memory import BYTES, GIB, Memory, Policy, Setup, memory
+from nsa_lab.scale.memory import BYTES, GIB, Memory, Setup, memory
 from nsa_lab.scale.rates import GPUS
 from nsa_lab.scale.shape import Widths, branches_of, meta_model, parameters
 from nsa_lab.scale.speed import Step, step_time

@@ -15,13 +15,13 @@ from nsa_lab.config.rules import notices
 from nsa_lab.errors import ConfigError, NsaLabError, Problem
 from nsa_lab.files import unfit_for_a_folder, write_text, writing
 from nsa_lab.plugin import in_use, settings
+from nsa_lab.scale import BASE
 from nsa_lab.scale.plan import Fit, Plan, Subject, make_plan
 from nsa_lab.scale.rates import GPUS
 from nsa_lab.scale.shape import branches_of, layers_of
 from nsa_lab.scale.translate import LAYERS, OWN, Change, Scale, translate
 from nsa_lab.scale.trial import Source, find_trial
 
-BASE = Path("experiments/scale/videonsa_7b.yaml")
 GPU = "h100"
 BACKEND = "triton"
 """What the attention of a large training runs on."""

@@ -14,7 +14,7 @@ from nsa_lab.attention.branches import BRANCHES
 from nsa_lab.cli.ablate import ablate
 from nsa_lab.comparison import compare, read_comparison
 from nsa_lab.comparison.ablation import Ablation
-from nsa_lab.comparison.plan import stages, trainings
+from nsa_lab.comparison.plan import makeup, needed, trainings
 from nsa_lab.comparison.rows import ORIGIN, make_row, read_rows, write_rows
 from nsa_lab.comparison.spec import chosen
 from nsa_lab.comparison.stored import load_stored
@@ -81,9 +81,9 @@ def test_trainings_start_from_one_run_a_seed_and_inference_from_the_reference(st
     at_inference = found["tiny-inference", "window", 1]
     assert at_inference.source is trained and at_inference.config.training.steps == 0
     assert found["tiny-inference", "dense", 1].config.attention.method == "dense"
-    turns = stages(list(found.values()))
-    assert [{t.depth for t in turn} for turn in turns] == [{0}, {1}, {2}]
-    assert [len(turn) for turn in turns] == [2, 16, 16]
+    ordered = needed(list(found.values())[::-1])
+    assert [t.depth for t in ordered] == [0] * 2 + [1] * 16 + [2] * 16
+    assert [t.kind for t in ordered] == ["start"] * 2 + ["design"] * 16 + ["validation"] * 16
     assert len({t.directory for t in found.values()}) == len(found)
 
 
@@ -145,6 +145,22 @@ def test_readings_are_everything_once_more_each_from_a_start_of_its_own(study):
     assert windows == {e: 6 if "transport" in e else None for e, _ in found}
 
 
+@pytest.mark.parametrize("at", ["both", ["training", "inference"], ["inference", "training"]])
+def test_at_both_is_training_and_inference(study, at):
+    comparison = read_comparison(study(readings={}, at=at))
+    assert [one.name for one in comparison.experiments if one.asked] == ["tiny", "tiny-inference"]
+
+
+def test_the_number_of_trainings_is_explained(study):
+    plain = read_comparison(study(at="training", start=None, readings={}))
+    assert makeup(planned(plain, ["window", "dense"])) == "2 designs x 2 seeds"
+    assert makeup(planned(plain, ["window"], 1)) == "1 design"
+    twice = makeup(planned(read_comparison(study()), ["window"]))
+    assert twice == "1 start x 2 seeds x 2 experiments + 2 designs x 2 seeds x 2 experiments + " + (
+        "1 validation x 2 seeds x 2 experiments"
+    )
+
+
 def test_without_a_start_designs_begin_from_random_weights(study):
     (one,) = planned(read_comparison(study(at="training", readings={}, start=None)), ["window"], 1)
     assert one.source is None and one.config.model.path is None
@@ -197,6 +213,7 @@ def test_a_preset_replaces_keys_and_has_a_folder_of_its_own(study):
         ({"references": "window"}, "references names window; write a list"),
         ({"weights": ["best"]}, "weights names best"),
         ({"at": "infer"}, "at is infer; use training, inference"),
+        ({"at": ["both"]}, "at is both; use training, inference, both, or a list"),
         ({"at": []}, "at is empty"),
         ({"start": 5}, "start is 5; write keys and values"),
         ({"variants": {True: {}}}, "variants has True, which YAML reads as no text; quote it"),

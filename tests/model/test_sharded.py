@@ -10,7 +10,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from nsa_lab.errors import NsaLabError
-from nsa_lab.model.sharded import REST, TABLE, read_rest, read_tensors
+from nsa_lab.model import sharded
+from nsa_lab.model.sharded import REST, TABLE, as_one, read_rest, read_tensors
 from nsa_lab.model.trained import check_readable
 
 
@@ -32,6 +33,13 @@ def parts(tmp_path):
     dcp.save(state, checkpoint_id=tmp_path / "parts", no_dist=True)
     torch.save({"global_step": 3}, tmp_path / "parts" / REST)
     return tmp_path / "parts"
+
+
+def test_parts_are_looked_through_once(parts, monkeypatch):
+    looked = []
+    monkeypatch.setattr(sharded, "refuse_code", looked.append)
+    monkeypatch.setattr(sharded, "_numbered", dict)
+    assert as_one(parts)["global_step"] == 3 and looked == [parts]
 
 
 def test_parts_are_read_as_one(parts):

@@ -26,10 +26,13 @@ def make(tmp_path, monkeypatch):
     monkeypatch.setenv("JOBS_LOG", str(tmp_path / "log"))
     config = to_dict(load_config(None, {"tasks.needle.enabled": True}))
 
-    def pool(*deeds, workers=1, asks=False, run="jobs:run", **options):
+    def pool(*deeds, workers=1, asks=False, run="jobs:run", after=None, **options):
+        def place(number):
+            return None if number is None else str(tmp_path / f"{number}")
+
         jobs = [
-            Job(f"{n} {deed}", config, str(tmp_path / f"{n}"), run, {"variant": deed, "seed": "0"}, asks=asks)
-            for n, deed in enumerate(deeds)
+            Job(f"{n} {deed}", config, place(n), run, {"variant": deed, "seed": "0"}, asks=asks, after=place(waits))
+            for n, (deed, waits) in enumerate(zip(deeds, after or [None] * len(deeds), strict=True))
         ]
         ends = {}
 
@@ -114,6 +117,20 @@ def test_a_job_that_died_after_the_time_was_up_is_left(make, tmp_path):
     pool = make("die", "good", minutes=0.0)
     pool.work()
     assert not pool.ends and pool.source.left == 2 and starts(tmp_path, 0) == 1
+
+
+def test_a_worker_takes_what_is_ready_beside_a_long_job(make, monkeypatch):
+    monkeypatch.setenv("JOBS_WAIT", "1")
+    pool = make("wait", "good", "good", "good", "good", "fail", "good", after=[None, None, 1, 1, 0, None, 5], workers=2)
+    pool.work()
+    assert list(pool.ends) == ["1 good", "2 good", "3 good", "5 fail", "0 wait", "4 good"]
+    assert pool.source.left == 0, "what came after the failed one is dropped"
+
+
+def test_after_the_time_is_up_nothing_begins_that_had_to_wait(make):
+    pool = make("wait", "good", "good", after=[None, 0, 0], workers=2, minutes=0.0)
+    pool.work()
+    assert list(pool.ends) == ["0 wait"] and pool.source.left == 2
 
 
 def test_a_job_that_asks_is_told_when_to_stop(make, monkeypatch):

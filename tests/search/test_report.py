@@ -288,7 +288,9 @@ def test_a_terminal_gets_a_live_table_and_a_file_plain_lines():
         view.finished(done)
     assert "1/9  trial-0001 complete    val/accuracy 0.9  budget/keys_per_query 80" in plain.export_text()
 
-    worker = SimpleNamespace(job=SimpleNamespace(name="trial-0002"), progress=SimpleNamespace(step=30, steps=100))
+    worker = SimpleNamespace(
+        job=SimpleNamespace(name="trial-0002"), progress=SimpleNamespace(step=30, steps=100), since=0.0
+    )
     plain.export_text()
     view.show([worker])
     assert not plain.export_text()
