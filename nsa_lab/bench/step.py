@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from nsa_lab.bench.measure import Measurement, Point, memory_mib, now
@@ -18,10 +17,11 @@ from nsa_lab.data.positions import mrope_positions
 from nsa_lab.layout import MERGE
 from nsa_lab.model import VideoNSAForConditionalGeneration
 from nsa_lab.model.checkpoint import bare_config
+from nsa_lab.model.drawing import fill
 from nsa_lab.model.fresh import random_model
 from nsa_lab.origin import training_device
 from nsa_lab.training.fsdp import shard
-from nsa_lab.training.ranks import together
+from nsa_lab.training.ranks import Ranks
 from nsa_lab.training.run import build_module
 from nsa_lab.training.schedule import build_optimizer
 from nsa_lab.training.score import score_answers
@@ -64,23 +64,26 @@ def measure_step(tree: dict[str, Any], point: Point, repeats: int) -> Measuremen
 def build_step(tree: dict[str, Any], point: Point, optimizer: bool = True, answer: str = ANSWER) -> Step:
     """The model as it trains (model.compile, training.activation_checkpointing, precision), with random weights.
 
-    Where several processes measure together, they share the weights out.
+    Where several processes measure together, they share the weights out, and the clip as training.context_parallel says.
     """
     config = load_config(None, tree)
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     device = training_device(config.training.accelerator)
     tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
-    model = build_module(config, tokenizer, partial(_random_model, device=device)).model.to(device)
-    if together():
-        shard(model, init_device_mesh(device.type, (dist.get_world_size(),)), config.training.precision)
+    ranks = Ranks.of(config.training)
+    module = build_module(config, tokenizer, partial(_random_model, device=device), ranks)
+    model = module.model
+    if ranks.world > 1:
+        shard(model, init_device_mesh(device.type, (ranks.world,)), config.training.precision)
+        fill(model, module.parts or {})
+    model = model.to(device)
     if device.type == "cuda":  # each weight was drawn in float32
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    batch = {
-        k: v.to(device) if hasattr(v, "to") else v
-        for k, v in random_batch(point.video_tokens, tokenizer, config, answer).items()
-    }
+    batch = random_batch(point.video_tokens, tokenizer, config, answer)
+    own_rows = module.group.divide(batch) if module.group else batch
+    batch = {k: v.to(device) if hasattr(v, "to") else v for k, v in own_rows.items()}
     own = build_optimizer(model, config.training)[0] if optimizer else None
     return Step(model, batch, own, device, config.training.precision == "bf16-mixed")
 

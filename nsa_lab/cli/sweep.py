@@ -41,6 +41,9 @@ def run(
     trials: Annotated[
         int | None, typer.Option(help="Trials to add; by default the file's TRIALS; 0: unfinished ones alone.", min=0)
     ] = None,
+    total: Annotated[
+        int | None, typer.Option(help="Instead: trials of the study, counted over all machines that join it.", min=1)
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes that train at the same time.", min=1)] = 1,
     storage: Storage = None,
     study: Annotated[str | None, typer.Option(help="Name of the study; by default the file's.")] = None,
@@ -56,6 +59,9 @@ def run(
     A design that the study has trained is not trained again; it stands as `reused` beside the --trials that are. Dense
     attention is trained once as a reference, or what the file names in REFERENCES = {"name": {"setting": value}}.
 
+    With --total the same command on any number of machines trains that many trials between them. Each ends when all
+    have ended, with the same table, and trains what one that died left; started again it adds none.
+
     A sweep file is Python and runs on this machine: run only files that you would run yourself.
 
     `nsa-lab sweep sweeps/block_budget.py`
@@ -64,13 +70,14 @@ def run(
 
     `nsa-lab sweep sweeps/block_budget.py --seeds 3 --study three_seeds`
 
-    `nsa-lab sweep sweeps/block_budget.py --storage postgresql://user@host/studies --study first`
+    `nsa-lab sweep sweeps/block_budget.py --storage postgresql://user@host/studies --study first --total 200`
     """
     from nsa_lab.search import sweep
 
     result = sweep(
         file,
         trials=trials,
+        total=total,
         workers=workers,
         storage=storage,
         study=study,

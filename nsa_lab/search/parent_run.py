@@ -1,7 +1,7 @@
 """The MLflow run above a sweep's trials, which sweeps on one study share."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import optuna
@@ -9,27 +9,36 @@ from rich.console import Console
 
 from nsa_lab import tracking
 from nsa_lab.config import ExperimentConfig, to_yaml
-from nsa_lab.files import write_text
+from nsa_lab.files import FileLock, write_text
 from nsa_lab.runner.parent_run import parent_run, without_passwords
-from nsa_lab.runner.recovery import identity, is_alive, is_here
+from nsa_lab.search.lock import Lock
 from nsa_lab.search.rows import Outcome
 from nsa_lab.search.spec import Sweep
 
 
 @contextmanager
 def study_run(
-    config: ExperimentConfig, study: optuna.Study, sweep: Sweep, directory: Path, console: Console
+    config: ExperimentConfig, study: optuna.Study, sweep: Sweep, directory: Path, console: Console, alone: Lock
 ) -> Iterator[tracking.Tracker | None]:
     """Open or continue the parent run, which the study's attribute `tracking_id` names, and close it at the end.
 
-    Sweeps on several machines share the one that the study names. None where another live sweep here keeps it.
+    Sweeps on several machines share the one that the study names. None where another sweep with this folder keeps it.
     """
-    keeper = study.user_attrs.get("keeper")
-    if keeper and keeper != identity() and is_here(keeper) and is_alive(keeper):
-        console.print(f"another sweep (pid {keeper['pid']}) runs on this study; sharing it", highlight=False)
-        yield None
-        return
-    study.set_user_attr("keeper", identity())
+    keeper = FileLock(directory / "sweep.lock")
+    try:
+        with ExitStack() as opened:
+            with alone():  # no two create it
+                kept = keeper.take()
+                tracker = opened.enter_context(_opened(config, study, sweep, directory)) if kept else None
+            if tracker is None:
+                console.print(f"another sweep of {directory} runs; sharing its MLflow run", highlight=False)
+            yield tracker
+    finally:
+        keeper.free()
+
+
+@contextmanager
+def _opened(config: ExperimentConfig, study: optuna.Study, sweep: Sweep, directory: Path) -> Iterator[tracking.Tracker]:
     place = [tracking.tracking_uri(config), config.tracking.experiment]
     run_id = study.user_attrs.get("tracking_id") if study.user_attrs.get("tracking_store") == place else None
     tags = {

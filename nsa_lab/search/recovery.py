@@ -20,12 +20,16 @@ ORPHAN_PATIENCE_S = 20
 
 
 def next_trial(study: optuna.Study, owner: Mapping[str, Any]) -> optuna.Trial:
-    """Take the oldest waiting trial, or a new one; it is `owner`'s from its first moment on."""
-    if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+    """Take the oldest waiting trial, or a new one; it is `owner`'s, and beats, from its first moment on."""
+    if not (waiting := _waiting(study)):
         study.enqueue_trial({}, user_attrs={"owner": dict(owner)})
+        waiting = _waiting(study)
+    for oldest in waiting[:1]:
+        beat(study._storage, oldest)  # one that never beat would not be missed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a heartbeat is for Study.optimize alone
         trial = study.ask()
+    beat(study._storage, trial)
     trial.set_user_attr("owner", dict(owner))
     return trial
 
@@ -63,12 +67,11 @@ def queue_stale(study: optuna.Study, trial: FrozenTrial) -> None:
 
 def reason_of(trial: FrozenTrial) -> str:
     """Why a trial ended as it did. One that Optuna failed could not be told why."""
-    silent = trial.state == TrialState.FAIL and "owner" in trial.user_attrs
-    return str(trial.user_attrs.get("reason", "its host fell silent" if silent else ""))
+    return str(trial.user_attrs.get("reason", "its host fell silent" if _fell_silent(trial) else ""))
 
 
 def recover(study: optuna.Study, storage: Any, owner: Mapping[str, Any]) -> int:
-    """Queue the trials of dead sweeps again; how many trials wait that some sweep had begun."""
+    """Queue the trials of dead sweeps again; how many now wait for `owner` that some sweep had begun."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if is_orphan(trial):
             retry(study, trial, "its sweep was killed", owner)
@@ -77,11 +80,18 @@ def recover(study: optuna.Study, storage: Any, owner: Mapping[str, Any]) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.storages.fail_stale_trials(study)
-    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-    begun = [t for t in waiting if _was_begun(t) and not _is_kept(t, owner)]
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
+        if _fell_silent(trial):
+            queue_stale(study, trial)  # who failed it may have died before it was queued
+    begun = [trial for trial in _waiting(study) if was_begun(trial) and not _is_kept(trial, owner)]
     for trial in begun:
         optuna.Trial(study, trial._trial_id).set_user_attr("owner", dict(owner))
     return len(begun)
+
+
+def queued_for(study: optuna.Study, owner: Mapping[str, Any]) -> int:
+    """How many trials wait for `owner` that some sweep had begun."""
+    return sum(was_begun(trial) and trial.user_attrs.get("owner") == owner for trial in _waiting(study))
 
 
 def is_orphan(trial: FrozenTrial) -> bool:
@@ -114,8 +124,17 @@ def _is_retried(study: optuna.Study, trial: FrozenTrial) -> bool:
     return any(t.user_attrs.get("retry_from") == trial.number for t in study.get_trials(deepcopy=False))
 
 
-def _was_begun(trial: FrozenTrial) -> bool:
+def was_begun(trial: FrozenTrial) -> bool:
+    """Whether a waiting trial has a design already, most often because it is a retry."""
     return "retry_of" in trial.user_attrs or bool(trial.system_attrs.get("fixed_params"))
+
+
+def _waiting(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+
+
+def _fell_silent(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL and "owner" in trial.user_attrs and "reason" not in trial.user_attrs
 
 
 def _is_kept(trial: FrozenTrial, owner: Mapping[str, Any]) -> bool:

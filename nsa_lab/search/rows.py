@@ -144,7 +144,7 @@ def read_row(trial: FrozenTrial, objectives: Mapping[str, str], *, killed: bool 
     complete = trial.state == TrialState.COMPLETE
     return Row(
         number=original_number(trial),
-        state="killed" if killed else _state(trial),
+        state="killed" if killed else state_of(trial),
         values=dict(zip(objectives, trial.values, strict=True)) if complete else {},
         params=trial.params,
         directory=attrs.get("directory", ""),
@@ -186,7 +186,8 @@ def write_csv(outcome: Outcome, file: Path) -> None:
     write_lines(file, lines)
 
 
-def _state(trial: FrozenTrial) -> str:
+def state_of(trial: FrozenTrial) -> str:
+    """One of STATES; whether it was killed, other trials tell."""
     if "reused" in trial.user_attrs:
         return "reused"
     if trial.state == TrialState.PRUNED:

@@ -41,7 +41,9 @@ class PatientStorage(optuna.storages.RDBStorage):
     given_up = False
 
 
-def _patient(call: Callable[..., Any]) -> Callable[..., Any]:
+def patient(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that is tried again for PATIENCE_S while its database is away, until it has `given_up` once."""
+
     @functools.wraps(call)
     def wrapped(*arguments: Any, **options: Any) -> Any:
         storage = arguments[0]
@@ -69,7 +71,7 @@ def _patient(call: Callable[..., Any]) -> Callable[..., Any]:
 
 for _name, _method in vars(optuna.storages.RDBStorage).items():
     if inspect.isfunction(_method) and not _name.startswith("__"):
-        setattr(PatientStorage, _name, _patient(_method))
+        setattr(PatientStorage, _name, patient(_method))
 
 
 def default_storage(output: str | Path) -> str:
@@ -83,10 +85,8 @@ def open_storage(url: str) -> Any:
     Raises NsaLabError when the URL is malformed, its driver missing, its server away or its file damaged.
     """
     try:
-        if url.startswith("journal:"):
-            return _journal(Path(url.removeprefix("journal://").removeprefix("journal:")))
-        if url.startswith("sqlite:///"):
-            return optuna.storages.get_storage(_sqlite(url))
+        if (file := file_of(url)) is not None:
+            return _journal(file) if url.startswith("journal:") else optuna.storages.get_storage(_sqlite(url))
         return optuna.storages.get_storage(_on_a_server(url))
     except sqlalchemy.exc.ArgumentError as error:
         raise NsaLabError(
@@ -96,6 +96,13 @@ def open_storage(url: str) -> Any:
         raise NsaLabError(f"storage {url} needs a database driver that is not installed ({error})") from error
     except (sqlalchemy.exc.SQLAlchemyError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise NsaLabError(f"storage {url} cannot be opened ({_reason(error)}); correct --storage") from error
+
+
+def file_of(url: str) -> Path | None:
+    """The file that the storage at `url` is kept in; None for one on a server."""
+    if url.startswith("journal:"):
+        return Path(url.removeprefix("journal://").removeprefix("journal:")).resolve()
+    return Path(url.removeprefix("sqlite:///")).resolve() if url.startswith("sqlite:///") else None
 
 
 def load_study(storage: Any, name: str) -> optuna.Study:
@@ -144,7 +151,8 @@ def _on_a_server(url: str) -> Any:
 
 
 def _sqlite(url: str) -> Any:
-    file = Path(url.removeprefix("sqlite:///")).resolve()
+    file = file_of(url)
+    assert file is not None
     file.parent.mkdir(parents=True, exist_ok=True)
     options = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
     with locked(file.with_name(f"{file.name}.lock")):

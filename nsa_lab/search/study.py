@@ -1,7 +1,7 @@
 """Create a study, or resume one after checking that it still asks the same question."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import optuna
@@ -55,7 +55,7 @@ def open_study(
         study.set_user_attr("asked", asked)
     study.set_user_attr("sampler", sweep.sampler)
     _check_objectives(study, sweep)
-    _check_base(study, base)
+    _check_base(study, base, frozenset({"model.path"} if sweep.start else ()))
     _check_asked(study, asked)
     _check_space(study, space)
     if study.user_attrs.get("seeds", 1) != seeds:
@@ -103,13 +103,16 @@ def _check_objectives(study: optuna.Study, sweep: Sweep) -> None:
         )
 
 
-def _check_base(study: optuna.Study, base: Mapping[str, Any]) -> None:
-    """Trials of two experiments cannot be compared. A setting that the study has never seen was as it was added."""
+def _check_base(study: optuna.Study, base: Mapping[str, Any], local: Set[str] = frozenset()) -> None:
+    """Trials of two experiments cannot be compared. A setting that the study has never seen was as it was added.
+
+    `local` settings are those that name a folder of this machine's own.
+    """
     old = as_added() | study.user_attrs["base"]
     changed = [
         f"{key}={old.get(key)} then, {base.get(key)} now"
         for key in sorted({*old, *base})
-        if old.get(key) != base.get(key) and not is_incidental(key)
+        if old.get(key) != base.get(key) and key not in local and not is_incidental(key)
     ]
     if changed:
         raise NsaLabError(

@@ -16,6 +16,7 @@ from nsa_lab.runner.job import TRAIN
 from nsa_lab.runner.pool import Pool, sigterm_as_interrupt
 from nsa_lab.runner.recovery import identity
 from nsa_lab.runner.view import View, make_console
+from nsa_lab.search.lock import study_lock
 from nsa_lab.search.parent_run import record_outcome, study_run
 from nsa_lab.search.recovery import recover
 from nsa_lab.search.report import drop_checkpoints, print_report, write_report
@@ -42,6 +43,7 @@ def sweep(
     file: str | Path,
     *,
     trials: int | None = None,
+    total: int | None = None,
     workers: int = 1,
     storage: str | None = None,
     study: str | None = None,
@@ -53,14 +55,16 @@ def sweep(
 ) -> SweepResult:
     """Run `trials` more trials of a sweep file on `workers` processes, after those that a dead sweep left.
 
-    With 0 `trials` those alone. `storage` is an Optuna URL (default: SQLite in the output folder), `study` a name
-    (default: the file's stem), `overrides` are `key=value` strings on the base experiment, `runner` is
-    "module:function" with the signature of `nsa_lab.train`. With `seeds` a design is trained that often, and its
-    objectives are means. Of complete trials that are not on the Pareto front the checkpoints are removed, unless
-    `keep_checkpoints` is "all". Results are in `{output.dir}/studies/{study}`.
+    With 0 `trials` those alone. With `total` instead, trials until the study has that many, counted over all sweeps on
+    it, on whatever machine; it ends when all of these have ended, and trains what one that died left. `storage` is an
+    Optuna URL (default: SQLite in the output folder), `study` a name (default: the file's stem), `overrides` are
+    `key=value` strings on the base experiment, `runner` is "module:function" with the signature of `nsa_lab.train`.
+    With `seeds` a design is trained that often, and its objectives are means. Of complete trials that are not on the
+    Pareto front the checkpoints are removed, unless `keep_checkpoints` is "all". Results are in
+    `{output.dir}/studies/{study}`.
 
-    Raises NsaLabError on a faulty sweep file, an unusable storage, a changed search space or base experiment,
-    and when all trials fail.
+    Raises NsaLabError on a faulty sweep file, both `trials` and `total`, an unusable storage, a changed search space or
+    base experiment, and when all trials fail.
     """
     console = console or make_console()
     plan = load_sweep(file)
@@ -68,7 +72,14 @@ def sweep(
     if unfit := unfit_for_a_folder(name):
         raise NsaLabError(f"--study {name!r} cannot name a study's folder: {unfit}")
     count = plan.trials if trials is None else trials
-    _check_counts(count, workers, seeds)
+    if trials is not None and total is not None:
+        raise NsaLabError(f"--trials {trials} and --total {total} are two answers to how many trials; give one")
+    _check_counts(
+        ("--trials", count, 0),
+        ("--total", 1 if total is None else total, 1),
+        ("--workers", workers, 1),
+        ("--seeds", seeds, 1),
+    )
     build_sampler(plan.sampler, 0)
     build_pruner(plan.pruner)
     base = base_values(plan, overrides)
@@ -82,6 +93,7 @@ def sweep(
     directory.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     opened_storage = open_storage(url)
+    alone = study_lock(url, name)
     with storage_faults(url):
         opened = open_study(plan, opened_storage, name, base, overrides, seeds)
     if plan.pruner and (len(plan.objectives) > 1 or seeds > 1):
@@ -91,9 +103,9 @@ def sweep(
         storage_faults(url),
         sigterm_as_interrupt(),
         room_on_disk(directory, lambda: "what was trained is kept"),
-        study_run(config, opened, plan, directory, console) as parent,
+        study_run(config, opened, plan, directory, console, alone) as parent,
     ):
-        with locked(directory / "recovery.lock"):
+        with alone():
             unfinished = recover(opened, opened_storage, identity())
         if unfinished:
             console.print(f"{unfinished} unfinished trials of an earlier sweep are retried first", highlight=False)
@@ -113,6 +125,8 @@ def sweep(
             start=start,
             seeds=seeds,
             run=runner,
+            total=total,
+            alone=alone,
         )
         interrupted = False
         try:
@@ -131,7 +145,8 @@ def sweep(
             parent.finish("KILLED" if interrupted else "FINISHED")
     print_report(outcome, directory, console)
     if interrupted:
-        again = ["nsa-lab", "sweep", str(file), *overrides, "--study", name, "--trials", str(min(count, source.trials))]
+        left = ["--trials", str(min(count, source.trials))] if total is None else ["--total", str(total)]
+        again = ["nsa-lab", "sweep", str(file), *overrides, "--study", name, *left]
         again += ["--workers", str(workers)]
         if storage and hide(storage) == storage:  # else it came, or has to come, from the environment
             again += ["--storage", storage]
@@ -165,8 +180,8 @@ def _home(output: str | Path, study: str) -> Path:
     return Path(output) / "studies" / study
 
 
-def _check_counts(trials: int, workers: int, seeds: int) -> None:
-    for name, value, least in (("--trials", trials, 0), ("--workers", workers, 1), ("--seeds", seeds, 1)):
+def _check_counts(*counts: tuple[str, int, int]) -> None:
+    for name, value, least in counts:
         if value < least:
             raise NsaLabError(f"{name} {value} runs nothing; give {least} or more")
 

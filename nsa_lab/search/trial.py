@@ -5,7 +5,8 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,31 @@ from nsa_lab.errors import ConfigError, NsaLabError
 from nsa_lab.runner.job import TRAIN, End, Job, Progress
 from nsa_lab.runner.recovery import MAX_RETRIES, Lives, identity
 from nsa_lab.runner.view import View
-from nsa_lab.search.recovery import HEARTBEAT_S, beat, next_trial, original_number, reason_of, retry
-from nsa_lab.search.rows import read_reference, read_row, trial_name
+from nsa_lab.search.lock import Lock
+from nsa_lab.search.recovery import (
+    HEARTBEAT_S,
+    beat,
+    next_trial,
+    original_number,
+    queued_for,
+    reason_of,
+    recover,
+    retry,
+)
+from nsa_lab.search.rows import REFERENCE, read_reference, read_row, trial_name
 from nsa_lab.search.samplers import build_pruner, build_sampler
 from nsa_lab.search.seeds import halves, jobs_of, merged
+from nsa_lab.search.shared import (
+    claim,
+    elsewhere,
+    hand_back,
+    hand_back_unheard,
+    is_claimed,
+    remaining,
+    renew,
+    taken,
+    twin_of,
+)
 from nsa_lab.search.spec import Sweep, constraint_values, design, suggested
 from nsa_lab.search.start import Start
 from nsa_lab.search.view import shown, words
@@ -30,6 +52,8 @@ BARREN = 100
 """Designs in a row that need or allow no training, after which the space is taken to be searched out."""
 STUBBORN = 5
 """Such designs in a row after which the next is drawn at random: TPE goes on proposing what was best."""
+LOOK_S = 5.0
+"""How often a sweep that has nothing to train looks whether other machines have left it something."""
 
 
 class Infeasible(Exception):
@@ -51,6 +75,8 @@ class Trials:
     """A pool's source: hands out the `references`, then `trials` more trials of `study`, each with `seeds` seeds.
 
     A trial that needs no training, because its design was trained before or is infeasible, is none of these.
+    With a `total` it hands out trials until all sweeps on the study have handed out that many, and is not through
+    before these have ended: what a dead one leaves is trained here. `alone` holds off other sweeps on the study.
     Every design starts from the run of its seed that `start` names, where it is given.
     `base` is the base experiment as dotted keys, `owner` the process that all of this runs in. In the study a trial
     is COMPLETE with its objectives, PRUNED when it was stopped early or infeasible, or FAIL with its `reason`.
@@ -69,15 +95,27 @@ class Trials:
     seeds: int = 1
     references: deque[str] = field(default_factory=deque)
     start: Start | None = None
+    total: int | None = None
+    alone: Lock = nullcontext
     owner: Mapping[str, Any] = field(default_factory=identity)
     waiting: deque[Job] = field(default_factory=deque)
     flying: dict[str, Flight] = field(default_factory=dict)
     lives: Lives = field(default_factory=Lives)
     last_beat: float = field(default_factory=time.monotonic)
+    last_look: float = field(default_factory=time.monotonic)
+    claimed: list[str] = field(default_factory=list)
+    elsewhere: int = 0
+    closed: bool = False
+    waits: bool = False
+
+    def __post_init__(self) -> None:
+        if self.total is not None:
+            self._count()
 
     @property
     def left(self) -> int:
-        return self.trials + len(self.references) + len(self.waiting)
+        away = 0 if self.total is None else self.elsewhere + len(self.claimed)
+        return self.trials + len(self.references) + len(self.waiting) + away
 
     @property
     def prunes(self) -> bool:
@@ -87,31 +125,33 @@ class Trials:
         """The next job; the study is told of designs that need none. Raises NsaLabError on a faulty sweep file."""
         if self.waiting:
             return self.waiting.popleft()
-        if self.references:
-            return self._reference(self.references.popleft())
+        while self.references:
+            name = self.references.popleft()
+            with self.alone():
+                mine = claim(self.study, name, self.owner)
+            if mine:
+                return self._reference(name)
+            self.claimed.append(name)
+            self.view.total -= 1
         barren = 0
         while self.trials > 0 and barren < BARREN:
-            trial = self._ask(barren)
-            directory = self.directory / trial_name(original_number(trial))
-            trial.set_user_attr("directory", str(directory))
-            trial.set_user_attr("worker", dict(worker))
-            try:
-                config = self._design(trial)
-            except Infeasible as refusal:
-                self._refuse(trial, directory, str(refusal))
-            except NsaLabError as fault:
-                self._end(trial, TrialState.FAIL, str(fault))
-                raise
-            else:
-                if (twin := self._twin(trial)) is None:
-                    self.trials -= 1
-                    return self._start(Flight(directory.name, trial), config, directory, self._tags(trial))
+            with self.alone():
+                drawn = self._draw(barren, worker)
+            if drawn is None:
+                return None
+            trial, config, refusal, twin = drawn
+            directory = Path(trial.user_attrs["directory"])
+            if config is None:
+                self._refuse(trial, directory, refusal)
+            elif twin is not None:
                 self._reuse(trial, twin)
+            else:
+                self.trials -= 1
+                return self._start(Flight(directory.name, trial), config, directory, self._tags(trial))
             barren += 1
             self.view.total += 1
         if barren == BARREN:
-            self.view.say(f"{BARREN} designs in a row were trained before or infeasible: widen the space of suggest")
-            self.trials = 0
+            self._close(f"{BARREN} designs in a row were trained before or infeasible: widen the space of suggest")
         return None
 
     def heard(self, job: Job, progress: Progress) -> bool:
@@ -167,18 +207,82 @@ class Trials:
             self._queue_again(flight)
 
     def tick(self, jobs: Sequence[Job]) -> None:
-        """Tell other hosts now and then which trials are alive."""
-        if time.monotonic() - self.last_beat > HEARTBEAT_S:
-            self.last_beat = time.monotonic()
+        """Tell other machines now and then which trials are alive, and take over those of one that died."""
+        now = time.monotonic()
+        beats = now - self.last_beat > HEARTBEAT_S
+        if beats:
+            self.last_beat = now
             for job in jobs:
-                if trial := self.flying[job.name].trial:
-                    beat(self.storage, trial)
+                flight = self.flying[job.name]
+                if flight.trial is None:
+                    renew(self.study, flight.name, self.owner)
+                else:
+                    beat(self.storage, flight.trial)
+        if beats or (not jobs and self.left and now - self.last_look > LOOK_S):
+            self.last_look = now
+            self._look(idle=not jobs)
+
+    def _look(self, idle: bool) -> None:
+        """See what other sweeps on the study have done since, and left undone."""
+        flying = {flight.trial.number for flight in self.flying.values() if flight.trial}
+        with self.alone():
+            hand_back_unheard(self.study, self.owner, flying)
+            known = queued_for(self.study, self.owner)
+            found = recover(self.study, self.storage, self.owner) - known
+        if found:
+            self.view.say(f"{found} trials of a sweep that is gone are queued again")
+        known = self.study.user_attrs
+        claimed = [name for name in self.claimed if f"{REFERENCE}{name}" not in known]
+        self.claimed = [name for name in claimed if is_claimed(self.study, name, self.owner)]
+        self.references.extend(name for name in claimed if name not in self.claimed)
+        self.view.total += len(claimed) - len(self.claimed)
+        if self.total is None:
+            self.trials += found
+            self.view.total += found
+            return
+        self._count()
+        if idle and self.elsewhere and not self.waits:
+            self.waits = True
+            self.view.say(f"waiting for {self.elsewhere} trials of other sweeps on this study")
+
+    def _count(self) -> None:
+        """How many trials may be handed out, and how many are in other hands, by what the study knows now."""
+        self.trials = remaining(self.study, None if self.closed else self.total)
+        self.elsewhere = elsewhere(self.study, self.storage, self.owner)
+        flying = {id(flight) for flight in self.flying.values()}
+        self.view.total = self.view.counts.total() + len(flying) + self.trials + len(self.references)
+
+    def _draw(
+        self, barren: int, worker: Mapping[str, Any]
+    ) -> tuple[optuna.Trial, ExperimentConfig | None, str, FrozenTrial | None] | None:
+        """A trial with its config, or why it is infeasible, and its twin; None where the study takes no more.
+
+        Raises NsaLabError on a faulty sweep file.
+        """
+        if self.total is not None:
+            self._count()
+            if not self.trials:
+                return None
+        trial = self._ask(barren)
+        if self.total is not None and taken(self.study, before=trial.number) >= self.total:
+            hand_back(self.study, trial)  # the lock was lost with the server, and another sweep was faster
+            self._count()
+            return None
+        trial.set_user_attr("directory", str(self.directory / trial_name(original_number(trial))))
+        trial.set_user_attr("worker", dict(worker))
+        try:
+            config = self._design(trial)
+        except Infeasible as refusal:
+            return trial, None, str(refusal), None
+        except NsaLabError as fault:
+            self._end(trial, TrialState.FAIL, str(fault))
+            raise
+        return trial, config, "", twin_of(self.study, trial)
 
     def _ask(self, barren: int) -> optuna.Trial:
         """A trial whose draws follow from seed and number: its sampler, so its study, are its own."""
         name = self.sweep.sampler if barren < STUBBORN or self.sweep.sampler == "brute" else "random"
         asked = next_trial(self.study, self.owner)
-        beat(self.storage, asked)
         study = optuna.load_study(
             study_name=self.study.study_name,
             storage=self.storage,
@@ -191,8 +295,12 @@ class Trials:
     def _stop(self) -> None:
         """What the brute-force sampler calls when no design is left. Optuna's own is for Optuna's own loop."""
         if self.trials:
-            self.view.say("every design of the space has been tried")
-            self.trials = 0
+            self._close("every design of the space has been tried")
+
+    def _close(self, why: str) -> None:
+        """Draw no more designs."""
+        self.view.say(why)
+        self.trials, self.closed = 0, True
 
     def _design(self, trial: optuna.Trial) -> ExperimentConfig:
         """The trial's config; its constraints are set on the trial either way. Raises Infeasible."""
@@ -209,21 +317,16 @@ class Trials:
         limits = constraint_values(self.sweep, config)
         for key, value in limits.items():
             trial.set_constraint(key, value)
-        trial.set_user_attr("config_hash", config_hash(config))
+        trial.set_user_attr("config_hash", config_hash(self._everywhere(config)))
         broken = [f"constraint {key} is {value:g}" for key, value in limits.items() if value > 0]
         if broken:
             raise Infeasible("; ".join(broken))
         return config
 
-    def _twin(self, trial: optuna.Trial) -> FrozenTrial | None:
-        """An earlier trial of the same design that was trained, pruned while it trained, or trains now."""
-        mine = trial.user_attrs["config_hash"]
-        states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-        for other in self.study.get_trials(deepcopy=False, states=states):
-            attrs = other.user_attrs
-            if other.number < trial.number and attrs.get("config_hash") == mine and "reused" not in attrs:
-                return other
-        return None
+    def _everywhere(self, config: ExperimentConfig) -> ExperimentConfig:
+        """A design as it is called on every machine: with the starting run's folder where the study was created."""
+        path = self.study.user_attrs["base"]["model.path"] if self.start else config.model.path
+        return replace(config, model=replace(config.model, path=path))
 
     def _reuse(self, trial: optuna.Trial, twin: FrozenTrial) -> None:
         """Give a trial what an earlier one of its design measured. One that still trains has nothing to give."""

@@ -74,7 +74,7 @@ def run(config: Any, *, directory: Path | None = None, parent: str | None = None
     return RunResult(directory, metrics, tracker.run_id if tracker else None, stopped, time.monotonic() - began)
 
 
-def sweep_in_a_process(file: str, trials: int, workers: int, overrides: tuple[str, ...], output: str) -> None:
+def sweep_in_a_process(file: str, options: dict[str, Any], output: str) -> None:
     """The body of a process that sweeps with this runner, and writes what it says to `output`."""
     from nsa_lab.search import sweep
 
@@ -82,10 +82,8 @@ def sweep_in_a_process(file: str, trials: int, workers: int, overrides: tuple[st
     if name := os.environ.get("FAKE_HOST"):
         socket.gethostname = lambda: name
     with open(output, "w") as said, redirect_stdout(said):
-        where = os.environ.get("NSA_LAB_STORAGE")
-        options = {"trials": trials, "workers": workers, "storage": where, "overrides": overrides}
         try:
-            result = sweep(file, runner="fake_runner:run", **options)
+            result = sweep(file, runner="fake_runner:run", storage=os.environ.get("NSA_LAB_STORAGE"), **options)
         except NsaLabError as error:  # as the command does
             print(f"error: {error}")
             sys.exit(2)

@@ -9,8 +9,8 @@ import pytest
 from nsa_lab.redact import hide
 from nsa_lab.search.rows import read_outcome
 from nsa_lab.search.storage import load_study, open_storage
-from nsa_servers import PASSWORD, Postgres, postgres_programs
-from nsa_sweeps import assert_retried_once, launch, log, output_of, states, wait_for_lines
+from nsa_servers import PASSWORD, MlflowServer, Postgres, postgres_programs
+from nsa_sweeps import SPACE, assert_retried_once, launch, log, output_of, states, wait_for_lines
 
 pytestmark = [
     pytest.mark.slow,
@@ -118,6 +118,80 @@ def test_a_killed_sweep_of_another_host_gives_its_trials_back_by_the_heartbeat(f
     assert_retried_once(study.get_trials(), same=())  # its folder was there
     assert len({line.split()[1] for line in log(folder, "end")}) == len(log(folder, "end")) == 3
     check_secret(folder, outputs)
+
+
+@pytest.mark.timeout(600)
+def test_machines_that_join_a_study_share_its_total(folder, server, tmp_path, monkeypatch):
+    """Two start at once, with folders of their own; one dies, the database restarts: none is lost, none doubled."""
+    for name, seconds in (("storage.HEARTBEAT_S", 1), ("trial.HEARTBEAT_S", 1), ("trial.LOOK_S", 0.5),
+                          ("storage.GRACE_S", 6), ("shared.GRACE_S", 6)):  # fmt: skip
+        monkeypatch.setattr(f"nsa_lab.search.{name}", seconds)
+    (folder / "space.py").write_text(SPACE.replace("REFERENCES = {}\n", 'START = {"training.steps": 9}\n'))
+    monkeypatch.setenv("FAKE_SECONDS", "2")
+    monkeypatch.setenv("FAKE_TRACK", "1")
+    mlflow = MlflowServer(tmp_path)
+    mlflow.start()
+
+    def join(host):
+        monkeypatch.setenv("FAKE_HOST", host)
+        places = (f"output.dir=runs-{host}", "tracking.enabled=true", f"tracking.uri={mlflow.uri}")
+        return launch(folder, None, 2, *places, total=8)
+
+    def ended(process):
+        output = output_of(process)
+        assert process.exitcode == 0 and "study space: 8 complete" in output, output
+        return output
+
+    try:
+        here, there = join("here"), join("there")
+        while len(list(folder.glob("runs-there/studies/space/trial-*/metrics.jsonl"))) < 2:
+            assert there.is_alive(), output_of(there)
+            time.sleep(0.05)
+        there.kill()
+        time.sleep(1)
+        server.stop()
+        time.sleep(2)
+        server.start()
+        outputs = [ended(here)]
+        assert "trials of a sweep that is gone are queued again" in outputs[0]
+        before = log(folder, "start")
+        outputs.append(ended(join("there")))
+        assert log(folder, "start") == before, "started again, the command adds none"
+        study = load_study(open_storage(server.url), "space")
+        rows = read_outcome(study).rows
+        counts = Counter(row.state for row in rows if not row.reference)
+        assert counts["complete"] == 8 and counts.keys() <= {"complete", "killed", "reused"} and counts["killed"], rows
+        ends = Counter(line.split()[1] for line in log(folder, "end"))
+        trained = {row.name for row in rows if row.state == "complete"}
+        assert ends == Counter(trained) + Counter(start=2), "and each folder its own start"
+        assert "dense" in trained
+        tables = [(folder / f"runs-{host}/studies/space/table.csv").read_text() for host in ("here", "there")]
+        assert tables[0] == tables[1], "each ends with the whole study"
+        check_runs(mlflow.uri, trained)
+        check_secret(folder, outputs)
+    finally:
+        mlflow.kill()
+
+
+def check_runs(uri, trained):
+    """One run of the study, with its report among its artifacts, and below it one that finished for each `trained`."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("nsa-lab").experiment_id])
+    (parent,) = (run for run in runs if run.data.tags["kind"] == "sweep")
+    assert {"table.csv", "pareto.html", "best.yaml"} <= {
+        file.path for file in client.list_artifacts(parent.info.run_id)
+    }
+    below = [run for run in runs if run is not parent]
+    assert {run.data.tags["mlflow.parentRunId"] for run in below} == {parent.info.run_id}
+    kinds = {name: "reference" if name == "dense" else "trial" for name in trained}
+    finished = Counter(
+        (run.data.tags["kind"], run.data.tags["mlflow.runName"].split()[0].removeprefix("space-"))
+        for run in below
+        if run.info.status == "FINISHED" and run.data.tags["kind"] != "start"
+    )
+    assert finished == Counter((kind, name) for name, kind in kinds.items())
 
 
 def test_an_outage_longer_than_the_patience_ends_in_one_line_and_the_next_call_goes_on(folder, server, monkeypatch):

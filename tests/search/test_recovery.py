@@ -161,7 +161,7 @@ def test_trials_in_flight_beat(make, storage, monkeypatch):
     assert not beats
     monkeypatch.setattr("nsa_lab.search.trial.HEARTBEAT_S", 0)
     source.tick(jobs)
-    assert beats == [1, 2]
+    assert set(beats) == {1, 2}
 
 
 def test_a_journal_has_no_heartbeat_and_other_hosts_trials_are_never_touched(make, tmp_path):

@@ -68,6 +68,8 @@ def test_faulty_sweep_files_are_named(folder, change, message):
     [
         ({"file": "budgt.py"}, r"budgt\.py does not exist; did you mean budget\.py"),
         ({"trials": -1}, "--trials -1 runs nothing"),
+        ({"total": 3}, "--trials 1 and --total 3 are two answers to how many trials; give one"),
+        ({"trials": None, "total": 0}, "--total 0 runs nothing"),
         ({"workers": 0}, "--workers 0 runs nothing"),
         ({"study": "../../x"}, "--study '../../x' cannot name a study's folder: it leads to another folder"),
         ({"study": ""}, "--study '' cannot name a study's folder: it is empty"),

@@ -35,7 +35,7 @@ def away(monkeypatch, tmp_path):
     kind = type("Broken", (PatientStorage,), {})
     for name in ("set_trial_state_values", "set_trial_user_attr", "_create_new_trial"):
         method = getattr(optuna.storages.RDBStorage, name)
-        monkeypatch.setattr(kind, name, storage._patient(fault(method)))
+        monkeypatch.setattr(kind, name, storage.patient(fault(method)))
     kept.__class__ = kind
     return fault, optuna.create_study(storage=kept)
 

@@ -28,12 +28,13 @@ def log(folder, word):
     return [line for line in (folder / "log").read_text().splitlines() if line.startswith(word)]
 
 
-def launch(folder, trials, workers, *overrides):
+def launch(folder, trials, workers, *overrides, **options):
     """A sweep in a process of its own, which starts as its workers do (the fixture `workers`)."""
     import fake_runner
 
     output = tempfile.mkstemp(dir=folder, prefix="said-")[1]
-    target, arguments = fake_runner.sweep_in_a_process, ("space.py", trials, workers, overrides, output)
+    options |= {"trials": trials, "workers": workers, "overrides": overrides}
+    target, arguments = fake_runner.sweep_in_a_process, ("space.py", options, output)
     process = multiprocessing.get_context("spawn").Process(target=target, args=arguments, name=output)
     process.start()
     return process
