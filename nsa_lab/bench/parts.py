@@ -85,7 +85,8 @@ def run_parts(
                 print(f"{length:>7} {name:<22} {error}", flush=True)
                 continue
             row: dict[str, Any] = {"what": what, "step": name, "video_tokens": length, "labels": labels}
-            row |= {"devices": world, "precision": config.training.precision}
+            row |= {"devices": world, "context_parallel": config.training.context_parallel}
+            row |= {"precision": config.training.precision}
             print(_line(length, name, found), flush=True)
             if found is None:
                 continue
@@ -141,7 +142,8 @@ def measure_whole(
     with contextlib.suppress(torch.cuda.OutOfMemoryError):
         step = build_step(tree, Point("", "", length), optimizer, " ".join([ANSWER] * labels))
         base = memory_mib(step.device, peak=False)
-        for _ in range(4):  # the compiler's, and those after which training.recompute=auto knows what there is room for
+        # The first compiles; after three more training.recompute=auto knows what there is room for.
+        for _ in range(4 if tree["training"]["recompute"] == "auto" else 2):
             step.run()
         seconds = sorted(step.run() for _ in range(repeats))[repeats // 2]
         peak = memory_mib(step.device, peak=True)

@@ -64,7 +64,7 @@ def measure_step(tree: dict[str, Any], point: Point, repeats: int) -> Measuremen
 def build_step(tree: dict[str, Any], point: Point, optimizer: bool = True, answer: str = ANSWER) -> Step:
     """The model as it trains (model.compile, training.activation_checkpointing, precision), with random weights.
 
-    Where several processes measure together, they share the weights out, and the clip as training.context_parallel says.
+    Where several processes measure together, they share the weights, and the clip as training.context_parallel says.
     """
     config = load_config(None, tree)
     if config.training.threads is not None:
