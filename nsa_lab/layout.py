@@ -60,20 +60,16 @@ class TokenLayout:
     @cached_property
     def video_rows(self) -> Tensor:
         """[n_video] int64: which of the own rows are video."""
-        return self.video_index if self.own is None else on_host(lambda own: own._rows(own.video_index), self)
+        return self.video_index if self.own is None else on_host(lambda own: _own_rows(own, own.is_video), self)
 
     @cached_property
     def text_rows(self) -> Tensor:
         """[n_text] int64: which of the own rows are text."""
-        return self.text_index if self.own is None else on_host(lambda own: own._rows(own.text_index), self)
+        return self.text_index if self.own is None else on_host(lambda own: _own_rows(own, ~own.is_video), self)
 
     def tokens_of(self, rows: Tensor) -> Tensor:
         """[n] int64: packed places of the own rows `rows` [n]."""
         return rows if self.own is None else self.own[rows]
-
-    def _rows(self, index: Tensor) -> Tensor:
-        assert self.own is not None
-        return torch.isin(self.own, index).nonzero().flatten()
 
     def keep(self, index: Tensor) -> "TokenLayout":
         """The layout of the packed tokens `index` [n] alone; frames, cells and grids are as they were."""
@@ -123,6 +119,11 @@ class OnHost:
 
     def to(self, *args: Any, **kwargs: Any) -> "OnHost":
         return self
+
+
+def _own_rows(layout: TokenLayout, kind: Tensor) -> Tensor:
+    """[n] int64: which of the own rows are of the tokens that `kind` [T] bool marks."""
+    return kind[layout.own].nonzero().flatten()
 
 
 def _sample(layout: TokenLayout) -> Tensor:

@@ -101,7 +101,7 @@ class Shared:
     """How a batch is divided over `group`: what gathers rows and video tokens, and the frames of this process.
 
     grids [v, 3] int64: frames, rows and columns in tokens of what the vision tower sees here; `count` tokens of that
-    are this process's own, none where there are too few frames and it sees the first one to no end.
+    are this process's own, none where there are too few frames and it sees the first one in vain.
     """
 
     group: ContextGroup

@@ -143,8 +143,8 @@ def _last_gates(trainer: L.Trainer, module: VideoModule) -> dict[str, float]:
 
 @torch.no_grad()
 def _budget(trainer: L.Trainer, module: VideoModule) -> dict[str, float]:
-    batch = module.on_before_batch_transfer(trainer.datamodule.first_val_batch(), 0)  # type: ignore[attr-defined]
-    batch = module.transfer_batch_to_device(batch, module.device, 0)
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    batch = module.transfer_batch_to_device(data.on_before_batch_transfer(data.first_val_batch()), module.device, 0)
     with trainer.precision_plugin.forward_context():
         budget = measure_budget(module.model, trainer.precision_plugin.convert_input(batch))
     return module.ranks.mean(budget, len(batch["host"].layout.video_rows))

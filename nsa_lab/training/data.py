@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from nsa_lab.data import VideoDataset
+from nsa_lab.model.context_parallel import ContextGroup
 from nsa_lab.training.ranks import ALONE, Ranks
 
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
@@ -109,7 +110,12 @@ class StepCollate:
 
 
 class VideoDataModule(L.LightningDataModule):
-    """Packed batches of a training and a validation dataset; `collate` packs a list of examples into one batch."""
+    """Packed batches of a training and a validation dataset; `collate` packs a list of examples into one batch.
+
+    group: the processes that share each sample with this one, which get a share of the batch each; None: none does.
+    """
+
+    group: ContextGroup | None = None
 
     def __init__(
         self,
@@ -144,6 +150,9 @@ class VideoDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.val, collate_fn=self.collate, batch_sampler=self.val_sampler, **self._workers())
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int = 0) -> dict[str, Any]:
+        return self.group.divide(batch) if self.group else batch
 
     def first_val_batch(self) -> dict[str, Any]:
         """The first validation batch, on the CPU."""

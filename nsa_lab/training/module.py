@@ -67,9 +67,6 @@ class VideoModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         recount_batches(checkpoint, self.config.accumulate)
 
-    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        return self.group.divide(batch) if self.group else batch
-
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         # Whatever is random inside the model follows from the step too, so that a resumed run repeats it.
         step, part = divmod(batch_idx, self.config.accumulate)

@@ -175,7 +175,9 @@ def build(config: ExperimentConfig, ranks: Ranks = ALONE) -> tuple[VideoModule, 
     All processes have the same weights; what they share out is done by the strategy, and by the data.
     """
     data, tokenizer = build_data(config, ranks)
-    return build_module(config, tokenizer, ranks=ranks), data
+    module = build_module(config, tokenizer, ranks=ranks)
+    data.group = module.group
+    return module, data
 
 
 def build_data(config: ExperimentConfig, ranks: Ranks = ALONE) -> tuple[VideoDataModule, Any]:

@@ -45,12 +45,27 @@ def differentiate(out, weight, leaves):
     return torch.autograd.grad((out * weight).sum(), leaves, allow_unused=True, materialize_grads=True)
 
 
-@each_backend
-@pytest.mark.singly
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("overrides", DESIGNS.values(), ids=DESIGNS)
-def test_the_sparse_layer_of_shares_is_that_of_all_rows(overrides, size, backend):
-    whole, design = token_layout(SHAPES), design_of(backend, **overrides)
+def test_the_sparse_layer_of_shares_is_that_of_all_rows(overrides, size):
+    check_layer(design_of("torch", **overrides), size, SHAPES)
+
+
+@interpreted
+def test_the_fused_layer_of_shares_is_that_of_all_rows():
+    check_layer(design_of("triton"), 2, [(1, (3, 3, 1), 2)])
+
+
+@pytest.mark.slow
+@interpreted
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("overrides", DESIGNS.values(), ids=DESIGNS)
+def test_any_fused_layer_of_shares_is_that_of_all_rows(overrides, size):
+    check_layer(design_of("triton", **overrides), size, SHAPES)
+
+
+def check_layer(design, size, shapes):
+    whole = token_layout(shapes)
     torch.manual_seed(0)
     layer = gated_branches(design, DIMS)
     for parameter in layer.parameters():

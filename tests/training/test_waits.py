@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from torch import distributed as dist
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -13,7 +14,7 @@ from nsa_lab import layout
 from nsa_lab.bench.measure import Point
 from nsa_lab.bench.step import build_step
 from nsa_lab.config import flatten, load_config, to_dict
-from nsa_lab.model import video_nsa, vision
+from nsa_lab.model import context_parallel, video_nsa, vision
 from nsa_lab.training.score import score_answers
 from nsa_testing import tiny_config
 
@@ -77,10 +78,12 @@ def step_of(clips, *overrides):
     return build_step(to_dict(load_config(None, config)), Point("", "", 128))
 
 
-def waits_of(clips, *overrides, told=True):
+def waits_of(clips, *overrides, told=True, group=None):
     step = step_of(clips, *overrides)
     if not told:
         del step.batch["host"], step.batch["label_rows"]
+    if group:
+        step.batch.update(group.divide(step.batch))
     with Waits() as waits, Reads(waits.found):
         step.run()
     return waits.found
@@ -88,7 +91,7 @@ def waits_of(clips, *overrides, told=True):
 
 @pytest.fixture
 def pretended(monkeypatch):
-    for module in (layout, video_nsa, vision):
+    for module in (layout, video_nsa, vision, context_parallel):
         monkeypatch.setattr(module, "moved", as_if_to_a_device)
 
 
@@ -96,6 +99,27 @@ def pretended(monkeypatch):
 def test_a_dense_step_never_waits(clips, pretended, recompute):
     found = waits_of(clips, "attention.method=dense", f"training.activation_checkpointing={recompute}")
     assert found == {}
+
+
+@pytest.fixture
+def group():
+    """A group of one process, which does all that several do."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield context_parallel.ContextGroup(0, 1, dist.group.WORLD)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("attention.method=dense", "training.activation_checkpointing=true"),
+        pytest.param(("attention.backend=triton",), marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore")]),
+    ],
+    ids=["dense", "on the kernels"],
+)
+def test_a_step_of_shared_samples_never_waits(clips, pretended, group, monkeypatch, overrides):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert waits_of(clips, *overrides, group=group) == {}
 
 
 @pytest.mark.slow
