@@ -100,7 +100,7 @@ def going_on(config: ExperimentConfig, ranks: Ranks) -> list[str]:
         found.append("training.recompute=full")
     if not any("expandable_segments:True" in os.environ.get(name, "") for name in ALLOCATOR):
         found.append(f"{ALLOCATOR[1]}=expandable_segments:True in the environment")
-    return [*found, f"more GPUs (training.devices or torchrun, now {ranks.world})"]
+    return [*found, f"more GPUs (training.devices, now {ranks.world}; training.context_parallel shares samples)"]
 
 
 def anew(config: ExperimentConfig) -> list[str]:

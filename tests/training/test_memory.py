@@ -64,13 +64,13 @@ def test_it_is_said_in_one_line_and_the_run_goes_on_from_its_checkpoint(short, f
         "memory of 79.11 GiB does not do: 2.50 GiB were asked for, 77.00 GiB was the peak, 78.00 with",
         "last good checkpoint is",
         "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
-        "training.devices or torchrun, now 1",
+        "more GPUs (training.devices, now 1; training.context_parallel",
         "training.activation_checkpointing=true",
         "training.batch_size=1 training.accumulate=2 (the same",
         "shorter clips",
     ):
         assert part in said
-    assert said.index("expandable") < said.index("devices") < said.index("activation") < said.index("clips")
+    assert said.index("expandable") < said.index("more GPUs") < said.index("activation") < said.index("clips")
     (place,) = (tmp_path / "runs").iterdir()
     assert check_readable(place / "checkpoints" / "last.ckpt") == 4
     assert not list(place.glob("memory*")) and full == [], "no history, no snapshot"
@@ -112,7 +112,9 @@ def test_advice_leaves_out_what_is_done_already(tiny, monkeypatch):
     done = {"training.activation_checkpointing": True, "training.batch_size": 1}
     data = {"tasks.needle.enabled": False, "data.annotations": "a.json", "data.videos": "."}
     config = tiny(done | data)
-    assert going_on(config, Ranks(0, 8)) == ["more GPUs (training.devices or torchrun, now 8)"]
+    assert going_on(config, Ranks(0, 8)) == [
+        "more GPUs (training.devices, now 8; training.context_parallel shares samples)"
+    ]
     assert anew(config) == ["fewer frames (data.max_frames, now 768) or pixels (data.max_pixels, now 50176)"]
     assert going_on(tiny(done | {"training.recompute": "auto"}), ALONE)[0] == "training.recompute=full"
 
