@@ -17,6 +17,7 @@ INCIDENTAL = (
     "data.memory_cache_mib",
     "training.resume",
     "training.recompute",
+    "training.memory_history",
     "training.threads",
     "training.devices",
     "training.context_parallel",

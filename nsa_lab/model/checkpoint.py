@@ -33,7 +33,8 @@ from nsa_lab.model.config import (
 )
 from nsa_lab.model.fresh import random_model, weights_dtype
 from nsa_lab.model.gates import with_gates_of
-from nsa_lab.model.trained import last_weights
+from nsa_lab.model.sharded import Scattered
+from nsa_lab.model.trained import stored_weights
 from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration, is_plugged_in, plugged_in
 
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -77,17 +78,21 @@ def bare_config(config: ExperimentConfig, tokenizer: Any) -> VideoNSAConfig:
 
 def take_weights(model: VideoNSAForConditionalGeneration, run: Path) -> None:
     """Put the last weights of the folder `run` into `model`; raises as `load_model`."""
-    model.load_state_dict(run_weights(model, model.state_dict(), run), strict=False)
+    own = model.state_dict()
+    for name, weight in run_weights(model, own, run).items():
+        own[name].copy_(weight[...])
 
 
-def run_weights(model: VideoNSAForConditionalGeneration, own: Mapping[str, Tensor], run: Path) -> dict[str, Tensor]:
-    """The last weights of the folder `run` that have a place in `model`, whose weights so far are `own`.
+def run_weights(
+    model: VideoNSAForConditionalGeneration, own: Mapping[str, Tensor], run: Path
+) -> dict[str, Tensor | Scattered]:
+    """The last weights of the folder `run` that have a place in `model`, yet to be read; `own` are its weights so far.
 
     Gates keep the columns of the branches that both have, whatever other branches there are; of another kind they start
     fresh. Raises as `load_model`.
     """
     trained = load_saved_config(run / RUN_CONFIG).attention
-    weights = with_gates_of(model, own, last_weights(run), get_design(model.config.text_config), trained)
+    weights = with_gates_of(model, own, stored_weights(run), get_design(model.config.text_config), trained)
     other = [name for name, weight in weights.items() if name in own and own[name].shape != weight.shape]
     check_fit(model, run, own.keys() - weights.keys(), weights.keys() - own.keys(), other)
     return {name: weight for name, weight in weights.items() if name in own}

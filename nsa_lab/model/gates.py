@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from nsa_lab.attention.gates import Gate
 from nsa_lab.config import AttentionConfig, layer_attention
+from nsa_lab.model.sharded import Scattered
 from nsa_lab.plugin import switched_on
 
 
@@ -19,16 +20,15 @@ def branch_weights(model: nn.Module) -> list[str]:
 def with_gates_of(
     model: nn.Module,
     own: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor | Scattered],
     design: AttentionConfig,
     trained: AttentionConfig,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor | Scattered]:
     """`weights` of the `trained` design for `model`, whose `design` may have other branches and gates than it.
 
-    `own` are the weights that it starts with; needed are those of `branch_weights`.
-
-    Gates keep the columns of the branches that both have; a branch that `trained` does not have keeps the column it
-    starts with. Gates of another kind are left out.
+    `own` are the weights that it starts with; needed are those of `branch_weights`. Gates keep the columns of the
+    branches that both have; a branch that `trained` does not have keeps the column it starts with. Gates of another
+    kind are left out.
     """
     found = dict(weights)
     for place, module in model.named_modules():
@@ -42,7 +42,7 @@ def with_gates_of(
         for name in module.per_branch if here != there else ():
             key = f"{place}.{name}"
             if key in found:
-                found[key] = _columns(own[key], found[key], module.shape[0], here, there)
+                found[key] = _columns(own[key], found[key][...], module.shape[0], here, there)
     return found
 
 

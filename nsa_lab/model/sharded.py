@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
+from torch import Tensor
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
@@ -88,6 +89,44 @@ def _tensors(checkpoint: Path, *keys: str) -> dict[str, Any]:
     planner = _EmptyStateDictLoadPlanner(keys=set(keys) or None)
     _load_state_dict(state, FileSystemReader(checkpoint), planner=planner, no_dist=True)
     return state
+
+
+class Scattered:
+    """A tensor of a checkpoint in parts, put together on the CPU when rows of it are asked for, and for that long."""
+
+    def __init__(self, reader: FileSystemReader, key: str, kept: TensorStorageMetadata):
+        self.reader, self.key = reader, key
+        self.shape, self.dtype = kept.size, kept.properties.dtype
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, rows: Any) -> Tensor:
+        whole = torch.empty(self.shape, dtype=self.dtype)
+        _load_state_dict({self.key: whole}, self.reader, planner=DefaultLoadPlanner(), no_dist=True)
+        return whole[rows]
+
+
+class _Reader(FileSystemReader):
+    """Reads the table of parts once."""
+
+    def __init__(self, checkpoint: Path):
+        super().__init__(checkpoint)
+        self.table = super().read_metadata()
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+        return self.table
+
+
+def scattered(checkpoint: Path, within: str) -> dict[str, Scattered]:
+    """The tensors of the dict `within` by name, none of them read yet. Raises what `refuse_code` does."""
+    refuse_code(checkpoint)
+    reader, start = _Reader(checkpoint), f"{within}."
+    return {
+        key.removeprefix(start): Scattered(reader, key, kept)
+        for key, kept in reader.table.state_dict_metadata.items()
+        if key.startswith(start) and isinstance(kept, TensorStorageMetadata)
+    }
 
 
 def as_one(checkpoint: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The weights of a run: which checkpoint of its folder counts, and whether it can be read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ from nsa_lab.config import load_saved_config
 from nsa_lab.config.sizes import RUN_CONFIG
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import SUMMARY
-from nsa_lab.model.sharded import is_sharded, read_rest, read_tensors
+from nsa_lab.model.sharded import Scattered, is_sharded, read_rest, read_tensors, scattered
 
 CHECKPOINTS = "checkpoints"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+WEIGHTS = "state_dict"
 PARTS = {
-    "state_dict": dict,
+    WEIGHTS: dict,
     "optimizer_states": list,
     "lr_schedulers": list,
     "loops": dict,
@@ -26,7 +27,7 @@ PARTS = {
     "pytorch-lightning_version": str,
 }
 """What a checkpoint of Lightning's holds that a run can go on from."""
-FILLED = ("state_dict", "optimizer_states", "lr_schedulers", "loops")
+FILLED = (WEIGHTS, "optimizer_states", "lr_schedulers", "loops")
 OURS = "model."
 """Where the model stands in the Lightning module that wrote the checkpoint."""
 
@@ -36,15 +37,33 @@ def last_weights(run: Path) -> dict[str, Tensor]:
 
     Raises NsaLabError where there is none, or it is damaged.
     """
+    checkpoint = _last_checkpoint(run)
+    if is_sharded(checkpoint):
+        return _of_the_model(read_tensors(checkpoint, WEIGHTS)[WEIGHTS])
+    return _of_the_model(_mapped(checkpoint))
+
+
+def stored_weights(run: Path) -> dict[str, Tensor | Scattered]:
+    """As `last_weights`, but on the disk until rows of a weight are read: `weight[rows]`, `weight[...]`."""
+    checkpoint = _last_checkpoint(run)
+    return _of_the_model(scattered(checkpoint, WEIGHTS) if is_sharded(checkpoint) else _mapped(checkpoint))
+
+
+def _last_checkpoint(run: Path) -> Path:
     checkpoint = find_checkpoint(run / CHECKPOINTS)
     if checkpoint is None:
         raise NsaLabError(f"{run / CHECKPOINTS / LAST} does not exist; {_where_weights_are(run)}")
     check_readable(checkpoint)
-    if is_sharded(checkpoint):
-        state = read_tensors(checkpoint, "state_dict")["state_dict"]
-    else:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    return {name.removeprefix(OURS): weight for name, weight in state.items() if name.startswith(OURS)}
+    return checkpoint
+
+
+def _mapped(checkpoint: Path) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)[WEIGHTS]
+    return weights
+
+
+def _of_the_model(weights: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(OURS): weight for name, weight in weights.items() if name.startswith(OURS)}
 
 
 def _where_weights_are(run: Path) -> str:
@@ -83,7 +102,7 @@ def check_readable(checkpoint: Path) -> int:
         wrong = [key for key, kind in PARTS.items() if not isinstance(content.get(key), kind)]
         if wrong := wrong or [key for key in FILLED if not content[key]]:
             raise ValueError(f"no {', '.join(wrong)}")
-        if not all(isinstance(weight, Tensor) for weight in content["state_dict"].values()):
+        if not all(isinstance(weight, Tensor) for weight in content[WEIGHTS].values()):
             raise ValueError("weights that are no tensors")
         return int(content["global_step"])
     except Exception as error:

@@ -14,7 +14,7 @@ Series = dict[str, dict[int, float]]
 
 class RunDirectory:
     """Holds config.yaml, origin.json (the code and machine that trained last), checkpoints/, metrics.jsonl, pictures/
-    and, once the run is over, summary.json."""
+    and, once the run is over, summary.json; where a GPU's memory did not do, memory-0.pickle (of the first process)."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -57,6 +57,10 @@ class RunDirectory:
             raise NsaLabError(f"{self.summary} is damaged (its seconds are no number); {remedy}")
         return summary if summary and not summary["stopped"] else None
 
+    def memory(self, rank: int | str) -> Path:
+        """Where process `rank` writes what held its GPU's memory."""
+        return self.path / f"memory-{rank}.pickle"
+
     def clear(self) -> None:
         """Remove what an earlier run left; its tracking record is kept under numbered names.
 
@@ -70,6 +74,8 @@ class RunDirectory:
         record.unlock()
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.summary.unlink(missing_ok=True)
+        for snapshot in self.path.glob(self.memory("*").name):
+            snapshot.unlink()
         set_aside(self.path)
 
 

@@ -11,6 +11,7 @@ UNIMPORTANT = (
     ".*isinstance.treespec, LeafSpec.. is deprecated.*",  # Lightning's own use of torch
     ".*Found .* module.* in eval mode at the start of training.*",  # what is frozen is meant to be
     ".*GPU available but not used.*",  # training.accelerator says so
+    ".*have overridden `on_before_batch_transfer` in `LightningModule`.*",  # it is there that a batch is divided
 )
 
 

@@ -11,7 +11,7 @@ import torch.distributed.checkpoint as dcp
 
 from nsa_lab.errors import NsaLabError
 from nsa_lab.model import sharded
-from nsa_lab.model.sharded import REST, TABLE, as_one, read_rest, read_tensors
+from nsa_lab.model.sharded import REST, TABLE, as_one, read_rest, read_tensors, scattered
 from nsa_lab.model.trained import check_readable
 
 
@@ -49,6 +49,13 @@ def test_parts_are_read_as_one(parts):
     assert set(read_tensors(parts, "state_dict")) == {"state_dict"}
 
 
+def test_a_scattered_tensor_is_read_by_rows(parts):
+    found = scattered(parts, "state_dict")
+    assert found.keys() == {"a", "b"} and scattered(parts, "optimizer_0") == {}
+    assert len(found["a"]) == 3 and found["b"].shape == (2,)
+    assert found["a"][1:].tolist() == [1.0, 2.0] and torch.equal(found["b"][...], torch.ones(2, dtype=torch.bfloat16))
+
+
 def with_code_as_table(folder, mark):
     (folder / TABLE).write_bytes(pickle.dumps(Runs(mark)))
 
@@ -81,8 +88,9 @@ def test_parts_that_could_run_code_are_refused(parts, tmp_path, spoil):
     spoil(parts, mark)
     with pytest.raises(NsaLabError, match="could run code"):
         check_readable(parts)
-    with pytest.raises((ValueError, pickle.UnpicklingError)):
-        read_tensors(parts)
+    for read in (read_tensors, lambda folder: scattered(folder, "state_dict")):
+        with pytest.raises((ValueError, pickle.UnpicklingError)):
+            read(parts)
     assert not mark.exists()
 
 
