@@ -59,7 +59,6 @@ def plan(
     from nsa_lab.scale.view import as_json, print_plan
 
     experiment = load_config(config, overrides or ())
-    training = experiment.training
     made = make_plan(
         experiment,
         gpus=gpus,
@@ -72,7 +71,7 @@ def plan(
         chunked=chunked_loss,
         optimizer=optimizer,
     )
-    count = training.steps * training.accumulate * training.batch_size if samples is None else samples
+    count = experiment.training.steps * made.batch if samples is None else samples
     if json:
         import json as writer
 

@@ -164,7 +164,8 @@ def make_plan(
     `config`, where it was made before. Raises NsaLabError where the model's shape is not known here, or a number makes
     no sense.
 
-    The samples of an optimiser step are spread over the GPUs, batch_size of them at a time on each.
+    The samples of an optimiser step are spread over the GPUs, on each batch_size of them at a time, or what goes into
+    tokens_per_batch.
     """
     if gpu not in GPUS:
         raise NsaLabError(f"--gpu {gpu!r} has no measured rates; known: {', '.join(GPUS)}")
@@ -173,14 +174,14 @@ def make_plan(
         if value < 1:
             raise NsaLabError(f"{name} {value} is not positive")
     training = config.training
-    samples = training.batch_size * training.accumulate
     subject, load = subject or Subject(config), load_of(config, video_tokens, text, answer)
+    samples = load.samples * training.accumulate
     gib = GPUS[gpu][1]
     if compiled is None:
         compiled = compiles(config.model.compile, subject.widths.hidden, torch.device("cuda"))
 
     def setup_on(count: int) -> Setup:
-        steps = max(1, -(-samples // (training.batch_size * count)))
+        steps = max(1, -(-samples // (load.samples * count)))
         made = Setup(training.precision, count, "selective", compiled, chunked, optimizer, steps)
         kept = subject.memory(load, made).total <= FITS * gib * GIB
         return replace(made, policy=policy or _policy(training, kept))
@@ -205,7 +206,7 @@ def make_plan(
         step=step,
         keys=_keys(costs),
         fits=tuple(fits),
-        notes=tuple(_notes(config, subject, setup)),
+        notes=tuple(_notes(config, subject, setup, samples)),
     )
 
 
@@ -235,8 +236,8 @@ def _keys(costs: list[Mapping[str, Cost]]) -> dict[str, float]:
     return {name: total / len(costs) for name, total in read.items()}
 
 
-def _notes(config: ExperimentConfig, subject: Subject, setup: Setup) -> list[str]:
-    """What the plan leaves out, or takes from where."""
+def _notes(config: ExperimentConfig, subject: Subject, setup: Setup, samples: int) -> list[str]:
+    """What the plan leaves out, or takes from where; an optimiser step has `samples`."""
     said = []
     if setup.gpus > 1:
         said.append("speed on several GPUs is an estimate: links and their overlap were not measured")
@@ -248,7 +249,6 @@ def _notes(config: ExperimentConfig, subject: Subject, setup: Setup) -> list[str
         said.append("tokens that the reducer drops are counted as if they stayed")
     if any(design.method == "released" for design, _ in subject.layers):
         said.append("attention.method=released is plain PyTorch: its time and memory are those of the paper's kernels")
-    samples = config.training.batch_size * config.training.accumulate
     if setup.gpus > samples:
         said.append(f"an optimiser step has {samples} samples: {setup.gpus - samples} of {setup.gpus} GPUs have none")
     kinds = {design.partition.kind for design, _ in subject.layers if branches_of(design)}
