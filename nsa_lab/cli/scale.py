@@ -60,7 +60,6 @@ def plan(
     from nsa_lab.scale.view import as_json, print_plan
 
     experiment = load_config(config, overrides or ())
-    training = experiment.training
     made = make_plan(
         experiment,
         gpus=gpus,
@@ -73,7 +72,7 @@ def plan(
         chunked=not whole_loss,
         optimizer=not no_optimizer,
     )
-    count = training.steps * training.accumulate * training.batch_size if samples is None else samples
+    count = experiment.training.steps * made.batch if samples is None else samples
     if json:
         import json as writer
 

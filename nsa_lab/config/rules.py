@@ -123,6 +123,13 @@ def _tokens(config: ExperimentConfig, name: str, task: Any) -> int:
 def _task_rules(config: ExperimentConfig) -> Iterator[Problem]:
     for name, task in enabled_tasks(config).items():
         yield from at(f"tasks.{name}", TASKS[name].problems(task, config.tasks))
+    budget = config.training.tokens_per_batch
+    if budget is None or budget <= 0 or config.tasks.fps <= 0:
+        return
+    for name, tokens in clip_tokens(config).items():
+        if tokens >= budget:
+            reason = f"{budget} holds no clip of tasks.{name}, which has {tokens} video tokens besides its text"
+            yield Problem("training.tokens_per_batch", f"{reason}; raise it")
 
 
 def _name_rules(config: ExperimentConfig) -> Iterator[Problem]:
@@ -147,6 +154,9 @@ def _number_rules(config: ExperimentConfig) -> Iterator[Problem]:
     for path in FRACTIONS:
         if not 0 <= _get(config, path) <= 1:
             yield Problem(path, f"{_get(config, path)} is outside 0 to 1")
+    budget = config.training.tokens_per_batch
+    if budget is not None and budget <= 0:
+        yield Problem("training.tokens_per_batch", f"{budget} is not positive; leave it null for batch_size samples")
     if config.training.threads is not None and config.training.threads < 1:
         yield Problem("training.threads", f"{config.training.threads} is not positive; leave it null for all cores")
 

@@ -93,6 +93,8 @@ class DataConfig:
 class TrainingConfig:
     """The optimiser's schedule, in optimiser steps; with `steps` 0 the model is validated as it starts, and no more.
 
+    `tokens_per_batch` fills a batch with samples of up to so many tokens in all, video and text, in place of
+    `batch_size` samples; of these validation's batches then are. `accumulate` batches are a step, as ever.
     `recompute` is what activation_checkpointing computes again in a decoder layer: all of it (`full`), all but
     attention and the narrow products (`selective`), or what the GPU has no room for (`auto`).
     `context_parallel` of the processes share each sample, whose rows they divide.
@@ -103,6 +105,7 @@ class TrainingConfig:
     steps: int = 300
     batch_size: int = 16
     accumulate: int = 1
+    tokens_per_batch: int | None = None
     learning_rate: float = 1e-3
     min_learning_rate_ratio: float = 0.1
     warmup_steps: int = 20

@@ -4,6 +4,7 @@ from nsa_lab.data.annotations import Sample, Samples, Turn, read_annotations
 from nsa_lab.data.collate import pack
 from nsa_lab.data.dataset import Example, VideoDataset
 from nsa_lab.data.errors import BadSampleError
+from nsa_lab.data.lengths import measured
 from nsa_lab.data.sources import load_samples
 from nsa_lab.data.tokenizer import load_tokenizer
 
@@ -16,6 +17,7 @@ __all__ = [
     "VideoDataset",
     "load_samples",
     "load_tokenizer",
+    "measured",
     "pack",
     "read_annotations",
 ]

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,16 +71,14 @@ class VideoDataset(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         for at in itertools.chain(range(index, len(self)), range(index)):
-            if self._marks[at]:
-                continue
-            try:
-                return self.example(self.samples[at])
-            except BadSampleError as error:
-                named = BadSampleError(f"sample {self.samples[at].id}: {error}", error.kind)
-                if self.config.on_bad_sample == "error":
-                    raise named from error
-                self._skip(at, named)
+            if (example := self._usable(at)) is not None:
+                return example
         raise NsaLabError("no sample can be used; see the warning above for the first reason")
+
+    def usable(self, indices: Sequence[int]) -> list[Example]:
+        """The examples of `indices` but for samples that cannot be used; where none can, the next good one alone."""
+        found = [self._usable(index) for index in indices]
+        return [example for example in found if example is not None] or [self[indices[0]]]
 
     def skipped(self) -> dict[str, int]:
         """How many samples were skipped so far, by reason, over all worker processes, with the rows left out before."""
@@ -88,6 +87,19 @@ class VideoDataset(Dataset):
     def good(self) -> list[int]:
         """The numbers of the samples that were not skipped so far."""
         return (self._marks == 0).nonzero().flatten().tolist()
+
+    def _usable(self, at: int) -> Example | None:
+        """The example of the sample at `at`, None where it is skipped."""
+        if self._marks[at]:
+            return None
+        try:
+            return self.example(self.samples[at])
+        except BadSampleError as error:
+            named = BadSampleError(f"sample {self.samples[at].id}: {error}", error.kind)
+            if self.config.on_bad_sample == "error":
+                raise named from error
+            self._skip(at, named)
+        return None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cache": {}, "_cached_bytes": 0}

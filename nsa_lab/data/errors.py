@@ -7,7 +7,8 @@ TOO_LONG = "more than data.max_tokens tokens"
 RESERVED = "reserved token in its text"
 BAD_ROW = "unusable row"
 MISSING = "missing video file"
-KINDS = (UNREADABLE, TOO_LONG, RESERVED, BAD_ROW, MISSING)
+OVER_BUDGET = "more than training.tokens_per_batch tokens"
+KINDS = (UNREADABLE, TOO_LONG, RESERVED, BAD_ROW, MISSING, OVER_BUDGET)
 
 
 class BadSampleError(NsaLabError):

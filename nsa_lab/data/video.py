@@ -40,6 +40,20 @@ def read_clip(path: Path, fps: float, max_frames: int, transform: Transform | No
     return Clip(frames, torch.from_numpy(times.seconds[places]))
 
 
+def read_shape(path: Path, fps: float, max_frames: int) -> tuple[int, int, int]:
+    """Frames, height and width of what read_clip gives without a transform, by decoding the first frame alone.
+
+    Where a codec makes one frame of two packets read_clip may give fewer frames. Raises BadSampleError as that does,
+    but for damage, which only decoding shows.
+    """
+    times = read_times(path)
+    chosen = _sample(times.seconds, fps, max_frames, tolerance=0.51 * times.unit)
+    for _, frame in _shown(path, times):
+        height, width = _Converter(path, None)(frame).shape[-2:]
+        return len(chosen), height, width
+    raise BadSampleError(f"video {path} ends early: 0 of {len(times.stamps)} frames decode; {REMEDY}")
+
+
 def _sample(seconds: np.ndarray, fps: float, max_frames: int, tolerance: float) -> np.ndarray:
     """Indices into the sorted times `seconds`; `tolerance` absorbs the rounding of stored timestamps."""
     last_tick = int((seconds[-1] - seconds[0] + tolerance) * fps)

@@ -66,13 +66,16 @@ class Load:
 def load_of(config: ExperimentConfig, video_tokens: int | None = None, text: int = TEXT, answer: int = ANSWER) -> Load:
     """The micro-batch of `config`: the longest sample that its data settings allow, whole frames of it.
 
-    `video_tokens` asks for another length, rounded up to whole frames.
+    `video_tokens` asks for another length, rounded up to whole frames. training.tokens_per_batch holds as many samples
+    as go into it, one at least.
     """
     per_frame, longest = frame_and_clip(config)
     wanted = longest if video_tokens is None else video_tokens
     frames = max(1, -(-wanted // per_frame) if video_tokens else wanted // per_frame)
-    training = config.training
-    return Load(frames * per_frame, per_frame, text, min(answer, text), training.batch_size, training.context_parallel)
+    training, sample = config.training, frames * per_frame
+    budget = training.tokens_per_batch
+    samples = training.batch_size if budget is None else max(1, budget // (sample + text))
+    return Load(sample, per_frame, text, min(answer, text), samples, training.context_parallel)
 
 
 def frame_and_clip(config: ExperimentConfig) -> tuple[int, int]:

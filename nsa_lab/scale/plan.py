@@ -167,8 +167,8 @@ def make_plan(
     `config`, where it was made before. Raises NsaLabError where the model's shape is not known here, or a number makes
     no sense.
 
-    The samples of an optimiser step are spread over the GPUs, batch_size of them at a time on each, or on each group of
-    training.context_parallel.
+    The samples of an optimiser step are spread over the GPUs, batch_size of them at a time on each (or what goes into
+    tokens_per_batch), or on each group of training.context_parallel.
     """
     if gpu not in GPUS:
         raise NsaLabError(f"--gpu {gpu!r} has no measured rates; known: {', '.join(GPUS)}")
@@ -179,14 +179,14 @@ def make_plan(
     training, context = config.training, config.training.context_parallel
     if gpus % context:
         raise NsaLabError(f"--gpus {gpus} are no groups of training.context_parallel={context}; give a multiple of it")
-    samples = training.batch_size * training.accumulate
     subject, load = subject or Subject(config), load_of(config, video_tokens, text, answer)
+    samples = load.samples * training.accumulate
     gib = GPUS[gpu][1]
     if compiled is None:
         compiled = compiles(config.model.compile, subject.widths.hidden, torch.device("cuda"))
 
     def setup_on(count: int) -> Setup:
-        steps = max(1, -(-samples // (training.batch_size * (count // context))))
+        steps = max(1, -(-samples // (load.samples * (count // context))))
         made = Setup(training.precision, count, "selective", compiled, chunked, optimizer, steps)
         kept = subject.memory(load, made).total <= FITS * gib * GIB
         return replace(made, policy=policy or _policy(training, kept))
@@ -211,7 +211,7 @@ def make_plan(
         step=step,
         keys=_keys(costs),
         fits=tuple(fits),
-        notes=tuple(_notes(config, subject, setup)),
+        notes=tuple(_notes(config, subject, setup, samples)),
     )
 
 
@@ -241,8 +241,8 @@ def _keys(costs: list[Mapping[str, Cost]]) -> dict[str, float]:
     return {name: total / len(costs) for name, total in read.items()}
 
 
-def _notes(config: ExperimentConfig, subject: Subject, setup: Setup) -> list[str]:
-    """What the plan leaves out, or takes from where."""
+def _notes(config: ExperimentConfig, subject: Subject, setup: Setup, samples: int) -> list[str]:
+    """What the plan leaves out, or takes from where; an optimiser step has `samples`."""
     said = []
     if setup.gpus > 1:
         said.append("speed on several GPUs is an estimate: links and their overlap were not measured")
@@ -254,7 +254,6 @@ def _notes(config: ExperimentConfig, subject: Subject, setup: Setup) -> list[str
         said.append("tokens that the reducer drops are counted as if they stayed")
     if any(design.method == "released" for design, _ in subject.layers):
         said.append("attention.method=released is plain PyTorch: its time and memory are those of the paper's kernels")
-    samples = config.training.batch_size * config.training.accumulate
     context = config.training.context_parallel
     if setup.gpus > samples * context:
         idle = setup.gpus - samples * context

@@ -68,7 +68,7 @@ class Reporter(L.Callback):
         self.metrics["model/parameters"] = float(parameters)
 
     def on_train_start(self, trainer: L.Trainer, module: VideoModule) -> None:  # type: ignore[override]
-        budget = _budget(trainer, module)
+        budget = _budget(trainer, module) | trainer.datamodule.packing()  # type: ignore[attr-defined]
         self.metrics |= budget
         if trainer.global_step == 0:
             self._log(trainer, budget)

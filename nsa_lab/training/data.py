@@ -1,6 +1,7 @@
 """Batches for training: which clips step `n` sees is a function of the seed and `n` alone."""
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,10 +10,11 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nsa_lab.data import VideoDataset
 from nsa_lab.model.context_parallel import ContextGroup
+from nsa_lab.training.packing import fill_rate, filled
 from nsa_lab.training.ranks import ALONE, Ranks
 
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
@@ -23,27 +25,60 @@ def _permutation(size: int, seed: int, epoch: int) -> list[int]:
     return np.random.default_rng([seed, epoch]).permutation(size).tolist()
 
 
-class StepBatchSampler(Sampler[list[int]]):
-    """Endless batches, one an optimiser step, out of seeded permutations laid end to end; begins at number `start`.
+class EqualBatches:
+    """Endless batches of `batch_size` samples out of seeded permutations laid end to end."""
 
-    Of `world` processes each takes its part of `batch_size` samples; together they are the batch of one process.
-    Processes that share samples take the same ones.
-    """
-
-    def __init__(self, size: int, batch_size: int, seed: int, ranks: Ranks = ALONE):
-        self.size, self.batch_size, self.seed, self.ranks = size, batch_size, seed, ranks.data
-        self.start = 0
+    def __init__(self, size: int, batch_size: int, seed: int):
+        self.size, self.batch_size, self.seed = size, batch_size, seed
 
     def batch(self, number: int) -> list[int]:
-        """The sample indices of this process in batch `number`, counted from 0 over the whole run."""
-        first = (number * self.ranks.world + self.ranks.rank) * self.batch_size
-        places = range(first, first + self.batch_size)
+        """The sample indices of batch `number`, counted from 0 over the whole run and all processes."""
+        places = range(number * self.batch_size, (number + 1) * self.batch_size)
         return [_permutation(self.size, self.seed, place // self.size)[place % self.size] for place in places]
 
-    def __iter__(self) -> Iterator[list[int]]:
+
+class FilledBatches:
+    """Endless batches of at most `budget` tokens: those of the first epoch, then those of the next, each shuffled anew.
+
+    An epoch holds every sample once. `lengths` are the samples' tokens, each at most `budget`.
+    """
+
+    def __init__(self, lengths: Sequence[int], budget: int, seed: int):
+        self.lengths, self.budget, self.seed = lengths, budget, seed
+        self.ends = [0]
+        self.epoch = lru_cache(maxsize=2)(self._epoch)
+
+    def batch(self, number: int) -> list[int]:
+        """The sample indices of batch `number`, counted from 0 over the whole run and all processes."""
+        while self.ends[-1] <= number:
+            self.ends.append(self.ends[-1] + len(self.epoch(len(self.ends) - 1)))
+        epoch = bisect_right(self.ends, number) - 1
+        return self.epoch(epoch)[number - self.ends[epoch]]
+
+    def _epoch(self, number: int) -> list[list[int]]:
+        return filled(_permutation(len(self.lengths), self.seed, number), self.lengths, self.budget)
+
+
+class StepSampler(Sampler[list[list[int]]]):
+    """Endless optimiser steps, each the `accumulate` batches of this process; begins at number `start`.
+
+    Of `world` processes each takes its part of a step; together they are the step of one process. Processes that share
+    samples take the same ones.
+    """
+
+    def __init__(self, batches: EqualBatches | FilledBatches, accumulate: int, ranks: Ranks = ALONE):
+        self.batches, self.accumulate, self.ranks = batches, accumulate, ranks.data
+        self.start = 0
+
+    def step(self, number: int) -> list[list[int]]:
+        """The sample indices of each batch of this process in step `number`, counted from 0 over the whole run."""
+        first = (number * self.ranks.world + self.ranks.rank) * self.accumulate
+        return [self.batches.batch(first + place) for place in range(self.accumulate)]
+
+    def __iter__(self) -> Iterator[list[list[int]]]:
         number = self.start
         while True:
-            yield self.batch(number)
+            yield self.step(number)
             number += 1
 
 
@@ -91,6 +126,19 @@ class MicroBatches(DataLoader):
             yield from step
 
 
+class Batched(Dataset):
+    """The examples of a batch by its sample indices.
+
+    For a bad one, where that is allowed, the next good one stands in; a `filled` batch has no room for it and lacks it.
+    """
+
+    def __init__(self, dataset: VideoDataset, filled: bool):
+        self.dataset, self.filled = dataset, filled
+
+    def __getitem__(self, indices: Sequence[int]) -> list[Any]:
+        return self.dataset.usable(indices) if self.filled else [self.dataset[index] for index in indices]
+
+
 @dataclass(frozen=True)
 class StepCollate:
     """The micro-batches of one optimiser step; each knows those of its labelled tokens that are this process's
@@ -100,11 +148,9 @@ class StepCollate:
     """
 
     collate: Collate
-    batch_size: int
 
-    def __call__(self, examples: Sequence[Any]) -> list[dict[str, Any]]:
-        size = self.batch_size
-        batches = [self.collate(examples[first : first + size]) for first in range(0, len(examples), size)]
+    def __call__(self, step: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+        batches = [self.collate(examples) for examples in step]
         labels = sum(len(batch["label_rows"]) for batch in batches)
         return [batch | {"step_labels": labels} for batch in batches]
 
@@ -112,6 +158,7 @@ class StepCollate:
 class VideoDataModule(L.LightningDataModule):
     """Packed batches of a training and a validation dataset; `collate` packs a list of examples into one batch.
 
+    With the `lengths` of the training samples their batches are filled up to `tokens_per_batch` instead.
     group: the processes that share each sample with this one, which get a share of the batch each; None: none does.
     """
 
@@ -128,19 +175,23 @@ class VideoDataModule(L.LightningDataModule):
         seed: int,
         workers: int,
         ranks: Ranks = ALONE,
+        tokens_per_batch: int | None = None,
+        lengths: Sequence[int] | None = None,
     ):
         super().__init__()
         self.train, self.val, self.collate = train, val, collate
         self.batch_size, self.accumulate, self.workers = batch_size, accumulate, workers
-        self.sampler = StepBatchSampler(len(train), batch_size * accumulate, seed, ranks)
+        self.filled = FilledBatches(lengths, tokens_per_batch, seed) if lengths and tokens_per_batch else None
+        batches = self.filled or EqualBatches(len(train), batch_size, seed)
+        self.sampler = StepSampler(batches, accumulate, ranks)
         self.val_sampler = ValidationBatchSampler(len(val), batch_size, ranks)
         self.batches: MicroBatches | None = None
 
     def train_dataloader(self) -> "MicroBatches":
         """Batches from the trainer's step onwards, so that a resumed run draws what it would have drawn."""
         self.sampler.start = self.trainer.global_step
-        collate = StepCollate(self.collate, self.batch_size)
-        self.batches = MicroBatches(self.train, collate_fn=collate, batch_sampler=self.sampler, **self._workers())
+        train, collate = Batched(self.train, filled=self.filled is not None), StepCollate(self.collate)
+        self.batches = MicroBatches(train, collate_fn=collate, batch_sampler=self.sampler, **self._workers())
         return self.batches
 
     @property
@@ -162,8 +213,17 @@ class VideoDataModule(L.LightningDataModule):
     def sample_ids(self, batch: int) -> list[str]:
         """The ids of the samples in training batch number `batch`."""
         step, part = divmod(batch, self.accumulate)
-        indices = self.sampler.batch(step)[part * self.batch_size : (part + 1) * self.batch_size]
-        return [self.train.samples[index].id for index in indices]
+        return [self.train.samples[index].id for index in self.sampler.step(step)[part]]
+
+    def packing(self) -> dict[str, float]:
+        """Of batches that are filled to a budget, in the first epoch: `data/fill`, the share of it that is, and
+        `data/steps_per_epoch`.
+        """
+        if self.filled is None:
+            return {}
+        batches, of = self.filled.epoch(0), self.filled
+        steps = len(batches) / (self.accumulate * self.sampler.ranks.world)
+        return {"data/fill": fill_rate(batches, of.lengths, of.budget), "data/steps_per_epoch": steps}
 
     def skipped(self) -> dict[str, float]:
         """`data/skipped/train` and so on: samples that could not be used, where there were any."""

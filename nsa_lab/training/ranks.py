@@ -70,7 +70,8 @@ class Ranks:
     def share(self, training: TrainingConfig) -> TrainingConfig:
         """`training` with the batch_size and accumulate of this process; a step's samples stay those of one process.
 
-        Raises NsaLabError where the samples of a step do not divide over the processes, or the processes over samples.
+        Raises NsaLabError where the samples of a step, or its batches of so many tokens, do not divide over the
+        processes, or the processes over samples.
         """
         if self.world % self.context:
             raise NsaLabError(
@@ -80,6 +81,16 @@ class Ranks:
         world = self.data.world
         if world == 1:
             return training
+        if training.tokens_per_batch is not None:
+            own, rest = divmod(training.accumulate, world)
+            if rest:
+                raise NsaLabError(
+                    f"the batches of a step, training.accumulate={training.accumulate} of up to "
+                    f"{training.tokens_per_batch} tokens, do not divide over {world} "
+                    f"{'processes' if self.context == 1 else 'groups of processes'}; "
+                    f"set training.accumulate to a multiple of {world}"
+                )
+            return replace(training, accumulate=own)
         step = training.batch_size * training.accumulate
         own, rest = divmod(step, world)
         size = min(training.batch_size, own)

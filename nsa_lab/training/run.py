@@ -1,10 +1,11 @@
 """One training run, from a config to a result."""
 
+import hashlib
 import logging
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,7 +20,7 @@ from torch import Tensor
 from nsa_lab.attention.backends import choose_backend
 from nsa_lab.config import ExperimentConfig, config_hash, layer_attention
 from nsa_lab.config.schema import TrainingConfig
-from nsa_lab.data import VideoDataset, load_samples, load_tokenizer, pack
+from nsa_lab.data import VideoDataset, load_samples, load_tokenizer, measured, pack
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import room_on_disk, write_json
 from nsa_lab.model import VideoNSAForConditionalGeneration, build_model
@@ -43,7 +44,7 @@ from nsa_lab.training.memory import MemoryWatch, out_of_memory
 from nsa_lab.training.module import Divergence, VideoModule
 from nsa_lab.training.progress import ProgressBar
 from nsa_lab.training.quiet import quiet_lightning
-from nsa_lab.training.ranks import ALONE, Ranks, barrier, launched, sums
+from nsa_lab.training.ranks import ALONE, Ranks, barrier, gathered, launched, sums
 from nsa_lab.training.restart import fitting
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,7 @@ def run(
             barrier()
             if tracker:
                 _describe(config, home, module, tracker)
+                _tell_of_packing(config.training, data)
             reporter, trainer = _fit(config, home, module, data, tracker, on_progress, progress_bar, ranks)
             reporter.metrics |= reporter.clock.overall() | sums({} if ranks.place else data.skipped())
             for line in data.skip_reasons():
@@ -158,6 +160,20 @@ def _describe(config: ExperimentConfig, home: RunDirectory, module: VideoModule,
     )
 
 
+def _tell_of_packing(training: TrainingConfig, data: VideoDataModule) -> None:
+    if found := data.packing():
+        steps = found["data/steps_per_epoch"]
+        logger.warning(
+            "%d samples fill %.0f batches of up to %d tokens to %.1f%%: %.4g steps an epoch, %.3g epochs in all",
+            len(data.train),
+            steps * training.accumulate,
+            training.tokens_per_batch,
+            100 * found["data/fill"],
+            steps,
+            training.steps / steps,
+        )
+
+
 def _recorded(home: RunDirectory, ranks: Ranks) -> RunResult | None:
     """The result of a run that is over."""
     summary = home.result()
@@ -175,18 +191,28 @@ def build(config: ExperimentConfig, ranks: Ranks = ALONE) -> tuple[VideoModule, 
 
     All processes have the same weights; what they share out is done by the strategy, and by the data.
     """
-    data, tokenizer = build_data(config, ranks)
+    data, tokenizer = build_data(config, ranks, training=True)
     module = build_module(config, tokenizer, ranks=ranks)
     data.group = module.group
     return module, data
 
 
-def build_data(config: ExperimentConfig, ranks: Ranks = ALONE) -> tuple[VideoDataModule, Any]:
-    """The data of a config, and its tokenizer. Raises NsaLabError where there is nothing to validate on."""
+def build_data(
+    config: ExperimentConfig, ranks: Ranks = ALONE, *, training: bool = False
+) -> tuple[VideoDataModule, Any]:
+    """The data of a config, and its tokenizer; for `training` with batches of training.tokens_per_batch, where set.
+
+    Raises NsaLabError where there is nothing to validate on.
+    """
     samples = load_samples(config)
     if not samples["val"]:
         raise NsaLabError("there are no samples to validate on; set data.val_annotations, or give more than one video")
     tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
+    budget = config.training.tokens_per_batch if training else None
+    lengths = None
+    if budget is not None:
+        samples["train"], lengths = measured(samples["train"], tokenizer, config.data, budget)
+        _check_same(lengths)
     rate = tokens_per_second(config.model)
     train, val = (VideoDataset(samples[split], tokenizer, config.data, rate) for split in ("train", "val"))
     share = ranks.share(config.training)
@@ -199,8 +225,20 @@ def build_data(config: ExperimentConfig, ranks: Ranks = ALONE) -> tuple[VideoDat
         seed=config.seed,
         workers=config.data.workers,
         ranks=ranks,
+        tokens_per_batch=budget,
+        lengths=lengths,
     )
     return data, tokenizer
+
+
+def _check_same(lengths: Sequence[int]) -> None:
+    """Raise NsaLabError where processes found other lengths, and so would fill other batches."""
+    digests = gathered(hashlib.sha256(repr(lengths).encode()).hexdigest())
+    if other := [rank for rank, digest in enumerate(digests) if digest != digests[0]]:
+        raise NsaLabError(
+            f"process {other[0]} finds other samples or videos than process 0; "
+            "give all machines the same data.annotations and data.videos"
+        )
 
 
 def build_module(

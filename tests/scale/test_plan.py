@@ -218,6 +218,13 @@ def test_the_longest_sample_of_the_settings_is_planned():
     assert (clips.video_tokens, clips.frame_tokens) == (128, 4)
 
 
+def test_a_batch_of_a_budget_holds_what_goes_into_it():
+    config = load_config("experiments/scale/videonsa_7b.yaml", ["training.tokens_per_batch=36864"])
+    assert [load_of(config, tokens).samples for tokens in (4096, 17600, 36000)] == [8, 2, 1]
+    made = make_plan(config, gpus=8, video_tokens=17600)
+    assert made.batch == 64 and made.load.samples == 2 and made.setup.accumulate == 4
+
+
 def test_plan_prints_tables_and_json(capsys, tmp_path):
     with pytest.raises(SystemExit) as end:
         main(["plan", "experiments/smoke.yaml", "--gpus", "2", "--price", "2", f"data.cache_dir={tmp_path}"])

@@ -9,7 +9,7 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.layout import MERGE
 from nsa_lab.model.context_parallel import ContextGroup
 from nsa_lab.training import run
-from nsa_lab.training.data import StepBatchSampler, ValidationBatchSampler
+from nsa_lab.training.data import EqualBatches, StepSampler, ValidationBatchSampler
 from nsa_lab.training.ranks import Ranks
 from nsa_lab.training.run import build_data
 from nsa_parallel import assert_same, curves
@@ -123,10 +123,9 @@ def test_a_batch_is_divided_without_a_rest(tiny, size):
 
 
 def test_processes_that_share_samples_draw_the_same_ones():
-    for kind, size in ((StepBatchSampler, 4), (ValidationBatchSampler, 2)):
-        more = (3,) if kind is StepBatchSampler else ()
-        samplers = [kind(13, size, *more, Ranks(rank, 4, context=2)) for rank in range(4)]
-        plain = [kind(13, size, *more, Ranks(rank, 2)) for rank in range(2)]
+    for kind, given in ((StepSampler, (EqualBatches(13, 4, seed=3), 2)), (ValidationBatchSampler, (13, 2))):
+        samplers = [kind(*given, Ranks(rank, 4, context=2)) for rank in range(4)]
+        plain = [kind(*given, Ranks(rank, 2)) for rank in range(2)]
         for rank, sampler in enumerate(samplers):
             drawn, wanted = iter(sampler), iter(plain[rank // 2])
             assert [next(drawn) for _ in range(3)] == [next(wanted) for _ in range(3)]

@@ -18,7 +18,7 @@ from nsa_lab.model import build_model
 from nsa_lab.model.trained import check_readable, last_weights
 from nsa_lab.training import run
 from nsa_lab.training.checkpoint import CheckpointWriter
-from nsa_lab.training.data import StepBatchSampler, ValidationBatchSampler
+from nsa_lab.training.data import EqualBatches, StepSampler, ValidationBatchSampler
 from nsa_lab.training.ranks import Ranks
 from nsa_parallel import TOLERANCE, assert_same, curves
 
@@ -154,10 +154,13 @@ def test_torchrun_starts_the_processes_itself(uneven, tmp_path):
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_the_processes_share_out_the_samples_of_each_step(world):
-    one = StepBatchSampler(13, 8, seed=3)
-    shares = [StepBatchSampler(13, 8 // world, 3, Ranks(rank, world)) for rank in range(world)]
+    batches = EqualBatches(13, 2, seed=3)
+    one, shares = (
+        StepSampler(batches, 4),
+        [StepSampler(batches, 4 // world, Ranks(rank, world)) for rank in range(world)],
+    )
     for number in range(5):
-        assert [index for share in shares for index in share.batch(number)] == one.batch(number)
+        assert [batch for share in shares for batch in share.step(number)] == one.step(number)
 
 
 @pytest.mark.parametrize(("size", "world"), [(1, 2), (7, 2), (8, 3), (9, 4)])
