@@ -38,6 +38,11 @@ def unfit_for_a_folder(name: str) -> str | None:
     return f"it is longer than {NAME_BYTES} bytes" if len(name.encode()) > NAME_BYTES else None
 
 
+def no_folder(path: Path) -> str:
+    """Why there is no folder at `path`, in words."""
+    return "is a file, no folder" if path.exists() else "does not exist"
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A path beside `path` for a file or a folder, which takes its place when the block ends without an error.

@@ -62,16 +62,16 @@ def typical_layers(seen: Look) -> list[int]:
     return [group[len(group) // 2] for group in groups[:MAX_LAYERS]]
 
 
-def check_layer(model: VideoNSAForConditionalGeneration, layer: int | None) -> None:
-    """Raise NsaLabError unless `layer` (None: any layer) is sparse."""
-    count, sparse = model.config.text_config.num_hidden_layers, list(model.partitions.slot_of_layer)
-    if not sparse:
-        raise NsaLabError("no layer of this run reads a partition; choose a run with attention.method=nsa")
+def check_layer(model: VideoNSAForConditionalGeneration, seen: Look, layer: int | None) -> None:
+    """Raise NsaLabError unless `layer` (None: any) was `seen`: sparse, of a method that tells of its partition."""
+    count, shown = model.config.text_config.num_hidden_layers, list(seen.layers)
+    if not shown:
+        raise NsaLabError("no layer of this run shows a partition; choose a run with attention.method=nsa")
     if layer is not None and not 0 <= layer < count:
         raise NsaLabError(f"layer {layer} does not exist: the model has layers 0 to {count - 1}; correct --layer")
-    if layer is not None and layer not in sparse:
-        named = ", ".join(map(str, sparse))
-        raise NsaLabError(f"layer {layer} reads no partition; choose --layer among {named}")
+    if layer is not None and layer not in shown:
+        named = ", ".join(map(str, shown))
+        raise NsaLabError(f"layer {layer} shows no partition; choose --layer among {named}")
 
 
 def draw_partition(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nsa_lab.errors import NsaLabError
-from nsa_lab.files import LOCK, METRICS, SUMMARY, TRACKING, FileLock, read_json, read_metrics
+from nsa_lab.files import LOCK, METRICS, SUMMARY, TRACKING, FileLock, no_folder, read_json, read_metrics
 
 MARKS = (TRACKING, SUMMARY)
 """A folder that holds config.yaml and one of these is a run's."""
@@ -37,7 +37,7 @@ def list_runs(folder: Path) -> list[Row]:
     """The runs in and below `folder`, the last begun first. Raises NsaLabError where there are none."""
     homes = find_runs(folder)
     if not homes:
-        what = "holds no runs" if folder.is_dir() else "does not exist"
+        what = "holds no runs" if folder.is_dir() else no_folder(folder)
         raise NsaLabError(f"{folder} {what}; give the folder that `nsa-lab train` wrote into (output.dir)")
     rows = [read_run(home, str(home.relative_to(folder)) if home != folder else home.resolve().name) for home in homes]
     return sorted(rows, key=lambda row: row.when, reverse=True)
@@ -94,7 +94,7 @@ def _recorded(metrics: Path) -> tuple[int | None, dict[str, float]]:
 def metrics_of(home: Path) -> dict[str, float]:
     """The metrics of the run in `home`, as it ended or so far. Raises NsaLabError where it cannot be read."""
     if not (home / "config.yaml").is_file():
-        what = "holds no run (no config.yaml)" if home.is_dir() else "does not exist"
+        what = "holds no run (no config.yaml)" if home.is_dir() else no_folder(home)
         raise NsaLabError(f"{home} {what}; give a folder that `nsa-lab runs` lists")
     row = read_run(home, str(home))
     if row.fault:

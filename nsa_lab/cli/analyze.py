@@ -8,6 +8,7 @@ import typer
 from nsa_lab.cli.group import DefaultGroup
 from nsa_lab.cli.numbers import whole_numbers
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import no_folder
 
 
 class AnalyzeGroup(DefaultGroup):
@@ -79,7 +80,7 @@ def run_(
 def _check_folder(run: Path, overrides: list[str]) -> None:
     """Raise NsaLabError where `run` is neither a run nor weights with data."""
     if not run.is_dir():
-        raise NsaLabError(f"{run} does not exist; give the directory of a run, or a folder of weights")
+        raise NsaLabError(f"{run} {no_folder(run)}; give the directory of a run, or a folder of weights")
     if (run / "config.yaml").is_file():
         return
     if not list(run.glob("*.safetensors")):
@@ -128,8 +129,8 @@ def partition(
     from nsa_lab.training.restore import restore
 
     config, module, data = restore(run)
-    check_layer(module.model, layer)
     video, seen = watch(module.model, config, data.val, sample, query)
+    check_layer(module.model, seen, layer)
     folder = output or run / "pictures" / "partition"
     for number in typical_layers(seen) if layer is None else [layer]:
         try:

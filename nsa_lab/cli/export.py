@@ -20,9 +20,10 @@ def export(
     `nsa-lab export runs/smoke-0123456789ab exported/smoke --dtype bfloat16`
     """
     from nsa_lab.data import load_tokenizer
-    from nsa_lab.model.export import export_model
+    from nsa_lab.model.export import export_model, refuse_taken
     from nsa_lab.training.restore import restore_model
 
+    refuse_taken(folder)  # before a large model is loaded for nothing
     config, model = restore_model(run)
     tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
     export_model(model, config, tokenizer, folder, dtype)

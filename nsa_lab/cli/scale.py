@@ -26,7 +26,9 @@ def plan(
         int | None, typer.Option(help="Video tokens of a sample; by default the longest that data.* allows.", min=1)
     ] = None,
     text: Annotated[int, typer.Option(help="Text tokens of a sample.", min=1)] = 256,
-    labelled: Annotated[int, typer.Option(help="Text tokens with a label, of these.", min=1)] = 64,
+    labelled: Annotated[
+        int | None, typer.Option(help="Text tokens with a label, of these; by default 64.", min=1)
+    ] = None,
     samples: Annotated[
         int | None, typer.Option(help="Samples of the data set; by default those of all steps.", min=1)
     ] = None,

@@ -43,8 +43,7 @@ def export_model(
 
     Raises NsaLabError where the folder exists, the dtype is unknown or the disk refuses.
     """
-    if folder.exists():
-        raise NsaLabError(f"{folder} exists; name a new folder")
+    refuse_taken(folder)
     if dtype not in DTYPES:
         raise NsaLabError(f"--dtype {dtype!r} is unknown; known: {', '.join(DTYPES)}")
     with writing(folder, "choose another folder"):
@@ -56,6 +55,12 @@ def export_model(
                 write_json(unfinished / name, content)
             write_text(unfinished / EXPERIMENT, to_yaml(config))
             write_text(unfinished / "README.md", CARD.format(name=folder.name, experiment=EXPERIMENT))
+
+
+def refuse_taken(folder: Path) -> None:
+    """Raise NsaLabError where `folder` exists, or a link that leads nowhere."""
+    if folder.exists() or folder.is_symlink():
+        raise NsaLabError(f"{folder} exists; name a new folder")
 
 
 def _processors(config: ExperimentConfig) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ from nsa_lab.comparison.rows import Row, check_one_training_each, read_rows
 from nsa_lab.comparison.spec import Comparison
 from nsa_lab.comparison.stored import STORED, load_stored
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import no_folder
 from nsa_lab.report.runs import PlainRun, read_plain_run
 
 PICTURES = (".png", ".svg")
@@ -55,7 +56,7 @@ def find(folders: Sequence[Path]) -> Found:
     """
     for folder in folders:
         if not folder.is_dir():
-            raise NsaLabError(f"{folder} is no folder; name one with comparisons, studies or runs, such as runs")
+            raise NsaLabError(f"{folder} {no_folder(folder)}; name one with comparisons, studies or runs, such as runs")
     faults: list[str] = []
     homes = [file.parent for file in _each(folders, STORED) if (file.parent / ROWS).is_file()]
     compared = list(_readable(_compared, homes, faults))

@@ -27,6 +27,8 @@ FITS = 0.95
 CLUSTERS = (1, 8, 64)
 SMALLEST = 1024
 """Below this width launches decide, not rates."""
+LONGEST = 2**20
+"""Tokens of a sample that are looked at, video or text."""
 FRAGMENTS = 256
 """The search for the longest sample ends when it knows it to this many video tokens."""
 
@@ -135,7 +137,7 @@ class Subject:
     def longest(self, load: Load, setup: Setup, gib: float) -> int:
         """Video tokens of the longest sample that fits, alone in its micro-batch."""
         frame = load.frame_tokens
-        low, high = 0, 2**20 // frame
+        low, high = 0, LONGEST // frame
         while (high - low) * frame > FRAGMENTS:
             middle = (low + high) // 2
             wanted = replace(load, video_tokens=middle * frame, samples=1)
@@ -151,7 +153,7 @@ def make_plan(
     gpu: str = "h100",
     video_tokens: int | None = None,
     text: int = TEXT,
-    answer: int = ANSWER,
+    answer: int | None = None,
     policy: Policy | None = None,
     compiled: bool | None = None,
     chunked: bool = True,
@@ -161,26 +163,28 @@ def make_plan(
     """Plan the training of `config` on `gpus`; nothing is downloaded and nothing trained.
 
     video_tokens: of a sample, by default the longest that the data settings allow; `text` tokens follow it, of which
-    `answer` are labelled. policy: what is computed again in the backward, by default what activation_checkpointing and
-    recompute say (of auto, `selective` where that fits, else `full`). compiled: the dense parts, by default as
-    model.compile says on such a GPU. chunked: logits of 1,024 rows at a time, as a training has them. subject: that of
-    `config`, where it was made before. Raises NsaLabError where the model's shape is not known here, or a number makes
-    no sense.
+    `answer` are labelled (by default ANSWER, or all where they are fewer). policy: what is computed again in the
+    backward, by default what activation_checkpointing and recompute say (of auto, `selective` where that fits, else
+    `full`). compiled: the dense parts, by default as model.compile says on such a GPU. chunked: logits of 1,024 rows at
+    a time, as a training has them. subject: that of `config`, where it was made before. Raises NsaLabError where the
+    model's shape is not known here, or a number makes no sense.
 
     The samples of an optimiser step are spread over the GPUs, batch_size of them at a time on each (or what goes into
     tokens_per_batch), or on each group of training.context_parallel.
     """
     if gpu not in GPUS:
         raise NsaLabError(f"--gpu {gpu!r} has no measured rates; known: {', '.join(GPUS)}")
-    tokens = 1 if video_tokens is None else video_tokens
-    for name, value in (("--gpus", gpus), ("--tokens", tokens), ("--text", text), ("--labelled", answer)):
-        if value < 1:
-            raise NsaLabError(f"{name} {value} is not positive")
+    answer = min(ANSWER, text) if answer is None else answer
+    _check_numbers(gpus, 1 if video_tokens is None else video_tokens, text, answer)
     training, context = config.training, config.training.context_parallel
     if gpus % context:
         raise NsaLabError(f"--gpus {gpus} are no groups of training.context_parallel={context}; give a multiple of it")
     subject, load = subject or Subject(config), load_of(config, video_tokens, text, answer)
     samples = load.samples * training.accumulate
+    if load.video_tokens > LONGEST:
+        raise NsaLabError(
+            f"data.* allows samples of {load.video_tokens:,} video tokens; give --tokens, {LONGEST:,} at most"
+        )
     gib = GPUS[gpu][1]
     if compiled is None:
         compiled = compiles(config.model.compile, subject.widths.hidden, torch.device("cuda"))
@@ -213,6 +217,17 @@ def make_plan(
         fits=tuple(fits),
         notes=tuple(_notes(config, subject, setup, samples)),
     )
+
+
+def _check_numbers(gpus: int, tokens: int, text: int, answer: int) -> None:
+    for name, value in (("--gpus", gpus), ("--tokens", tokens), ("--text", text), ("--labelled", answer)):
+        if value < 1:
+            raise NsaLabError(f"{name} {value} is not positive")
+    for name, value in (("--tokens", tokens), ("--text", text)):
+        if value > LONGEST:
+            raise NsaLabError(f"{name} {value} is more than plan looks at, {LONGEST}")
+    if answer > text:
+        raise NsaLabError(f"--labelled {answer} is more than the --text {text} that it is part of")
 
 
 def _policy(training: TrainingConfig, selective_fits: bool) -> Policy:

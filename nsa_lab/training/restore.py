@@ -11,6 +11,7 @@ from nsa_lab.config.load import parse_overrides
 from nsa_lab.config.sizes import RUN_CONFIG
 from nsa_lab.data import load_tokenizer
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import no_folder
 from nsa_lab.model import VideoNSAForConditionalGeneration
 from nsa_lab.model.checkpoint import bare_model
 from nsa_lab.model.trained import CHECKPOINTS, find_checkpoint, last_weights
@@ -42,7 +43,7 @@ def restore_model(
 def _config(directory: Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> ExperimentConfig:
     home = RunDirectory(directory)
     if not home.config.is_file():
-        what = "holds no run (no config.yaml)" if directory.is_dir() else "does not exist"
+        what = "holds no run (no config.yaml)" if directory.is_dir() else no_folder(directory)
         raise NsaLabError(f"{directory} {what}; give the run directory that `nsa-lab train` printed")
     config = load_saved_config(home.config, overrides)
     if config.training.threads is not None:

@@ -110,10 +110,10 @@ def test_analyze_draws_into_the_run_by_default(analyze, trained):
     "arguments, parts",
     [
         (["--layer", 3], ["layer 3 does not exist", "layers 0 to 2", "--layer"]),
-        (["--layer", -1], ["layer -1 does not exist", "--layer"]),
-        (["--layer", 0], ["layer 0 reads no partition", "1, 2"]),
+        (["--layer", -1], ["'--layer': "]),
+        (["--layer", 0], ["layer 0 shows no partition", "1, 2"]),
         (["--query", 16], ["query 16 is not a video token", "16 video tokens", "0 to 15", "--query"]),
-        (["--query", -1], ["query -1 is not a video token", "--query"]),
+        (["--query", -1], ["'--query': "]),
         (["--sample", 3], ["sample 3 does not exist", "there are 3", "--sample"]),
     ],
 )
@@ -134,6 +134,8 @@ def refused(directory, *parts):
 
 def test_restore_names_a_missing_run_and_a_missing_checkpoint(trained, tmp_path):
     refused(tmp_path / "nowhere", "nowhere does not exist", "nsa-lab train")
+    (tmp_path / "file").write_text("")
+    refused(tmp_path / "file", "file is a file, no folder", "nsa-lab train")
     refused(tmp_path, "holds no run (no config.yaml)", "nsa-lab train")
     shutil.copy(trained / "config.yaml", tmp_path)
     refused(tmp_path, "checkpoints/last.ckpt does not exist", f"nsa-lab train {tmp_path / 'config.yaml'} --dir")
@@ -147,7 +149,9 @@ def test_restore_refuses_a_checkpoint_that_is_damaged_or_of_another_config(train
     refused(tmp_path, "last.ckpt is damaged")
 
 
-def test_a_dense_run_has_no_partition(analyze, make_config):
-    result = train(make_config({"attention.method": "dense", "attention.layers": {}}), progress_bar=False)
+@pytest.mark.parametrize("method", ["dense", "released"])
+def test_a_run_that_shows_no_partition_says_so(analyze, make_config, method):
+    design = {"attention.method": method, "attention.layers": {}, "attention.partition.kind": "uniform"}
+    result = train(make_config(design), progress_bar=False)
     code, _, err = analyze(result.directory)
-    assert code == 2 and "reads a partition" in err and "attention.method=nsa" in err
+    assert code == 2 and "shows a partition" in err and "attention.method=nsa" in err

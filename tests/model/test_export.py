@@ -77,10 +77,13 @@ def test_tokenizer_and_processors_lie_beside(trained, tmp_path, tokenizer):
 
 def test_what_cannot_be_exported_is_said(trained, tmp_path, capsys):
     run, _ = trained
+    (tmp_path / "link").symlink_to("nowhere")
     for arguments, said in (
+        ((tmp_path / "nowhere", tmp_path), "exists; name a new folder"),  # said before anything is loaded
+        ((run, tmp_path / "link"), "link exists; name a new folder"),
         ((tmp_path / "nowhere", tmp_path / "x"), "does not exist; give the run directory"),
         ((run, tmp_path), "exists; name a new folder"),
-        ((run, tmp_path / "x", "--dtype", "int4"), "--dtype 'int4' is unknown; known: float32, bfloat16"),
+        ((run, tmp_path / "x", "--dtype", "int4"), "'int4' is not one of 'float32', 'bfloat16'"),
     ):
         assert export(*arguments) == 2
         assert said in capsys.readouterr().err

@@ -119,7 +119,7 @@ def test_results_as_markdown_and_faults_in_one_line(folder, tmp_path, capsys):
     empty.mkdir()
     for arguments, said in (
         ([empty], "nothing to report on"),
-        ([tmp_path / "none"], "is no folder"),
+        ([tmp_path / "none"], "none does not exist; name one"),
         ([folder, "--out", tmp_path / "x.pdf"], "ends with .html or .md"),
         ([tmp_path / "study.yaml"], "name its runs.csv too"),
     ):

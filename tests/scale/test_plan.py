@@ -247,6 +247,14 @@ def test_plan_prints_tables_and_json(capsys, tmp_path):
         ([], {"video_tokens": -1}, "--tokens -1 is not positive"),
         ([], {"answer": 0}, "--labelled 0 is not positive"),
         (["training.context_parallel=3"], {}, "--gpus 8 are no groups of training.context_parallel=3"),
+        ([], {"answer": 50, "text": 49}, "--labelled 50 is more than the --text 49"),
+        ([], {"video_tokens": 10**8}, "--tokens 100000000 is more than plan looks at, 1048576"),
+        ([], {"text": 2**20 + 1}, "--text 1048577 is more than"),
+        (
+            ["tasks.needle.frames=4000000", "data.max_frames=4000000"],
+            {},
+            r"data\.\* allows samples of 8,000,000 video tokens; give --tokens",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_said_in_one_line(changes, options, said):
