@@ -34,9 +34,10 @@ def draw_pictures(metrics: Path, folder: Path) -> list[Path]:
 
 def draw_partitions(trained: Trained, folder: Path) -> list[Path]:
     """Write the partition of the first good validation sample into `folder`; nothing where all layers are `uniform`."""
-    config, model, data = trained.config, trained.module.model, trained.data.val
-    if not is_adaptive(config, model.config.text_config.num_hidden_layers):
+    config, data = trained.config, trained.data.val
+    if not is_adaptive(config, trained.trained.model.config.text_config.num_hidden_layers):
         return []
+    model = trained.module.model  # of several processes: put together from their checkpoint, for this alone
     # After the training Lightning leaves the model on the CPU.
     model.to(trained.trainer.strategy.root_device)
     sample = data.good()[0]

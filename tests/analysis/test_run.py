@@ -11,6 +11,7 @@ from nsa_lab import cli, train
 from nsa_lab.config import to_yaml
 from nsa_lab.errors import NsaLabError
 from nsa_lab.tracking import Tracker
+from nsa_lab.training import Trained
 from nsa_lab.training.restore import restore
 
 PICTURES = {"blocks-sample0-layer02.png", "timeline-sample0-layer02.png", "query-sample0-layer02-token14.png"}
@@ -52,7 +53,8 @@ def test_a_run_with_another_partition_than_uniform_keeps_and_sends_pictures(make
             assert image.width > 500 and image.height > 200
 
 
-def test_a_uniform_run_has_no_partition_pictures(make_config, artifacts):
+def test_a_uniform_run_has_no_partition_pictures_and_asks_for_no_whole_model(make_config, artifacts, monkeypatch):
+    monkeypatch.delattr(Trained, "module")
     result = train(make_config({"attention.partition.kind": "uniform"}), progress_bar=False)
     assert artifacts == {"curves.png": "pictures", "gates.png": "pictures"}
     assert {path.name for path in (result.directory / "pictures").iterdir()} == {"curves.png", "gates.png"}
