@@ -113,7 +113,8 @@ def write_csv(path: Path, lines: Iterable[Sequence[Any]]) -> None:
 def read_json(path: Path, remedy: str, keys: Collection[str] = ()) -> dict[str, Any]:
     """The object in a JSON file, empty where there is no file.
 
-    Raises NsaLabError, which ends with `remedy`, where the file is damaged or its object lacks one of `keys`.
+    Raises NsaLabError, which ends with `remedy`, where the file cannot be read, is damaged or its object lacks one of
+    `keys`.
     """
     try:
         content = json.loads(path.read_text())
@@ -121,6 +122,8 @@ def read_json(path: Path, remedy: str, keys: Collection[str] = ()) -> dict[str, 
         return {}
     except ValueError as error:
         raise NsaLabError(f"{path} is damaged ({error}); {remedy}") from error
+    except OSError as error:
+        raise NsaLabError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
     if not isinstance(content, dict) or any(key not in content for key in keys):
         raise NsaLabError(f"{path} is damaged (it lacks {', '.join(keys) or 'an object'}); {remedy}")
     return content

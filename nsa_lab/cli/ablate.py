@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from nsa_lab.cli.numbers import Minutes
+from nsa_lab.cli.values import Minutes, names
 
 
 def ablate(
@@ -24,7 +24,7 @@ def ablate(
             help="Train each variant, or validate each with the weights of one, or both; by default as the file says."
         ),
     ] = None,
-    variants: Annotated[str, typer.Option(help="Variants to do, by commas; by default all.")] = "",
+    variants: Annotated[str | None, typer.Option(help="Variants to do, by commas; by default all.")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds, from 0; by default the file's.", min=1)] = None,
     workers: Annotated[int, typer.Option(help="Processes that train at the same time.", min=1)] = 1,
     minutes: Minutes = None,
@@ -50,7 +50,7 @@ def ablate(
     compare(
         read_comparison(file, preset, at or "", seeds),
         overrides=overrides or (),
-        variants=[name for name in variants.split(",") if name],
+        variants=names(variants, "--variants"),
         workers=workers,
         minutes=minutes,
         out=out,

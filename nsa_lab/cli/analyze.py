@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from nsa_lab.cli.group import DefaultGroup
-from nsa_lab.cli.numbers import whole_numbers
+from nsa_lab.cli.values import whole_numbers
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import no_folder
 

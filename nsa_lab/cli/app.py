@@ -17,11 +17,11 @@ from nsa_lab.cli.analyze import analyze_app
 from nsa_lab.cli.compare import compare, report
 from nsa_lab.cli.export import export
 from nsa_lab.cli.group import OneLineGroup
-from nsa_lab.cli.numbers import whole_numbers
 from nsa_lab.cli.runs import runs_app
 from nsa_lab.cli.scale import plan, promote
 from nsa_lab.cli.sweep import sweep_app
 from nsa_lab.cli.tasks import tasks_app
+from nsa_lab.cli.values import refuse_empty, whole_numbers
 from nsa_lab.errors import NsaLabError
 from nsa_lab.redact import hide
 
@@ -267,6 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
     # The option counts wherever it stands, since it is an afterthought by nature.
     debug = "--debug" in given or os.environ.get("NSA_LAB_DEBUG", "0") not in ("", "0")
     try:
+        refuse_empty(given)
         app([argument for argument in given if argument != "--debug"], prog_name="nsa-lab")
     except NsaLabError as error:
         if debug:

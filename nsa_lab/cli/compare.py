@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nsa_lab.cli.numbers import Minutes
+from nsa_lab.cli.values import Minutes, names
 from nsa_lab.errors import NsaLabError
 
 File = Annotated[
@@ -19,7 +19,7 @@ def compare(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings of every training.", metavar="KEY=VALUE")
     ] = None,
-    variants: Annotated[str, typer.Option(help="Designs to train, by commas; by default all.")] = "",
+    variants: Annotated[str | None, typer.Option(help="Designs to train, by commas; by default all.")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many of the file's seeds; by default all.", min=1)] = None,
     workers: Annotated[int, typer.Option(help="Processes that train at the same time.", min=1)] = 1,
     minutes: Minutes = None,
@@ -42,7 +42,7 @@ def compare(
     run(
         file,
         overrides=overrides or (),
-        variants=[name for name in variants.split(",") if name],
+        variants=names(variants, "--variants"),
         seeds=seeds,
         workers=workers,
         minutes=minutes,

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from nsa_lab.cli.numbers import finite
 from nsa_lab.cli.sweep import Storage
+from nsa_lab.cli.values import finite
 from nsa_lab.scale import BASE, Policy
 from nsa_lab.scale.rates import GPUS
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from nsa_lab.cli.group import ListGroup
+from nsa_lab.cli.values import names
 from nsa_lab.errors import NsaLabError
 
 tasks_app = typer.Typer(
@@ -47,12 +48,12 @@ def check(
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes that train at the same time.", min=1)] = 1,
     suite: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Experiments with the tasks' dials, by commas; the first decides; by default the two of this suite.",
             metavar="FILES",
         ),
-    ] = "",
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the cards; by default {output.dir}/comparisons/suite-NAME.")
     ] = None,
@@ -75,12 +76,12 @@ def check(
     """
     from nsa_lab.evaluation.task_check import SUITE, check_tasks
 
-    names = [text for text in arguments if "=" not in text]
-    if not names:
+    tasks = [text for text in arguments if "=" not in text]
+    if not tasks:
         raise NsaLabError("tasks check names no task; write for example: nsa-lab tasks check gist")
     cards = check_tasks(
-        names,
-        suite=[Path(file) for file in suite.split(",") if file] or SUITE,
+        tasks,
+        suite=[Path(file) for file in names(suite, "--suite")] or SUITE,
         overrides=[text for text in arguments if "=" in text],
         seeds=seeds,
         steps=steps,

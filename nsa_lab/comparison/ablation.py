@@ -74,6 +74,8 @@ def read_comparison(path: str | Path, preset: str = "", at: str = "", seeds: int
         comparison = _comparison(file, ablation if seeds is None else replace(ablation, seeds=seeds), preset)
         asked = [("--preset", preset), ("--at", at), ("--seeds", "" if seeds is None else str(seeds))]
         return replace(comparison, asked=tuple(text for option in asked if option[1] for text in option))
+    if not is_comparison_file(file):
+        raise NsaLabError(f"{file} is no comparison; name an ablation's YAML, such as {EXAMPLE_FILE}, or a Python file")
     if preset or at or seeds is not None:
         raise NsaLabError(f"{file} is no ablation's YAML, such as {EXAMPLE_FILE}; `nsa-lab compare` takes Python files")
     return load_comparison(file)

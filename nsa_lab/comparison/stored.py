@@ -35,9 +35,13 @@ def store(comparison: Comparison, folder: Path) -> None:
 
 def command(comparison: Comparison, variants: Sequence[str], seeds: int | None, overrides: Sequence[str]) -> str:
     """What makes the rows of a comparison, but for workers and folders."""
-    verb = "compare" if comparison.path.suffix == ".py" else "ablate"
     chosen = ["--variants", ",".join(variants)] * bool(variants) + ["--seeds", str(seeds)] * (seeds is not None)
-    return shlex.join(["nsa-lab", verb, str(comparison.path), *comparison.asked, *chosen, *overrides])
+    return shlex.join(["nsa-lab", verb(comparison.path), str(comparison.path), *comparison.asked, *chosen, *overrides])
+
+
+def verb(file: Path) -> str:
+    """The command that runs the comparison of a file."""
+    return "compare" if file.suffix == ".py" else "ablate"
 
 
 def stored_command(folder: Path) -> str:

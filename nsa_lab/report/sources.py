@@ -81,6 +81,8 @@ def _readable(read: Callable[[Path], Source | None], homes: Iterable[Path], faul
                 yield one
         except NsaLabError as error:
             faults += str(error).splitlines()
+        except OSError as error:
+            faults.append(f"{error.filename or home} cannot be read ({error.strerror}); make it readable, or remove it")
 
 
 def _each(folders: Sequence[Path], name: str) -> Iterator[Path]:

@@ -216,7 +216,9 @@ def test_places_that_cannot_be_read_or_written_are_named(comparison, tmp_path):
         report(comparison.path, [tmp_path / "picture.csv"])
     write_rows(tmp_path / "runs.csv", rows_of(plain=0.0))
     with pytest.raises(NsaLabError, match=r"cannot write .*name another file with --out"):
-        report(comparison.path, [tmp_path / "runs.csv"], tmp_path)
+        report(comparison.path, [tmp_path / "runs.csv"], tmp_path / "runs.csv" / "RESULTS.md")
+    with pytest.raises(NsaLabError, match=r"file end with \.md or \.tex"):
+        report(comparison.path, [tmp_path / "runs.csv"], tmp_path / "RESULTS.html")
 
 
 def test_the_csv_of_tests_holds_every_pair(comparison, tmp_path):
@@ -229,8 +231,10 @@ def test_the_csv_of_tests_holds_every_pair(comparison, tmp_path):
 
 
 def test_a_report_without_rows_is_refused(comparison, tmp_path):
-    with pytest.raises(NsaLabError, match=r"holds no rows; run `nsa-lab compare"):
-        report(comparison.path, [tmp_path / "nothing.csv"])
+    for what in ("does not exist", "holds no rows"):
+        with pytest.raises(NsaLabError, match=rf"nothing\.csv {what}; run `nsa-lab compare"):
+            report(comparison.path, [tmp_path / "nothing.csv"])
+        (tmp_path / "nothing.csv").write_text("")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(NsaLabError, match="holds no rows of a comparison"):
         report(comparison.path, [tmp_path / "other.csv"])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from nsa_lab.cli.app import main
 from nsa_lab.comparison.rows import MEASURED, ORIGIN, write_rows
-from nsa_lab.comparison.spec import Comparison, Experiment
+from nsa_lab.comparison.spec import EXAMPLE_FILE, Comparison, Experiment
 from nsa_lab.comparison.stored import STORED, load_stored, store
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import write_json
@@ -122,6 +122,8 @@ def test_results_as_markdown_and_faults_in_one_line(folder, tmp_path, capsys):
         ([tmp_path / "none"], "none does not exist; name one"),
         ([folder, "--out", tmp_path / "x.pdf"], "ends with .html or .md"),
         ([tmp_path / "study.yaml"], "name its runs.csv too"),
+        ([EXAMPLE_FILE, folder / "runs.csv", "--out", tmp_path / "x.html"], "file end with .md or .tex"),
+        ([EXAMPLE_FILE, folder / "none.csv"], "none.csv does not exist; run `nsa-lab compare "),
     ):
         with pytest.raises(SystemExit) as ended:
             main(["report", *map(str, arguments)])
@@ -212,6 +214,15 @@ def test_what_is_damaged_is_a_line_on_the_page_and_spares_the_rest(folder, plain
         )
         text = (tmp_path / out).read_text()
         assert re.search(said, html.unescape(text)) and "smoke-1" in text
+
+
+def test_a_folder_in_place_of_a_file_is_a_line_too(folder, plain, tmp_path):
+    plain()
+    (folder / STORED).unlink()
+    (folder / STORED).mkdir()
+    with pytest.raises(NsaLabError, match=r"comparison\.json cannot be read \(Is a directory\)"):
+        write_page([tmp_path / "runs"], tmp_path / "page.html")
+    assert "smoke-1" in (tmp_path / "page.html").read_text()
 
 
 def test_a_damaged_run_is_a_line_too(folder, plain, tmp_path):

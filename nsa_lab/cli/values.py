@@ -1,11 +1,20 @@
-"""Numbers on the command line."""
+"""Values on the command line."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from nsa_lab.errors import NsaLabError
+
+
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """Raise NsaLabError on an empty argument, such as an unset variable leaves: as a path it would be this folder."""
+    if "" in arguments:
+        place = arguments.index("")
+        before = f", after {arguments[place - 1]}" if place else ""
+        raise NsaLabError(f"argument {place + 1} is empty{before}; give a value, or leave it out")
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
@@ -14,6 +23,15 @@ def whole_numbers(text: str, option: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise NsaLabError(f"{option} {text!r} is not a list of whole numbers; write for example 512,2048") from error
+
+
+def names(text: str | None, option: str) -> list[str]:
+    """The names of `uniform, frame`, each once; none where the option is not given. Raises NsaLabError where one is
+    empty."""
+    found = [] if text is None else [part.strip() for part in text.split(",")]
+    if "" in found:
+        raise NsaLabError(f"{option} {text!r} has an empty name; write for example uniform,frame")
+    return list(dict.fromkeys(found))
 
 
 def finite(value: float | None) -> float | None:
