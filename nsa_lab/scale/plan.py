@@ -260,7 +260,7 @@ def _notes(config: ExperimentConfig, subject: Subject, setup: Setup, samples: in
     """What the plan leaves out, or takes from where; an optimiser step has `samples`."""
     said = []
     if setup.gpus > 1:
-        said.append("speed on several GPUs is an estimate: links and their overlap were not measured")
+        said.append("speed on several GPUs is an estimate: it was measured on two and four H100s of one host alone")
     if not setup.precision.startswith("bf16"):
         said.append(f"rates are those of bf16; training.precision={setup.precision} takes longer")
     if subject.widths.hidden < SMALLEST:
