@@ -4,6 +4,8 @@ import logging
 import os
 import pickle
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,13 @@ log = logging.getLogger(__name__)
 class MemoryWatch(L.Callback):
     """Remembers which lines of code hold the GPU's memory, and writes it down when there is none left.
 
-    Before Lightning moves the model away, into `file`: a pickle for https://pytorch.org/memory_viz. `written` says
-    where it is, or why it is not.
+    Before Lightning moves the model away, into `file`: a pickle for https://pytorch.org/memory_viz. The error gets a
+    note that says where it is, or why it is not.
     """
 
     def __init__(self, setting: str, file: Path):
         self.setting, self.file = setting, file
-        self.recording, self.written = False, ""
+        self.recording = False
 
     def on_fit_start(self, trainer: L.Trainer, module: VideoModule) -> None:  # type: ignore[override]
         parameters = sum(parameter.numel() for parameter in module.model.parameters())
@@ -45,19 +47,19 @@ class MemoryWatch(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, module: VideoModule, exception: BaseException) -> None:  # type: ignore[override]
         if self.recording and isinstance(exception, torch.OutOfMemoryError):
-            self._write(torch.cuda.memory._snapshot())
+            exception.add_note(self._write(torch.cuda.memory._snapshot()))
         self._stop()
 
     def on_fit_end(self, trainer: L.Trainer, module: VideoModule) -> None:  # type: ignore[override]
         self._stop()
 
-    def _write(self, snapshot: Any) -> None:
+    def _write(self, snapshot: Any) -> str:
         try:
             with whole(self.file) as unfinished, open(unfinished, "wb") as stream:
                 pickle.dump(snapshot, stream)
-            self.written = f"what held it is in {self.file} (for https://pytorch.org/memory_viz)"
         except OSError as error:
-            self.written = f"what held it could not be written ({error.strerror or error})"
+            return f"what held it could not be written ({error.strerror or error})"
+        return f"what held it is in {self.file} (for https://pytorch.org/memory_viz)"
 
     def _stop(self) -> None:
         if self.recording:
@@ -74,10 +76,17 @@ def records(setting: str, parameters: int, device: torch.device) -> bool:
     return parameters >= LARGE
 
 
-def out_of_memory(
-    error: torch.OutOfMemoryError, config: ExperimentConfig, home: RunDirectory, ranks: Ranks, written: str
-) -> NsaLabError:
-    """The error in one line: what was asked, the peak, what is kept, and what to change, the cheapest first."""
+@contextmanager
+def room_on_gpu(config: ExperimentConfig, home: RunDirectory, ranks: Ranks) -> Iterator[None]:
+    """Turn a GPU's memory that does not do in the block into an NsaLabError that says what to change."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise NsaLabError(_out_of_memory(error, config, home, ranks)) from error
+
+
+def _out_of_memory(error: torch.OutOfMemoryError, config: ExperimentConfig, home: RunDirectory, ranks: Ranks) -> str:
+    """What was asked for, the peak, what is kept, and what to change, the cheapest first."""
     asked = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
     of = re.search(r"total capacity of ([\d.]+ \w+)", str(error))
     peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
@@ -85,12 +94,12 @@ def out_of_memory(
         f"the GPU's memory{f' of {of[1]}' if of else ''} does not do: "
         f"{f'{asked[1]} were asked for' if asked else first_line(error)}, "
         f"{peak / GIB:.2f} GiB was the peak, {reserved / GIB:.2f} with the allocator's gaps",
-        *([written] if written else []),
+        *getattr(error, "__notes__", []),
         kept_checkpoint(home.checkpoints),
         f"go on from there with {', or '.join(going_on(config, ranks))}",
         f"or train another run with {', or '.join(anew(config))}",
     ]
-    return NsaLabError("; ".join(parts))
+    return "; ".join(parts)
 
 
 def going_on(config: ExperimentConfig, ranks: Ranks) -> list[str]:

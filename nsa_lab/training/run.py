@@ -40,7 +40,7 @@ from nsa_lab.training.directory import RunDirectory
 from nsa_lab.training.fsdp import ShardedStrategy
 from nsa_lab.training.launch import joined
 from nsa_lab.training.logger import TrackerLogger
-from nsa_lab.training.memory import MemoryWatch, out_of_memory
+from nsa_lab.training.memory import MemoryWatch, room_on_gpu
 from nsa_lab.training.module import Divergence, VideoModule
 from nsa_lab.training.progress import ProgressBar
 from nsa_lab.training.quiet import quiet_lightning
@@ -118,6 +118,7 @@ def run(
         quiet_lightning(),
         room_on_disk(home.path, lambda: kept_checkpoint(home.checkpoints)),
         joined(ranks, start, config, home),
+        room_on_gpu(config, home, ranks),
     ):
         module, data = build(config, ranks)
         if not resume:
@@ -308,7 +309,6 @@ def _fit(
     if checkpoint:
         check_readable(checkpoint)
     reporter = Reporter(training, on_progress)
-    memory = MemoryWatch(training.memory_history, home.memory(ranks.rank))
     writer = CheckpointWriter(
         home.checkpoints, every=training.checkpoint_every, val_every=training.val_every, steps=training.steps
     )
@@ -323,7 +323,7 @@ def _fit(
         num_sanity_val_steps=0,
         logger=TrackerLogger(tracker),
         callbacks=[
-            memory,
+            MemoryWatch(training.memory_history, home.memory(ranks.rank)),
             reporter,
             writer,
             *([ProgressBar(training.steps, reporter)] if progress_bar and ranks.first else []),
@@ -342,8 +342,6 @@ def _fit(
                 trainer.validate(module, datamodule=data, verbose=False)
     except Divergence as error:
         raise NsaLabError(_divergence(error, data, home)) from error
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(error, config, home, ranks, memory.written) from error
     return reporter, trainer
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pickle
+import sys
 
 import pytest
 import torch
@@ -97,6 +98,14 @@ def test_a_snapshot_that_cannot_be_written_takes_no_advice_away(short, full, mon
     monkeypatch.setattr(pickle, "dump", no_room)
     said = refused(short)
     assert "what held it could not be written (No space left on device); the last good checkpoint" in said
+
+
+def test_a_model_that_does_not_fit_is_said_before_the_first_step(short, full, monkeypatch):
+    def too_large(*given, **more):
+        raise torch.OutOfMemoryError(TEXT)
+
+    monkeypatch.setattr(sys.modules[run.__module__], "build_module", too_large)
+    assert "2.50 GiB were asked for" in (said := refused(short)) and "there is no checkpoint yet" in said
 
 
 def test_other_errors_write_nothing(short, full, monkeypatch, tmp_path):
