@@ -1,12 +1,13 @@
 """`nsa-lab plan` and `nsa-lab promote`: from a design to a large training."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from nsa_lab.cli.sweep import Storage
-from nsa_lab.cli.values import finite
+from nsa_lab.cli.values import finite, output_of
 from nsa_lab.scale import BASE, Policy
 from nsa_lab.scale.rates import GPUS
 
@@ -105,12 +106,9 @@ def promote(
     `nsa-lab promote runs/studies/demo --trial 6 --to experiments/scale/NAME.yaml`
     """
     from nsa_lab.cli.output import say
-    from nsa_lab.config import load_config
     from nsa_lab.scale.promote import promote as write
 
-    # Only the output folder is read; a task makes the config complete.
-    config = load_config(None, ["tasks.needle.enabled=true", *(overrides or ())])
-    made = write(study, to, trial=trial, base=base, storage=storage, output=config.output.dir)
+    made = write(study, to, trial=trial, base=base, storage=storage, output=output_of(overrides or ()))
     typer.echo(f"{made.file}: {made.source.title} ({made.source.values}), with all else of {base}")
     for change in made.changes:
         typer.echo(f"  {change}")
@@ -118,4 +116,4 @@ def promote(
         typer.echo(f"  not carried over: {setting}, which is no part of a design")
     for notice in made.said:
         say(f"notice: {notice}")
-    typer.echo(f"next: nsa-lab plan {made.file} --gpus {made.plan.setup.gpus}")
+    typer.echo(f"next: nsa-lab plan {shlex.quote(str(made.file))} --gpus {made.plan.setup.gpus}")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from nsa_lab.cli.group import DefaultGroup
+from nsa_lab.cli.values import output_of
 
 
 class SweepGroup(DefaultGroup):
@@ -105,9 +106,6 @@ def show(
 
     `nsa-lab sweep show first --storage postgresql://user@host/studies`
     """
-    from nsa_lab.config import load_config
     from nsa_lab.search import show as show_study
 
-    # Only the output folder is read; a task makes the config complete.
-    config = load_config(None, ["tasks.needle.enabled=true", *(overrides or ())])
-    show_study(study, storage=storage, output=config.output.dir)
+    show_study(study, storage=storage, output=output_of(overrides or ()))

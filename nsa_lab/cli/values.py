@@ -17,6 +17,17 @@ def refuse_empty(arguments: Sequence[str]) -> None:
         raise NsaLabError(f"argument {place + 1} is empty{before}; give a value, or leave it out")
 
 
+def output_of(overrides: Sequence[str]) -> str:
+    """The output folder by `output.dir=DIR`. Raises NsaLabError on another setting, which would not be read."""
+    from nsa_lab.config import load_config
+    from nsa_lab.config.load import parse_overrides
+
+    if others := [key for key in parse_overrides(overrides) if key != "output.dir"]:
+        raise NsaLabError(f"{others[0]} is not read here; only output.dir=DIR is, where the sweep was run")
+    # A task makes the config complete.
+    return load_config(None, ["tasks.needle.enabled=true", *overrides]).output.dir
+
+
 def whole_numbers(text: str, option: str) -> list[int]:
     """The numbers of `512,2048`. Raises NsaLabError that names `option` where it is no such list."""
     try:

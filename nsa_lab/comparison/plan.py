@@ -27,6 +27,7 @@ def trainings(
     Overrides count above what the experiments set and below what makes a variant or a start; those of a key that a
     variant sets are refused. What another one starts from comes before it, asked for or not. Raises NsaLabError.
     """
+    _check_names(comparison)
     _check_keys(comparison, parse_overrides(overrides))
     plan = _Plan(comparison, overrides)
     for seed in seeds:
@@ -37,6 +38,13 @@ def trainings(
     if len({training.directory for training in found}) < len(found):
         raise NsaLabError(f"{comparison.path}: names of readings and variants run into each other; rename some")
     return found
+
+
+def _check_names(comparison: Comparison) -> None:
+    """Raise NsaLabError where two experiments have one name, under which the second would be lost."""
+    names = [one.name for one in comparison.experiments]
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise NsaLabError(f"{comparison.path}: two experiments are called {twice[0]}; rename a file or a reading")
 
 
 def _check_keys(comparison: Comparison, overrides: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """What a comparison leaves behind: tables on the terminal, a CSV of the tests, Markdown, LaTeX, and RESULTS.md."""
 
+import shlex
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -38,7 +39,7 @@ def report(file: Path, rows_files: Sequence[Path], out: Path | None = None) -> P
         text = "\n".join(to_latex(comparison, rows, str(place)) for place, rows in found.items())
     else:
         parts = [to_markdown(comparison, rows, f"`{place}`", _findings(place)) for place, rows in found.items()]
-        command = f"nsa-lab report {file} {' '.join(map(str, rows_files))} --out {out}"
+        command = shlex.join(["nsa-lab", "report", *map(str, [file, *rows_files]), "--out", str(out)])
         text = "\n\n".join([HEAD.format(command=command), comparison.question, *parts])
     with writing(out, "name another file with --out"):
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from nsa_lab.training.directory import RunDirectory, read_series
 SUITE = (Path("experiments/tasks/suite.yaml"), Path("experiments/tasks/suite_dense_text.yaml"))
 SUBSETS = (("window",), ("compression", "selection"), ("selection",))
 METRIC = "val/accuracy"
+CHOOSE = "choose another folder with --out"
 
 
 def designs() -> dict[str, dict[str, Any]]:
@@ -58,6 +59,9 @@ def check_tasks(
     """
     _check_names(names)
     names = list(dict.fromkeys(names))
+    if out is not None:  # before anything is trained
+        with writing(out, CHOOSE):
+            out.mkdir(parents=True, exist_ok=True)
     cards = []
     for group in [names] if conversion else [[name] for name in names]:
         enabled = [f"tasks.{task}.enabled={str(task in group).lower()}" for task in TASKS]
@@ -106,8 +110,7 @@ def _write_card(
         )
         facts = replace(facts, regime=regime)
     outcomes = [_outcome(training, rows, facts, metric) for training in wanted]
-    with writing(out, "choose another folder with --out"):
-        out.mkdir(parents=True, exist_ok=True)
+    with writing(out, CHOOSE):
         write_csv(out / f"{name}.csv", table(name, outcomes))
         write_text(out / f"{name}.md", markdown(facts, outcomes, command, _origin(rows[key_of(wanted[0])])))
     return out / f"{name}.md"

@@ -1,5 +1,6 @@
 """The weights of a run: which checkpoint of its folder counts, and whether it can be read."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def _where_weights_are(run: Path) -> str:
     """What to do where `run` has none of its own."""
     config = load_saved_config(run / RUN_CONFIG)
     if config.training.steps or not (run / SUMMARY).exists():
-        return f"train first: nsa-lab train {run / RUN_CONFIG} --dir {run}"
+        return f"train first: {shlex.join(['nsa-lab', 'train', str(run / RUN_CONFIG), '--dir', str(run)])}"
     if config.model.path is None:
         return "the run took no steps (training.steps=0) from random weights; train one with steps"
     return f"the run took no steps (training.steps=0); its weights are those of its model.path: {config.model.path}"

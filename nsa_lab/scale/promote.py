@@ -1,6 +1,7 @@
 """`nsa-lab promote`: the config of a large training with a trial's design, and why what of it changed."""
 
 import os
+import shlex
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -116,12 +117,12 @@ def _smallest(config: ExperimentConfig, subject: Subject) -> Plan:
 def _text(promotion: Promotion, base: Path, design: Mapping[str, Any], there: Scale, here: Scale) -> str:
     to, source, plan = promotion.file, promotion.source, promotion.plan
     samples, gpus = promotion.config.training.steps * plan.batch, plan.setup.gpus
-    wall = plan.hours(samples)
+    wall, file = plan.hours(samples), shlex.quote(str(to))
     model = promotion.config.model.path or promotion.config.model.size
     head = [
         f"Question: does {source.title} keep its quality at {model}?",
-        f"Command:  nsa-lab train {to} data.annotations=train.json data.videos=videos",
-        f"Cost:     not run. By `nsa-lab plan {to} --gpus {gpus}`: {gpus * wall:,.0f} H100-hours, {wall:,.0f} hours"
+        f"Command:  nsa-lab train {file} data.annotations=train.json data.videos=videos",
+        f"Cost:     not run. By `nsa-lab plan {file} --gpus {gpus}`: {gpus * wall:,.0f} H100-hours, {wall:,.0f} hours"
         f" (estimate)",
         f"Expected: not known; in the study: {source.values or 'not recorded'}",
         "",

@@ -1,5 +1,6 @@
 """A design in the units of another scale: blocks by the tokens of a frame, budgets by those of the context."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,13 +84,13 @@ def _scaled(key: str, value: Any, design: AttentionConfig, there: Scale, here: S
         becomes = max(1, round(share * here.frame))
         return becomes, f"{share:g} of a pair of frames, {there.frame} tokens there and {here.frame} here"
     size = design.partition.block_size if kind == "blocks" else 1
-    share = value * size / there.context
-    tokens = share * here.context
+    share = min(1.0, value * size / there.context)
+    tokens, whole = share * here.context, math.ceil if share == 1 else round
     said = f"{share:.1%} of the longest clip, {there.context:,} tokens there and {here.context:,} here"
     if kind == "blocks":
         block = max(1, round(size / there.frame * here.frame))
-        return max(1, round(tokens / block)), f"{said}, in blocks of {block}"
-    return max(1, round(tokens / here.frame)) * here.frame, f"{said}, in whole frames"
+        return max(1, whole(tokens / block)), f"{said}, in blocks of {block}"
+    return max(1, whole(tokens / here.frame)) * here.frame, f"{said}, in whole frames"
 
 
 def scales(design: AttentionConfig) -> Mapping[str, str]:

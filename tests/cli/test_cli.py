@@ -109,6 +109,8 @@ def test_usage_errors_exit_with_2(nsa_lab):
         ),
         (["ablate", "x.yaml", "--out", ""], "argument 4 is empty, after --out; give a value, or leave it out"),
         (["compare", "x.py", "--variants", "a,,b"], "--variants 'a,,b' has an empty name"),
+        (["sweep", "show", "x", "training.steps=5"], "training.steps is not read here; only output.dir=DIR is"),
+        (["promote", "x", "--to", "x.yaml", "seed=5"], "seed is not read here; only output.dir=DIR is"),
         (["ablate", "x.txt"], "x.txt is no comparison; name an ablation's YAML"),
         (["report", "x.yaml", "rows.csv", "--out", "x.html"], "config file x.yaml does not exist"),
         (["tasks", "check", "gist", "--workers", "0"], "'--workers': "),

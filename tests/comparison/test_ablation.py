@@ -133,6 +133,12 @@ def test_names_that_run_into_each_other_are_refused(study):
         planned(read_comparison(file))
 
 
+def test_two_experiments_of_one_name_are_refused(study):
+    file = study(readings={"a": {}, "a-inference": {}}, subsets=False, variants={"b": {}}, start=None)
+    with pytest.raises(NsaLabError, match="two experiments are called tiny-a-inference; rename"):
+        planned(read_comparison(file))
+
+
 def test_readings_are_everything_once_more_each_from_a_start_of_its_own(study):
     found = {(t.experiment, t.variant): t for t in planned(read_comparison(study()), ["window"], 1)}
     assert {e for e, _ in found} == {

@@ -150,6 +150,7 @@ def test_what_is_trained_becomes_a_card(monkeypatch, suite, tmp_path, capsys):
         (["gits"], "gits is no task; did you mean 'gist'"),
         (["gist", "nix", "--suite", "nowhere.yaml"], "nix is no task; "),
         (["gist", "--suite", "nowhere.yaml"], "config file nowhere.yaml does not exist"),
+        (["gist", "--out", "/dev/null/cards", "--suite", "nowhere.yaml"], "cannot write /dev/null"),
     ],
 )
 def test_bad_commands_are_answered_in_one_line(arguments, said, capsys):

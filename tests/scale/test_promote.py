@@ -176,6 +176,14 @@ def test_layers_keep_their_part_of_the_model():
     ]
 
 
+def test_what_reads_a_whole_clip_there_reads_a_whole_one_here():
+    config = load_config(None, ["tasks.needle.enabled=true", "attention.branches.window.size=300"])
+    found, changes = translate(config, Scale(4, 128, 4), Scale(64, 1300, 28))
+    assert found["attention.branches.selection.block_count"] == 2, "1,300 tokens in blocks of 1,024"
+    assert found["attention.branches.window.size"] == 21 * 64
+    assert sum("100.0% of the longest clip" in change.reason for change in changes) == 2
+
+
 def test_settings_in_tokens_say_what_they_are_a_share_of():
     design = load_config(None, ["tasks.needle.enabled=true", "attention.partition.kind=scene"]).attention
     assert scales(design) == {
