@@ -102,20 +102,12 @@ def test_a_killed_sweep_of_another_host_gives_its_trials_back_by_the_heartbeat(f
     there = launch(folder, 2, 2, "output.dir=runs-there")
     wait_for_lines(folder, 2)
     monkeypatch.delenv("FAKE_HOST")
-    monkeypatch.setenv("FAKE_SECONDS", "10")  # longer than the grace, so that it is the beats that keep a trial
+    monkeypatch.setenv("FAKE_SECONDS", "14")  # longer than the grace, so that it is the beats that keep a trial
     here = launch(folder, 1, 1, "output.dir=runs-here")
     wait_for_lines(folder, 3)
     there.kill()
-    killed = time.monotonic()
     outputs = [output_of(there), output_of(here)]
-    assert here.exitcode == 0, outputs
-    rows = read_outcome(load_study(open_storage(server.url), "space")).rows
-    assert Counter(row.state for row in rows) == {"running": 2, "complete": 1}, "nobody has looked since"
-    time.sleep(max(0.0, killed + 10 - time.monotonic()))
-    monkeypatch.setenv("FAKE_SECONDS", "0")
-    again = launch(folder, 0, 2, "output.dir=runs-here")
-    outputs.append(output_of(again))
-    assert again.exitcode == 0 and "2 unfinished trials of an earlier sweep are retried first" in outputs[-1], outputs
+    assert here.exitcode == 0 and "trials of a sweep that is gone are queued again" in outputs[1], outputs
     study = load_study(open_storage(server.url), "space")
     assert states(study.get_trials()) == {"COMPLETE": 3, "FAIL": 2}
     assert_retried_once(study.get_trials(), same=())  # its folder was there
