@@ -5,11 +5,12 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import sqlalchemy
 
 from nsa_lab.files import locked
-from nsa_lab.search.storage import AWAY, file_of, patient
+from nsa_lab.search.storage import AWAY, PatientStorage, file_of, patient
 
 SILENT_MS = 120_000
 """How long the lock of a machine stands that has vanished without closing its connection."""
@@ -18,8 +19,8 @@ Lock = Callable[[], AbstractContextManager[None]]
 logger = logging.getLogger("nsa_lab")
 
 
-def study_lock(url: str, study: str) -> Lock:
-    """What holds off all other sweeps of `study` in the storage at `url` while a block runs; it does not nest.
+def study_lock(url: str, storage: Any, study: str) -> Lock:
+    """What holds off all other sweeps of `study` in `storage`, opened at `url`, while a block runs; it does not nest.
 
     A file keeps its lock beside it, PostgreSQL in a transaction: it goes with its holder's process, and with a restart
     of the server. Other databases have none, which is said.
@@ -30,17 +31,24 @@ def study_lock(url: str, study: str) -> Lock:
     if not driver.startswith("postgresql"):
         logger.warning("%s has no lock between sweeps: start those that share a study one after another", driver)
         return nullcontext
-    return AdvisoryLock(url, study).held
+    return AdvisoryLock(url, storage._backend, study).held
 
 
 class AdvisoryLock:
-    """PostgreSQL's, on a connection of its own."""
+    """PostgreSQL's, on a connection of its own; while the server is away `storage` and it wait together."""
 
-    given_up = False
-
-    def __init__(self, url: str, study: str):
+    def __init__(self, url: str, storage: PatientStorage, study: str):
+        self.storage = storage
         self.engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
         self.key = int.from_bytes(hashlib.blake2s(study.encode(), digest_size=8).digest(), "big", signed=True)
+
+    @property
+    def given_up(self) -> bool:
+        return self.storage.given_up
+
+    @given_up.setter
+    def given_up(self, value: bool) -> None:
+        self.storage.given_up = value
 
     @contextmanager
     def held(self) -> Iterator[None]:

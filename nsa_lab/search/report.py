@@ -8,14 +8,23 @@ from rich.console import Console
 from rich.table import Table
 
 from nsa_lab.config import to_yaml
+from nsa_lab.files import locked
 from nsa_lab.search.rows import STATES, Outcome, Row, write_csv
 from nsa_lab.search.spec import design
 from nsa_lab.search.view import duration, number, short_names
 
 
 def write_report(outcome: Outcome, directory: Path) -> list[Path]:
-    """Write table.csv and, once a trial is complete, the pictures and YAML files; returns their paths."""
+    """Write table.csv and, once a trial is complete, the pictures and YAML files; returns their paths.
+
+    One after another where sweeps with the same folder end together.
+    """
     directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory / "report.lock"):
+        return _write(outcome, directory)
+
+
+def _write(outcome: Outcome, directory: Path) -> list[Path]:
     table = directory / "table.csv"
     write_csv(outcome, table)
     if outcome.best is None:

@@ -93,7 +93,7 @@ def sweep(
     directory.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     opened_storage = open_storage(url)
-    alone = study_lock(url, name)
+    alone = study_lock(url, opened_storage, name)
     with storage_faults(url):
         opened = open_study(plan, opened_storage, name, base, overrides, seeds)
     if plan.pruner and (len(plan.objectives) > 1 or seeds > 1):

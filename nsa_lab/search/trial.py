@@ -224,9 +224,8 @@ class Trials:
 
     def _look(self, idle: bool) -> None:
         """See what other sweeps on the study have done since, and left undone."""
-        flying = {flight.trial.number for flight in self.flying.values() if flight.trial}
         with self.alone():
-            hand_back_unheard(self.study, self.owner, flying)
+            self._hand_back_unheard()
             known = queued_for(self.study, self.owner)
             found = recover(self.study, self.storage, self.owner) - known
         if found:
@@ -245,6 +244,10 @@ class Trials:
             self.waits = True
             self.view.say(f"waiting for {self.elsewhere} trials of other sweeps on this study")
 
+    def _hand_back_unheard(self) -> None:
+        flying = {flight.trial.number for flight in self.flying.values() if flight.trial}
+        hand_back_unheard(self.study, self.owner, flying)
+
     def _count(self) -> None:
         """How many trials may be handed out, and how many are in other hands, by what the study knows now."""
         self.trials = remaining(self.study, None if self.closed else self.total)
@@ -259,6 +262,7 @@ class Trials:
 
         Raises NsaLabError on a faulty sweep file.
         """
+        self._hand_back_unheard()
         if self.total is not None:
             self._count()
             if not self.trials:

@@ -4,6 +4,7 @@ import random
 import time
 from collections import Counter
 
+import optuna
 import pytest
 
 from nsa_lab.redact import hide
@@ -37,7 +38,9 @@ def check(folder, server, processes, count):
     assert [process.exitcode for process in processes] == [0] * len(processes), outputs
     study = load_study(open_storage(server.url), "space")
     rows = read_outcome(study).rows
-    assert [row.state for row in rows if row.state != "reused"] == ["complete"] * count, outputs
+    undrawn = [trial.number for trial in study.get_trials() if not trial.params]  # an answer that never came was one
+    rows = [row for row in rows if row.state != "reused" and row.number not in undrawn]
+    assert [row.state for row in rows] == ["complete"] * count, outputs
     assert states(study.get_trials())["COMPLETE"] >= count and states(study.get_trials())["FAIL"] == 0
     ends = [line.split()[1] for line in log(folder, "end")]
     assert len(ends) == len(set(ends)) == count == len(log(folder, "start"))
@@ -99,20 +102,12 @@ def test_a_killed_sweep_of_another_host_gives_its_trials_back_by_the_heartbeat(f
     there = launch(folder, 2, 2, "output.dir=runs-there")
     wait_for_lines(folder, 2)
     monkeypatch.delenv("FAKE_HOST")
-    monkeypatch.setenv("FAKE_SECONDS", "10")  # longer than the grace, so that it is the beats that keep a trial
+    monkeypatch.setenv("FAKE_SECONDS", "14")  # longer than the grace, so that it is the beats that keep a trial
     here = launch(folder, 1, 1, "output.dir=runs-here")
     wait_for_lines(folder, 3)
     there.kill()
-    killed = time.monotonic()
     outputs = [output_of(there), output_of(here)]
-    assert here.exitcode == 0, outputs
-    rows = read_outcome(load_study(open_storage(server.url), "space")).rows
-    assert Counter(row.state for row in rows) == {"running": 2, "complete": 1}, "nobody has looked since"
-    time.sleep(max(0.0, killed + 10 - time.monotonic()))
-    monkeypatch.setenv("FAKE_SECONDS", "0")
-    again = launch(folder, 0, 2, "output.dir=runs-here")
-    outputs.append(output_of(again))
-    assert again.exitcode == 0 and "2 unfinished trials of an earlier sweep are retried first" in outputs[-1], outputs
+    assert here.exitcode == 0 and "trials of a sweep that is gone are queued again" in outputs[1], outputs
     study = load_study(open_storage(server.url), "space")
     assert states(study.get_trials()) == {"COMPLETE": 3, "FAIL": 2}
     assert_retried_once(study.get_trials(), same=())  # its folder was there
@@ -121,21 +116,23 @@ def test_a_killed_sweep_of_another_host_gives_its_trials_back_by_the_heartbeat(f
 
 
 @pytest.mark.timeout(600)
-def test_machines_that_join_a_study_share_its_total(folder, server, tmp_path, monkeypatch):
-    """Two start at once, with folders of their own; one dies, the database restarts: none is lost, none doubled."""
+@pytest.mark.parametrize("places", [("runs-here", "runs-there"), ("runs", "runs")], ids=["own folders", "one folder"])
+def test_machines_that_join_a_study_share_its_total(folder, server, tmp_path, monkeypatch, places):
+    """Two start at once; one dies, the database restarts: none is lost, none doubled."""
+    places = dict(zip(("here", "there"), places, strict=True))
     for name, seconds in (("storage.HEARTBEAT_S", 1), ("trial.HEARTBEAT_S", 1), ("trial.LOOK_S", 0.5),
-                          ("storage.GRACE_S", 6), ("shared.GRACE_S", 6)):  # fmt: skip
+                          ("storage.GRACE_S", 10), ("shared.GRACE_S", 10)):  # fmt: skip
         monkeypatch.setattr(f"nsa_lab.search.{name}", seconds)
     (folder / "space.py").write_text(SPACE.replace("REFERENCES = {}\n", 'START = {"training.steps": 9}\n'))
-    monkeypatch.setenv("FAKE_SECONDS", "2")
+    monkeypatch.setenv("FAKE_SECONDS", "6")
     monkeypatch.setenv("FAKE_TRACK", "1")
     mlflow = MlflowServer(tmp_path)
     mlflow.start()
 
     def join(host):
         monkeypatch.setenv("FAKE_HOST", host)
-        places = (f"output.dir=runs-{host}", "tracking.enabled=true", f"tracking.uri={mlflow.uri}")
-        return launch(folder, None, 2, *places, total=8)
+        settings = (f"output.dir={places[host]}", "tracking.enabled=true", f"tracking.uri={mlflow.uri}")
+        return launch(folder, None, 2, *settings, total=8)
 
     def ended(process):
         output = output_of(process)
@@ -144,9 +141,9 @@ def test_machines_that_join_a_study_share_its_total(folder, server, tmp_path, mo
 
     try:
         here, there = join("here"), join("there")
-        while len(list(folder.glob("runs-there/studies/space/trial-*/metrics.jsonl"))) < 2:
+        while not in_training(server, "there"):
             assert there.is_alive(), output_of(there)
-            time.sleep(0.05)
+            time.sleep(0.1)
         there.kill()
         time.sleep(1)
         server.stop()
@@ -163,14 +160,23 @@ def test_machines_that_join_a_study_share_its_total(folder, server, tmp_path, mo
         assert counts["complete"] == 8 and counts.keys() <= {"complete", "killed", "reused"} and counts["killed"], rows
         ends = Counter(line.split()[1] for line in log(folder, "end"))
         trained = {row.name for row in rows if row.state == "complete"}
-        assert ends == Counter(trained) + Counter(start=2), "and each folder its own start"
+        assert ends == Counter(trained) + Counter(start=len({*places.values()})), "a start in each folder"
         assert "dense" in trained
-        tables = [(folder / f"runs-{host}/studies/space/table.csv").read_text() for host in ("here", "there")]
+        tables = [(folder / place / "studies/space/table.csv").read_text() for place in places.values()]
         assert tables[0] == tables[1], "each ends with the whole study"
         check_runs(mlflow.uri, trained)
         check_secret(folder, outputs)
     finally:
         mlflow.kill()
+
+
+def in_training(server, host):
+    """How many trials a machine trains."""
+    storage = open_storage(server.url)
+    if "space" not in optuna.get_all_study_names(storage):
+        return 0
+    running = load_study(storage, "space").get_trials(states=[optuna.trial.TrialState.RUNNING])
+    return sum(trial.user_attrs["owner"]["host"] == host and bool(trial.params) for trial in running)
 
 
 def check_runs(uri, trained):

@@ -45,7 +45,7 @@ def machine(tmp_path):
             view=View(Console(file=io.StringIO(), record=True), "trials", list(plan.objectives), total),
             trials=0,
             total=total,
-            alone=study_lock(url, "s"),
+            alone=study_lock(url, storage, "s"),
             **options,
         )
 
