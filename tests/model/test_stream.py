@@ -57,6 +57,7 @@ def assert_equal(config, tokenizer, world):
     return whole, numbers == others
 
 
+@pytest.mark.singly
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("world", [1, 2, 5])
 def test_random_weights_are_those_of_one_process(tokenizer, design, world):
@@ -148,6 +149,7 @@ def published(tokenizer, tmp_path_factory):
     return folder
 
 
+@pytest.mark.singly
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
 @pytest.mark.parametrize("world", [2, 3])
 def test_stored_weights_are_read_and_what_they_lack_is_drawn_as_one_process_would(
@@ -196,6 +198,7 @@ def as_parts(run):
     torch.save(content, last / REST)
 
 
+@pytest.mark.singly
 @pytest.mark.parametrize(("branches", "form"), [("all", "file"), ("fewer", "file"), ("fewer", "parts")])
 def test_the_last_weights_of_a_run_are_shared_out(tokenizer, clips, tmp_path, branches, form):
     base = TINY | {"data.cache_dir": str(clips)}
