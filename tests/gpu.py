@@ -25,7 +25,8 @@ NEEDED = {"torch": "torch", "triton": "triton", "omegaconf": "omegaconf", "av": 
           "pytest_timeout": "pytest-timeout", "xdist": "pytest-xdist"}  # fmt: skip
 """Modules, and what they are installed by."""
 NAMED = ("torch", "triton", "transformers", "fla-core")
-FOLDERS = ("tests/kernels", "tests/attention")
+FILES = [str(file) for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in file.read_text()]
+"""Those alone: the other files may need packages that are not here."""
 TIME_LIMIT_S = 450
 """Of eight minutes, what starting and the ending of stuck processes leave."""
 TEST_LIMIT_S = 240
@@ -159,7 +160,7 @@ def main() -> int:
         print(f"error: {reason}", file=sys.stderr)
         return 2
     facts = machine()
-    arguments = ["-n", str(workers()), "-m", "gpu", "--timeout", str(TEST_LIMIT_S), *FOLDERS]
+    arguments = ["-n", str(workers()), "-m", "gpu", "--timeout", str(TEST_LIMIT_S), *FILES]
     code, progress = run([*arguments, "-vv", "--tb=short", "--no-summary"], TIME_LIMIT_S)
     text = summary(shlex.join(["OMP_NUM_THREADS=1", "pytest", *arguments]), progress, facts)
     out = options.out or ROOT / f"kernels/results/gpu-tests-{_slug(facts[1])}.txt"
