@@ -20,9 +20,9 @@ from nsa_lab.model.checkpoint import bare_config
 from nsa_lab.model.drawing import fill
 from nsa_lab.model.fresh import random_model
 from nsa_lab.origin import training_device
+from nsa_lab.training.build import build_module
 from nsa_lab.training.fsdp import shard
 from nsa_lab.training.ranks import Ranks
-from nsa_lab.training.run import build_module
 from nsa_lab.training.schedule import build_optimizer
 from nsa_lab.training.score import score_answers
 

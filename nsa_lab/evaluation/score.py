@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from nsa_lab.config import ExperimentConfig
 from nsa_lab.evaluation.ask import own_settings
 from nsa_lab.model import VideoNSAForConditionalGeneration
-from nsa_lab.training.run import build_data
+from nsa_lab.training.build import build_data
 from nsa_lab.training.score import Meter, score_answers
 
 

@@ -15,10 +15,10 @@ from nsa_lab.files import no_folder
 from nsa_lab.model import VideoNSAForConditionalGeneration
 from nsa_lab.model.checkpoint import bare_model
 from nsa_lab.model.trained import CHECKPOINTS, find_checkpoint, last_weights
+from nsa_lab.training.build import build_data, build_module
 from nsa_lab.training.data import VideoDataModule
 from nsa_lab.training.directory import RunDirectory
 from nsa_lab.training.module import VideoModule
-from nsa_lab.training.run import build_data, build_module
 
 
 def restore(directory: Path) -> tuple[ExperimentConfig, VideoModule, VideoDataModule]:

@@ -1,51 +1,36 @@
 """One training run, from a config to a result."""
 
-import hashlib
 import logging
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments import TorchElasticEnvironment
-from torch import Tensor
 
 from nsa_lab.attention.backends import choose_backend
 from nsa_lab.config import ExperimentConfig, config_hash, layer_attention
 from nsa_lab.config.schema import TrainingConfig
-from nsa_lab.data import VideoDataset, load_samples, load_tokenizer, measured, pack
+from nsa_lab.data import load_tokenizer
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import room_on_disk, write_json
 from nsa_lab.model import VideoNSAForConditionalGeneration, build_model
-from nsa_lab.model.checkpoint import tokens_per_second
-from nsa_lab.model.compile import compile_dense, compiles
-from nsa_lab.model.drawing import Share
-from nsa_lab.model.recompute import recompute_activations
-from nsa_lab.model.stream import model_in_parts
-from nsa_lab.model.trained import check_readable, find_checkpoint, kept_checkpoint, last_weights
+from nsa_lab.model.trained import find_checkpoint, kept_checkpoint, last_weights
 from nsa_lab.origin import code_digest, machine_facts, training_device
 from nsa_lab.tracking import Tracker, finish_left
+from nsa_lab.training.build import build, build_module
 from nsa_lab.training.callbacks import Progress, Reporter
-from nsa_lab.training.checkpoint import CheckpointWriter
-from nsa_lab.training.context import context_group
 from nsa_lab.training.data import VideoDataModule
 from nsa_lab.training.directory import RunDirectory
-from nsa_lab.training.fsdp import ShardedStrategy
+from nsa_lab.training.fit import fit
 from nsa_lab.training.launch import joined
-from nsa_lab.training.logger import TrackerLogger
-from nsa_lab.training.memory import MemoryWatch, room_on_gpu
-from nsa_lab.training.module import Divergence, VideoModule
-from nsa_lab.training.progress import ProgressBar
+from nsa_lab.training.memory import room_on_gpu
+from nsa_lab.training.module import VideoModule
 from nsa_lab.training.quiet import quiet_lightning
-from nsa_lab.training.ranks import ALONE, Ranks, barrier, gathered, launched, sums
-from nsa_lab.training.restart import fitting
+from nsa_lab.training.ranks import ALONE, Ranks, barrier, launched, sums
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +116,7 @@ def run(
             if tracker:
                 _describe(config, home, module, tracker)
                 _tell_of_packing(config.training, data)
-            reporter, trainer = _fit(config, home, module, data, tracker, on_progress, progress_bar, ranks)
+            reporter, trainer = fit(config, home, module, data, tracker, on_progress, progress_bar, ranks)
             reporter.metrics |= reporter.clock.overall() | sums({} if ranks.place else data.skipped())
             for line in data.skip_reasons():
                 logger.warning(line)
@@ -187,87 +172,6 @@ def _recorded(home: RunDirectory, ranks: Ranks) -> RunResult | None:
     return RunResult(home.path, summary["metrics"], summary["tracking_id"], False, seconds, **how)
 
 
-def build(config: ExperimentConfig, ranks: Ranks = ALONE) -> tuple[VideoModule, VideoDataModule]:
-    """The model and the data of a config, seeded: equal configs give equal weights and equal batches.
-
-    All processes have the same weights; what they share out is done by the strategy, and by the data.
-    """
-    data, tokenizer = build_data(config, ranks, training=True)
-    module = build_module(config, tokenizer, ranks=ranks)
-    data.group = module.group
-    return module, data
-
-
-def build_data(
-    config: ExperimentConfig, ranks: Ranks = ALONE, *, training: bool = False
-) -> tuple[VideoDataModule, Any]:
-    """The data of a config, and its tokenizer; for `training` with batches of training.tokens_per_batch, where set.
-
-    Raises NsaLabError where there is nothing to validate on.
-    """
-    samples = load_samples(config)
-    if not samples["val"]:
-        raise NsaLabError("there are no samples to validate on; set data.val_annotations, or give more than one video")
-    tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
-    budget = config.training.tokens_per_batch if training else None
-    lengths = None
-    if budget is not None:
-        samples["train"], lengths = measured(samples["train"], tokenizer, config.data, budget)
-        _check_same(lengths)
-    rate = tokens_per_second(config.model)
-    train, val = (VideoDataset(samples[split], tokenizer, config.data, rate) for split in ("train", "val"))
-    share = ranks.share(config.training)
-    data = VideoDataModule(
-        train,
-        val,
-        pack,
-        batch_size=share.batch_size,
-        accumulate=share.accumulate,
-        seed=config.seed,
-        workers=config.data.workers,
-        ranks=ranks,
-        tokens_per_batch=budget,
-        lengths=lengths,
-    )
-    return data, tokenizer
-
-
-def _check_same(lengths: Sequence[int]) -> None:
-    """Raise NsaLabError where processes found other lengths, and so would fill other batches."""
-    digests = gathered(hashlib.sha256(repr(lengths).encode()).hexdigest())
-    if other := [rank for rank, digest in enumerate(digests) if digest != digests[0]]:
-        raise NsaLabError(
-            f"process {other[0]} finds other samples or videos than process 0; "
-            "give all machines the same data.annotations and data.videos"
-        )
-
-
-def build_module(
-    config: ExperimentConfig,
-    tokenizer: Any,
-    make: Callable[[ExperimentConfig, Any], VideoNSAForConditionalGeneration] = build_model,
-    ranks: Ranks = ALONE,
-) -> VideoModule:
-    """The model of a config with its seeded weights, or what `make` makes in its place, ready to train.
-
-    One of several processes makes its part of it alone, which stands in its place once the trainer has split the model.
-    """
-    L.seed_everything(config.seed, workers=True, verbose=False)
-    parts: dict[str, Tensor] = {}
-    if ranks.world == 1:
-        model = make(config, tokenizer)
-    else:
-        model, parts = model_in_parts(config, tokenizer, Share(ranks.rank, ranks.world))
-    model.train()  # transformers hands out what it has loaded in eval mode, which recomputes nothing
-    hidden_size = model.config.text_config.hidden_size
-    if compiles(config.model.compile, hidden_size, training_device(config.training.accelerator)):
-        compile_dense(model)
-    group = context_group(model, ranks) if ranks.context > 1 else None
-    if config.training.activation_checkpointing:
-        recompute_activations(model, config.training.recompute, group)
-    return VideoModule(model, ranks.share(config.training), config.seed, ranks, parts, group)
-
-
 def _backend(config: ExperimentConfig, model: VideoNSAForConditionalGeneration) -> str:
     """What runs the attention ops of this run, joined by + where layers name different ones.
 
@@ -292,91 +196,6 @@ def _check_machine(training: TrainingConfig, ranks: Ranks) -> None:
         raise NsaLabError("training.precision=16-mixed scales losses of one process; set training.precision=bf16-mixed")
     if training.precision == "16-mixed" and not on_gpu:
         raise NsaLabError("training.precision=16-mixed needs a GPU; set training.precision=bf16-mixed")
-
-
-def _fit(
-    config: ExperimentConfig,
-    home: RunDirectory,
-    module: VideoModule,
-    data: VideoDataModule,
-    tracker: Tracker | None,
-    on_progress: Callable[[Progress], bool] | None,
-    progress_bar: bool,
-    ranks: Ranks,
-) -> tuple[Reporter, L.Trainer]:
-    training = module.config
-    checkpoint = find_checkpoint(home.checkpoints)
-    if checkpoint:
-        check_readable(checkpoint)
-    reporter = Reporter(training, on_progress)
-    writer = CheckpointWriter(
-        home.checkpoints, every=training.checkpoint_every, val_every=training.val_every, steps=training.steps
-    )
-    trainer = L.Trainer(
-        accelerator=training.accelerator,
-        **_spread(ranks),
-        precision=training.precision,
-        max_steps=training.steps,
-        accumulate_grad_batches=training.accumulate,
-        val_check_interval=training.val_every * training.accumulate,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        logger=TrackerLogger(tracker),
-        callbacks=[
-            MemoryWatch(training.memory_history, home.memory(ranks.rank)),
-            reporter,
-            writer,
-            *([ProgressBar(training.steps, reporter)] if progress_bar and ranks.first else []),
-        ],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=home.path,
-    )
-    try:
-        with _interruptible(trainer), fitting(checkpoint, ranks) as start:
-            if training.steps:
-                trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
-            if not reporter.stopped and reporter.validated_step != training.steps:
-                trainer.validate(module, datamodule=data, verbose=False)
-    except Divergence as error:
-        raise NsaLabError(_divergence(error, data, home)) from error
-    return reporter, trainer
-
-
-def _spread(ranks: Ranks) -> dict[str, Any]:
-    """The trainer's settings that say on how many devices it runs."""
-    if ranks.world == 1:
-        return {"devices": 1}
-    return {
-        "devices": ranks.local_world,
-        "num_nodes": ranks.world // ranks.local_world,
-        "strategy": ShardedStrategy(data_parallel_size=ranks.world, tensor_parallel_size=1),
-        "plugins": [TorchElasticEnvironment()],
-    }
-
-
-@contextmanager
-def _interruptible(trainer: L.Trainer) -> Iterator[None]:
-    """Lightning turns Ctrl-C into SystemExit and stops listening to it; here it stays a KeyboardInterrupt."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, handler)
-
-
-def _divergence(error: Divergence, data: VideoDataModule, home: RunDirectory) -> str:
-    ids = "" if error.batch is None else f" on samples {', '.join(data.sample_ids(error.batch))}"
-    return (
-        f"{error.quantity} became {error.value} at step {error.step} (learning rate {error.learning_rate:.3g}){ids}; "
-        f"{kept_checkpoint(home.checkpoints)}; lower training.learning_rate or training.gradient_clip"
-    )
 
 
 def _summarise(config: ExperimentConfig, home: RunDirectory, reporter: Reporter, tracking_id: str | None) -> dict:

@@ -13,7 +13,7 @@ from nsa_lab import SparseAttention, ask, build_model, evaluate, load_config, lo
 from nsa_lab.attention.trace import Trace
 from nsa_lab.errors import ConfigError, NsaLabError
 from nsa_lab.partition import PARTITIONERS
-from nsa_lab.training.run import build_data
+from nsa_lab.training.build import build_data
 from nsa_testing import assert_close
 
 ROOT = Path(__file__).resolve().parents[2]

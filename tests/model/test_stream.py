@@ -21,7 +21,7 @@ from nsa_lab.model.drawing import Drawing, Share, fill
 from nsa_lab.model.fresh import drawn_model, random_model
 from nsa_lab.model.sharded import REST
 from nsa_lab.model.stream import model_in_parts
-from nsa_lab.training.run import build_module
+from nsa_lab.training.build import build_module
 from nsa_testing import TINY, requires_gpu, stored_run, tiny_config
 
 DESIGNS = {

@@ -9,9 +9,9 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.layout import MERGE
 from nsa_lab.model.context_parallel import ContextGroup
 from nsa_lab.training import run
+from nsa_lab.training.build import build_data
 from nsa_lab.training.data import EqualBatches, StepSampler, ValidationBatchSampler
 from nsa_lab.training.ranks import Ranks
-from nsa_lab.training.run import build_data
 from nsa_parallel import assert_same, curves
 from nsa_testing import TINY
 

@@ -14,11 +14,11 @@ from nsa_lab.data import lengths as lengths_file
 from nsa_lab.errors import ConfigError, NsaLabError
 from nsa_lab.tasks.encode import write_video
 from nsa_lab.training import run
+from nsa_lab.training.build import build
 from nsa_lab.training.data import FilledBatches, StepSampler
 from nsa_lab.training.directory import read_series
 from nsa_lab.training.packing import fill_rate, filled
 from nsa_lab.training.ranks import Ranks
-from nsa_lab.training.run import build
 from nsa_lab.training.score import score_answers
 
 BUDGET = 100

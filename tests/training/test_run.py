@@ -27,8 +27,8 @@ from nsa_lab.tracking import Tracker
 from nsa_lab.tracking.record import Record
 from nsa_lab.training import module as training_module
 from nsa_lab.training import run
+from nsa_lab.training.build import build
 from nsa_lab.training.directory import RunDirectory, read_series
-from nsa_lab.training.run import build
 from nsa_lab.training.score import MODEL_INPUTS, score_answers
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"

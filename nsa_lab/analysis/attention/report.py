@@ -22,7 +22,7 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.files import write_csv, write_json, writing
 from nsa_lab.model import VideoNSAForConditionalGeneration
 from nsa_lab.origin import machine_facts
-from nsa_lab.training.run import build_data
+from nsa_lab.training.build import build_data
 
 Rows = list[dict[str, Any]]
 FIGURES: dict[str, Callable[[dict[str, Rows], str], Figure]] = {
