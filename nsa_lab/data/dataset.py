@@ -3,6 +3,7 @@
 import functools
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +83,7 @@ class VideoDataset(Dataset):
 
     def skipped(self) -> dict[str, int]:
         """How many samples were skipped so far, by reason, over all worker processes, with the rows left out before."""
-        return {kind: count for kind, count in (self._counts() | self.left_out).items() if count}
+        return dict(Counter(self._counts()) + Counter(self.left_out))
 
     def good(self) -> list[int]:
         """The numbers of the samples that were not skipped so far."""

@@ -179,7 +179,7 @@ class VideoDataModule(L.LightningDataModule):
         lengths: Sequence[int] | None = None,
     ):
         super().__init__()
-        self.train, self.val, self.collate = train, val, collate
+        self.train, self.val, self.collate, self.first = train, val, collate, ranks.first
         self.batch_size, self.accumulate, self.workers = batch_size, accumulate, workers
         self.filled = FilledBatches(lengths, tokens_per_batch, seed) if lengths and tokens_per_batch else None
         batches = self.filled or EqualBatches(len(train), batch_size, seed)
@@ -226,9 +226,15 @@ class VideoDataModule(L.LightningDataModule):
         return {"data/fill": fill_rate(batches, of.lengths, of.budget), "data/steps_per_epoch": steps}
 
     def skipped(self) -> dict[str, float]:
-        """`data/skipped/train` and so on: samples that could not be used, where there were any."""
-        counts = {"train": self.train.skipped(), "val": self.val.skipped()}
-        return {f"data/skipped/{split}": float(sum(count.values())) for split, count in counts.items() if count}
+        """`data/skipped/train` and so on: samples that could not be used, where there were any.
+
+        Rows that were left out before all processes know, and the first alone counts.
+        """
+        found: dict[str, float] = {}
+        for split, dataset in (("train", self.train), ("val", self.val)):
+            count = sum(dataset.skipped().values()) - (0 if self.first else sum(dataset.left_out.values()))
+            found |= {f"data/skipped/{split}": float(count)} if count else {}
+        return found
 
     def skip_reasons(self) -> list[str]:
         """A line for each split with skipped samples: how many of how many, and why."""

@@ -14,7 +14,7 @@ from nsa_lab.data import lengths as lengths_file
 from nsa_lab.errors import ConfigError, NsaLabError
 from nsa_lab.tasks.encode import write_video
 from nsa_lab.training import run
-from nsa_lab.training.build import build
+from nsa_lab.training.build import build, build_data
 from nsa_lab.training.data import FilledBatches, StepSampler
 from nsa_lab.training.directory import read_series
 from nsa_lab.training.packing import fill_rate, filled
@@ -175,6 +175,13 @@ def test_a_sample_over_the_budget_is_refused_by_name_or_skipped(config, caplog):
         dataset(skip, most=36)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_samples_left_out_are_counted_once_over_all_processes(config):
+    skip = config(**{"data.on_bad_sample": "skip", "training.tokens_per_batch": 50})
+    counts = [build_data(skip, Ranks(rank, 2), training=True)[0].skipped() for rank in (0, 1)]
+    assert counts == [{"data/skipped/train": 4.0}, {}]
+
+
 def test_a_bad_sample_leaves_its_batch_to_the_others(config):
     found, _ = dataset(config(**{"data.on_bad_sample": "skip"}), most=100)
     broken, intact = found.example, [found[3], found[4]]
@@ -185,8 +192,10 @@ def test_a_bad_sample_leaves_its_batch_to_the_others(config):
         return broken(sample)
 
     found.example = example
+    found.left_out = {"unreadable video": 3}
     sizes = [[len(e.input_ids) for e in batch] for batch in (found.usable([2, 3, 4]), found.usable([2]))]
     assert sizes == [[len(e.input_ids) for e in intact], [len(intact[0].input_ids)]]
+    assert found.skipped() == {"unreadable video": 4}, "one of its own, and those that were left out before"
 
 
 def test_a_budget_that_holds_no_clip_is_refused_at_once(tiny):
