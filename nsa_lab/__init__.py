@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nsa_lab.api import SparseAttention, ask, build_model, evaluate, load_config, load_model, train
+    from nsa_lab.api import SparseAttention, ask, build_model, evaluate, load_config, load_model, score, train
 
 __version__ = "0.1.0"
-__all__ = ["SparseAttention", "ask", "build_model", "evaluate", "load_config", "load_model", "train"]
+__all__ = ["SparseAttention", "ask", "build_model", "evaluate", "load_config", "load_model", "score", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from nsa_lab.analysis.pictures import draw_run
 from nsa_lab.config import ExperimentConfig, flatten, load_config
 from nsa_lab.config.load import parse_overrides
 from nsa_lab.data import load_tokenizer
-from nsa_lab.evaluation import ask, evaluate
+from nsa_lab.evaluation import ask, evaluate, score
 from nsa_lab.model import VideoNSAForConditionalGeneration
 from nsa_lab.model.checkpoint import build_model as build_with
 from nsa_lab.model.checkpoint import load_model as load_weights
@@ -17,7 +17,7 @@ from nsa_lab.model.layer import SparseAttention
 from nsa_lab.training import RunResult, run
 from nsa_lab.training.restore import restore_model
 
-__all__ = ["SparseAttention", "ask", "build_model", "evaluate", "load_config", "load_model", "train"]
+__all__ = ["SparseAttention", "ask", "build_model", "evaluate", "load_config", "load_model", "score", "train"]
 
 
 def build_model(config: ExperimentConfig) -> VideoNSAForConditionalGeneration:

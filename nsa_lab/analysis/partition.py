@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 from nsa_lab.analysis.look import LayerLook, Look, look
 from nsa_lab.analysis.view import Video, make_blocks, make_choice, make_video
@@ -47,6 +48,29 @@ def watch(
     seen = look(model, batch, query)
     tasks_fps = None if config.data.annotations else config.tasks.fps
     return make_video(sample, clip.frames, clip.seconds, seen.embeddings, tasks_fps), seen
+
+
+def draw_choice(
+    model: VideoNSAForConditionalGeneration, config: ExperimentConfig, data: VideoDataset, layer: int | None
+) -> tuple[Figure, int, int]:
+    """What the last video token of the first sample of `data` selected in `layer`: the picture, the layer, the token.
+
+    That token has all of the video before it and the question after it. Without a layer, the last of those that
+    `typical_layers` names. Raises NsaLabError where the layer selects no blocks.
+    """
+    from nsa_lab.analysis.query_picture import draw_query
+
+    last = int((data.example(data.samples[0]).token_types > 0).sum()) - 1
+    video, seen = watch(model, config, data, 0, last)
+    check_layer(model, seen, layer)
+    number = typical_layers(seen)[-1] if layer is None else layer
+    blocks = make_blocks(seen.layers[number], video.grid)
+    choice = make_choice(seen.layers[number], blocks, last)
+    if choice is None:
+        raise NsaLabError(f"layer {number} neither pools nor selects blocks, so there is no picture of its choice")
+    partition = layer_attention(config.attention, number).partition.kind
+    figure = draw_query(video, blocks, choice, f"What the video's end selected: layer {number}, partition {partition}")
+    return figure, number, last
 
 
 def typical_layers(seen: Look) -> list[int]:

@@ -14,7 +14,9 @@ import typer
 from nsa_lab import origin
 from nsa_lab.cli.ablate import ablate
 from nsa_lab.cli.analyze import analyze_app
+from nsa_lab.cli.ask import ask
 from nsa_lab.cli.compare import compare, report
+from nsa_lab.cli.evaluate import evaluate
 from nsa_lab.cli.export import export
 from nsa_lab.cli.group import OneLineGroup
 from nsa_lab.cli.runs import runs_app
@@ -70,6 +72,8 @@ app.command()(report)
 app.command()(plan)
 app.command()(promote)
 app.command()(export)
+app.command()(evaluate)
+app.command()(ask)
 app.add_typer(analyze_app, name="analyze")
 app.add_typer(runs_app, name="runs")
 app.add_typer(tasks_app, name="tasks")

@@ -46,6 +46,14 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, float(half), count)
 
 
+def share_interval(hits: int, count: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share of `hits` in `count` independent trials; nan without any."""
+    if not count:
+        return math.nan, math.nan
+    found = stats.binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")
+    return float(found.low), float(found.high)
+
+
 def paired_test(values: Sequence[float], others: Sequence[float]) -> PairedTest:
     """Two-sided tests of values[i] - others[i] against zero."""
     differences = [value - other for value, other in zip(values, others, strict=True)]

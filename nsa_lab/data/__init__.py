@@ -5,7 +5,7 @@ from nsa_lab.data.collate import pack
 from nsa_lab.data.dataset import Example, VideoDataset
 from nsa_lab.data.errors import BadSampleError
 from nsa_lab.data.lengths import measured
-from nsa_lab.data.sources import load_samples
+from nsa_lab.data.sources import file_samples, load_samples, task_samples
 from nsa_lab.data.tokenizer import load_tokenizer
 
 __all__ = [
@@ -15,9 +15,11 @@ __all__ = [
     "Samples",
     "Turn",
     "VideoDataset",
+    "file_samples",
     "load_samples",
     "load_tokenizer",
     "measured",
     "pack",
     "read_annotations",
+    "task_samples",
 ]

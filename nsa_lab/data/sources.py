@@ -7,6 +7,7 @@ from pathlib import Path
 from nsa_lab.config.rules import enabled_tasks, shown_frames
 from nsa_lab.config.schema import ExperimentConfig
 from nsa_lab.data.annotations import Samples, read_annotations
+from nsa_lab.tasks import task_settings
 from nsa_lab.tasks.clips import ensure_clips
 
 logger = logging.getLogger(__name__)
@@ -26,14 +27,20 @@ def load_samples(config: ExperimentConfig) -> dict[str, Samples]:
 def _tasks(config: ExperimentConfig) -> dict[str, Samples]:
     samples = {"train": Samples(), "val": Samples()}
     for name in enabled_tasks(config):
-        _warn_of_unseen_frames(name, config)
-        for split, annotations in ensure_clips(name, config.tasks, Path(config.data.cache_dir)).items():
-            samples[split] += read_annotations(annotations, annotations.parent)
+        for split, found in task_samples(config, name).items():
+            samples[split] += found
     return samples
 
 
+def task_samples(config: ExperimentConfig, name: str) -> dict[str, Samples]:
+    """The samples of task `name` by split, with the dials of `config`, whether or not it is enabled there."""
+    _warn_of_unseen_frames(name, config)
+    files = ensure_clips(name, config.tasks, Path(config.data.cache_dir))
+    return {split: read_annotations(file, file.parent) for split, file in files.items()}
+
+
 def _warn_of_unseen_frames(name: str, config: ExperimentConfig) -> None:
-    frames = enabled_tasks(config)[name].frames
+    frames = task_settings(config.tasks, name).frames
     shown = shown_frames(config, frames)
     if shown < frames:
         logger.warning(
@@ -45,17 +52,19 @@ def _warn_of_unseen_frames(name: str, config: ExperimentConfig) -> None:
         )
 
 
+def file_samples(config: ExperimentConfig, path: str | Path, videos: str | Path | None = None) -> Samples:
+    """All samples of an annotation file, read as `config.data` says; `videos` stands in for data.videos."""
+    data = config.data
+    folder = Path(videos or data.videos or ".")
+    return read_annotations(Path(path), folder, skip=data.on_bad_sample == "skip", absolute=data.absolute_videos)
+
+
 def _annotated(config: ExperimentConfig) -> dict[str, Samples]:
     data = config.data
-    videos = Path(data.videos or ".")
-
-    def read(path: str) -> Samples:
-        return read_annotations(Path(path), videos, skip=data.on_bad_sample == "skip", absolute=data.absolute_videos)
-
-    samples = read(data.annotations or "")
+    samples = file_samples(config, data.annotations or "")
     if data.val_annotations:
-        return {"train": samples, "val": read(data.val_annotations)}
-    return _hold_out(samples, videos)
+        return {"train": samples, "val": file_samples(config, data.val_annotations)}
+    return _hold_out(samples, Path(data.videos or "."))
 
 
 def _hold_out(samples: Samples, videos: Path) -> dict[str, Samples]:

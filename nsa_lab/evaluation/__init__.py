@@ -1,6 +1,7 @@
-"""Evaluation: scores on held-out samples, and answers about a video."""
+"""Evaluation: scores on held-out samples, answers about a video, and how many of them are right."""
 
 from nsa_lab.evaluation.ask import ask
-from nsa_lab.evaluation.score import evaluate
+from nsa_lab.evaluation.evaluate import Evaluation, evaluate
+from nsa_lab.evaluation.score import score
 
-__all__ = ["ask", "evaluate"]
+__all__ = ["Evaluation", "ask", "evaluate", "score"]

@@ -13,7 +13,7 @@ from nsa_lab.training.score import Meter, score_answers
 
 
 @torch.no_grad()
-def evaluate(model: VideoNSAForConditionalGeneration, config: ExperimentConfig | None = None) -> dict[str, float]:
+def score(model: VideoNSAForConditionalGeneration, config: ExperimentConfig | None = None) -> dict[str, float]:
     """`val/loss`, `val/accuracy` and an accuracy per task on the validation samples of `config`, teacher-forced.
 
     Without a config, on those of the run that the model was loaded from. Tokens are placed as the model itself does

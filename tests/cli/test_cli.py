@@ -78,6 +78,8 @@ def test_show_without_a_file_takes_settings_that_choose_no_task(nsa_lab, setting
         "ui",
         "push",
         "bench",
+        "evaluate",
+        "ask",
         "analyze",
         "analyze run",
         "analyze partition",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import nsa_lab
-from nsa_lab import SparseAttention, ask, build_model, evaluate, load_config, load_model, train
+from nsa_lab import SparseAttention, ask, build_model, load_config, load_model, score, train
 from nsa_lab.attention.trace import Trace
 from nsa_lab.errors import ConfigError, NsaLabError
 from nsa_lab.partition import PARTITIONERS
@@ -48,7 +48,7 @@ def test_a_run_is_loaded_asked_and_evaluated(run):
     result, folder = run
     model = load_model(result.directory)
     assert not model.training
-    metrics = evaluate(model)
+    metrics = score(model)
     for name in ("val/loss", "val/accuracy", "val/accuracy/needle"):
         assert metrics[name] == pytest.approx(result.metrics[name], abs=1e-5), "as at the end of the training"
     clips = sorted(folder.rglob("val/*.mp4"))
@@ -66,13 +66,13 @@ def test_greedy_answers_are_what_the_accuracy_counts(run):
 
     samples = load_samples(model.experiment)["val"]
     right = [ask(model, s.video, s.turns[0].question, max_new_tokens=4) == s.turns[0].answer for s in samples]
-    assert sum(right) / len(right) == pytest.approx(evaluate(model)["val/accuracy"])
+    assert sum(right) / len(right) == pytest.approx(score(model)["val/accuracy"])
 
 
 def test_answers_with_the_cache_are_those_of_whole_forwards(run):
     """Every token of a long answer equals the argmax of one forward over all before it."""
     from nsa_lab.data import Sample, Turn, VideoDataset, load_tokenizer, pack
-    from nsa_lab.evaluation.ask import _decode
+    from nsa_lab.evaluation.decode import greedy
     from nsa_lab.model import MODEL_INPUTS
 
     result, folder = run
@@ -80,10 +80,11 @@ def test_answers_with_the_cache_are_those_of_whole_forwards(run):
     clip, data = next(folder.rglob("val/*.mp4")), model.experiment.data
     tokenizer = load_tokenizer(data.tokenizer, Path(data.cache_dir))
     sample = Sample("x", clip, (Turn("What colour was the flash?", None),), "ask")
-    batch = pack([VideoDataset([sample], tokenizer, data).example(sample)])
+    example = VideoDataset([sample], tokenizer, data).example(sample)
+    batch = pack([example])
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     with torch.no_grad():
-        ids = _decode(model, inputs, end=-1, count=6)
+        (ids,) = greedy(model, [example], end=-1, count=6)
         for number, token in enumerate(ids):
             more = torch.tensor([ids[:number]], dtype=torch.int64)
             last = inputs["position_ids"][:, :, -1:] + 1 + torch.arange(number)
@@ -146,15 +147,15 @@ def test_a_model_is_asked_and_evaluated_at_its_own_positions(run):
     """Whatever the settings say that it is evaluated with."""
     result, folder = run
     model, settings = load_model(result.directory), load_model(result.directory).experiment
-    before = evaluate(model)["val/loss"]
+    before = score(model)["val/loss"]
     question = next(folder.rglob("val/*.mp4")), "What colour was the flash?"
     answer = ask(model, *question, max_new_tokens=6)
     other = dataclasses.replace(settings, data=dataclasses.replace(settings.data, positions="transformers"))
-    assert evaluate(model, other)["val/loss"] == before
+    assert score(model, other)["val/loss"] == before
     model.experiment = other
     assert ask(model, *question, max_new_tokens=6) == answer
     model.config.positions = "transformers"
-    assert evaluate(model)["val/loss"] != before
+    assert score(model)["val/loss"] != before
 
 
 # The layer alone

@@ -1,0 +1,112 @@
+"""`nsa-lab evaluate`: how many questions a model answers rightly."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nsa_lab.errors import NsaLabError
+
+if TYPE_CHECKING:
+    from nsa_lab.evaluation import Evaluation
+
+Model = Annotated[str, typer.Argument(help="A run's folder, an exported one, or a hub id.", metavar="MODEL")]
+NewTokens = Annotated[int, typer.Option(help="Tokens of an answer at most.", min=1)]
+PLACES = {"data.videos=": "--videos DIR", "data.annotations=": "DATA, after MODEL", "tasks.": "the task's name as DATA"}
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[str, typer.Argument(help="An annotation file, or a task's name.", metavar="DATA")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings on top, such as data.max_frames=64.", metavar="KEY=VALUE")
+    ] = None,
+    videos: Annotated[Path | None, typer.Option(help="Folder that an annotation file's paths are relative to.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the predictions; by default MODEL/evaluation/DATA.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Questions answered at once.", min=1)] = 4,
+    max_new_tokens: NewTokens = 64,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Let a model answer all questions of a task's validation clips, or of an annotation file, and count right ones.
+
+    Answers are written greedily. Right is the expected answer word for word, whatever its case and the punctuation
+    around it; of multiple choice (options in lines `A. ...`) its letter, as `B`, `(B)`, `Answer: B` or the option's
+    text. The folder holds every answer (predictions.jsonl), and the accuracies with 95% intervals by `task` of the
+    rows (summary.json, accuracy.csv); a tracked run gets them in MLflow. The same command goes on where it ended.
+
+    `nsa-lab evaluate runs/smoke-0123456789ab needle`
+
+    `nsa-lab evaluate exported/smoke val.json --videos videos --batch 8 data.on_bad_sample=skip`
+    """
+    from nsa_lab.evaluation.questions import check_data
+
+    _check_overrides(overrides or [])
+    check_data(data)
+    from nsa_lab import api
+    from nsa_lab.cli.output import say
+    from nsa_lab.origin import training_device
+    from nsa_lab.tracking import annotate, attach
+
+    loaded = api.load_model(model, overrides or ())
+    config = loaded.experiment
+    assert config is not None
+    name = Path(data).stem
+    at_home = Path(model) if Path(model).is_dir() else Path(config.output.dir) / model.replace("/", "--")
+    folder = output or at_home / "evaluation" / name
+    with _progress(quiet) as tell:
+        found = api.evaluate(
+            loaded.to(training_device(config.training.accelerator)),  # type: ignore[arg-type]
+            data,
+            folder,
+            videos=videos,
+            batch=batch,
+            max_new_tokens=max_new_tokens,
+            on_progress=tell,
+        )
+    _print(found)
+    print(f"\npredictions: {folder}")
+    if Path(model).is_dir():
+        annotate(Path(model), {f"evaluation.{name}": f"{found.accuracy:.4f}"})
+        if unsent := attach(Path(model), found.files, f"evaluation/{name}"):
+            say(f"notice: the files are not in MLflow: {unsent}")
+
+
+def _check_overrides(overrides: list[str]) -> None:
+    """Raise NsaLabError on a setting that says what the arguments say."""
+    for text in overrides:
+        for key, place in PLACES.items():
+            if text.startswith(key) and (key != "tasks." or text.partition("=")[0].endswith(".enabled")):
+                raise NsaLabError(f"{text}: evaluate asks what DATA says; give {place}")
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[int, int, int], None]]:
+    """What to tell of done, total and right answers: a bar on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("answered"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=quiet) as bar:
+        task = bar.add_task("evaluate", total=None, note="")
+
+        def tell(done: int, total: int, right: int) -> None:
+            bar.update(task, total=total, completed=done, note=f"{right / done:.1%} right" if done else "")
+
+        yield tell
+
+
+def _print(found: "Evaluation") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("group", "questions", "right", "accuracy", "95% interval", "skipped", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for line in found.accuracies:
+        shares = (f"{line.accuracy:.1%}", f"{line.low:.1%} to {line.high:.1%}") if line.questions else ("", "")
+        table.add_row(line.group, str(line.questions), str(line.correct), *shares, str(line.skipped))
+    Console(width=100).print(table)
