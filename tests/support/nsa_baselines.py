@@ -95,3 +95,9 @@ def assert_follows(
 def causal(count: int) -> Tensor:
     """[T, T] bool: the keys at or before each row."""
     return torch.ones(count, count, dtype=torch.bool).tril()
+
+
+def peaked_heads(count: int, heads: tuple[int, int, int], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """q [T, H, D], k and v [T, G, D] whose attention lies on few keys, as that of models does."""
+    q, k, v = (x.detach() for x in random_heads(count, count, heads, torch.float64, seed).all)
+    return 3 * q, k, v

@@ -7,6 +7,7 @@ from nsa_lab.attention.methods.frame_local import FrameLocal
 from nsa_lab.attention.methods.nsa import NSA
 from nsa_lab.attention.methods.released import Released
 from nsa_lab.attention.methods.tri_shape import TriShape
+from nsa_lab.attention.methods.x_attention import XAttention
 
 METHODS: dict[str, type[Method]] = {
     "nsa": NSA,
@@ -15,6 +16,7 @@ METHODS: dict[str, type[Method]] = {
     "frame_local": FrameLocal,
     "a_shape": AShape,
     "tri_shape": TriShape,
+    "x_attention": XAttention,
 }
 
 __all__ = ["METHODS", "NSA", "Dense", "FrameLocal", "Method", "Plan", "Released"]
