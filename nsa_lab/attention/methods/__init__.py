@@ -3,6 +3,7 @@
 from nsa_lab.attention.methods.a_shape import AShape
 from nsa_lab.attention.methods.base import Method, Plan
 from nsa_lab.attention.methods.dense import Dense
+from nsa_lab.attention.methods.flex_prefill import FlexPrefill
 from nsa_lab.attention.methods.frame_local import FrameLocal
 from nsa_lab.attention.methods.nsa import NSA
 from nsa_lab.attention.methods.released import Released
@@ -17,6 +18,7 @@ METHODS: dict[str, type[Method]] = {
     "a_shape": AShape,
     "tri_shape": TriShape,
     "x_attention": XAttention,
+    "flex_prefill": FlexPrefill,
 }
 
 __all__ = ["METHODS", "NSA", "Dense", "FrameLocal", "Method", "Plan", "Released"]
