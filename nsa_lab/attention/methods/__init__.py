@@ -5,6 +5,7 @@ from nsa_lab.attention.methods.base import Method, Plan
 from nsa_lab.attention.methods.dense import Dense
 from nsa_lab.attention.methods.flex_prefill import FlexPrefill
 from nsa_lab.attention.methods.frame_local import FrameLocal
+from nsa_lab.attention.methods.minference import MInference
 from nsa_lab.attention.methods.nsa import NSA
 from nsa_lab.attention.methods.released import Released
 from nsa_lab.attention.methods.tri_shape import TriShape
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method]] = {
     "tri_shape": TriShape,
     "x_attention": XAttention,
     "flex_prefill": FlexPrefill,
+    "minference": MInference,
 }
 
 __all__ = ["METHODS", "NSA", "Dense", "FrameLocal", "Method", "Plan", "Released"]
