@@ -3,6 +3,7 @@
 A key read by two branches counts twice, as in the paper.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -20,6 +21,13 @@ class Cost:
     def flops(self, num_heads: int, head_dim: int) -> float:
         """Forward FLOPs of one query: q.k and p.v over what is read, q.k alone over what is scored."""
         return num_heads * head_dim * (4 * (self.keys + self.pooled) + 2 * self.scored)
+
+
+def mean_cost(found: Sequence[tuple[int, Cost]]) -> Cost:
+    """The mean over queries of what so many of them read each; of no query, nothing."""
+    total = max(1, sum(count for count, _ in found))
+    parts = ("keys", "pooled", "scored")
+    return Cost(*(sum(count * getattr(own, part) for count, own in found) / total for part in parts))
 
 
 def paper_ratio(attended: int | None, length: int) -> float:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 import pytest
 import yaml
 
+from nsa_lab.attention.methods import METHODS
 from nsa_lab.config import (
     ExperimentConfig,
     attention_from_dict,
@@ -208,10 +209,7 @@ def test_all_faults_of_all_files_are_said_at_once(write):
     )
     found = problems("training.stepz=3", "seed=x", "training.resume=1", path=file)
     assert "did you mean 'training'?" in found["traning"]
-    assert (
-        found["attention.method"]
-        == "'dens' is not a choice; did you mean 'dense'? allowed: nsa, dense, released, frame_local"
-    )
+    assert found["attention.method"] == f"'dens' is not a choice; did you mean 'dense'? allowed: {', '.join(METHODS)}"
     assert found["attention.gate"].startswith("3 is not a mapping; expected keys kind, temperature, value")
     assert "unknown key 'stepz'; did you mean 'steps'? known: steps, batch_size" in found["training.stepz"]
     assert found["seed"] == "'x' is not an integer"

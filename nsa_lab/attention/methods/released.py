@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nsa_lab.attention.branches import BRANCHES
-from nsa_lab.attention.budget import Cost
+from nsa_lab.attention.budget import Cost, mean_cost
 from nsa_lab.attention.dims import HeadDims
 from nsa_lab.attention.methods import released_ops as ops
 from nsa_lab.attention.methods.base import Method, Plan
@@ -179,12 +179,7 @@ class Released(NSA):
 
     def cost(self, trace: Trace, lengths: Tensor) -> Cost:
         """The mean over the video queries, as counted in the forward (the trace must want `cost`)."""
-        found = trace.found[self.layer, "cost"]
-        if not found:
-            return Cost()
-        total = sum(count for count, _ in found)
-        parts = ("keys", "pooled", "scored")
-        return Cost(*(sum(count * getattr(own, part) for count, own in found) / total for part in parts))
+        return mean_cost(trace.found[self.layer, "cost"])
 
     def _seen_as_video(self, layout: TokenLayout) -> Tensor:
         """[T] bool: the tokens that the published code takes for video."""

@@ -1,0 +1,53 @@
+"""Tri-Shape: A-shape, and the last rows densely."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from nsa_lab.attention.methods.a_shape import Reach, first_and_last, reach_notices, reach_problems
+from nsa_lab.attention.methods.training_free import Choice, TrainingFree
+from nsa_lab.errors import Problem
+from nsa_lab.plugin import at
+
+
+@dataclass
+class TriReach(Reach):
+    """last: a sample's so many last rows, which read everything before them."""
+
+    last: int = 100
+
+
+class TriShape(TrainingFree):
+    """A-shape up to the last rows, which are dense (github.com/microsoft/MInference, `tri_shape`, MIT; SCBench).
+
+    Reproduced: the mask, token by token, at the sizes that VideoNSA's release sets. Of a question of more than `last`
+    tokens the first ones are not dense, as published; and the last rows read values that sparse rows made. The
+    library's kernel rounds the mask to its tiles, which is not reproduced.
+    """
+
+    reads = "the first tokens of its sample and a local window, and the last rows everything"
+
+    @dataclass
+    class Config:
+        tri_shape: TriReach = field(default_factory=TriReach)
+
+    @classmethod
+    def problems(cls, config: Any, design: Any) -> Iterator[Problem]:
+        yield from super().problems(config, design)
+        yield from at("tri_shape", reach_problems(config.tri_shape))
+        if config.tri_shape.last < 0:
+            yield Problem("tri_shape.last", f"{config.tri_shape.last} is negative; use 0 or more")
+
+    @classmethod
+    def attended(cls, config: Any) -> int:
+        return int(config.tri_shape.initial + config.tri_shape.local)
+
+    @classmethod
+    def notices(cls, config: Any, clip: str, tokens: int) -> Iterator[str]:
+        yield from reach_notices("tri_shape", config.tri_shape, clip, tokens)
+
+    def choose(self, q: Tensor, k: Tensor) -> Choice:
+        reach, first_dense = self.config.tri_shape, len(q) - self.config.tri_shape.last
+        return Choice(lambda rows, keys: (first_and_last(reach, rows, keys) | (rows[:, None] >= first_dense))[None])
