@@ -71,6 +71,4 @@ def _draw(
         picture.parent.mkdir(parents=True, exist_ok=True)
         with whole(picture) as unfinished:
             figure.savefig(unfinished, dpi=DPI, format="png")
-    return (
-        f"{picture}: what the last video token ({token}), which stands before the question, selected in layer {number}"
-    )
+    return f"{picture}: what the last video token ({token}), the nearest to the question, selected in layer {number}"

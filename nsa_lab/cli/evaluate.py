@@ -106,7 +106,8 @@ def _print(found: "Evaluation") -> None:
     table = Table("group", "questions", "right", "accuracy", "95% interval", "skipped", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
-    for line in found.accuracies:
+    lines = found.accuracies
+    for line in lines[:1] if len(lines) == 2 else lines:  # all of one group are that group
         shares = (f"{line.accuracy:.1%}", f"{line.low:.1%} to {line.high:.1%}") if line.questions else ("", "")
         table.add_row(line.group, str(line.questions), str(line.correct), *shares, str(line.skipped))
     Console(width=100).print(table)

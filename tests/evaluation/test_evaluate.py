@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.evaluation import predictions as kept
 from nsa_lab.evaluation.decode import greedy
 from nsa_lab.evaluation.evaluate import accuracies, weights_digest
+from nsa_lab.tracking import Tracker
 from nsa_testing import stored_run, tiny_config, tiny_tokenizer
 from nsa_videos import write
 
@@ -227,6 +229,28 @@ def test_the_command_evaluates_a_task_and_a_file(place, capsys, tmp_path):
     code, out, err = command(capsys, "evaluate", run, place / "rows.json", *given)
     assert code == 0 and "66.7%" in out and "20.8% to 93.9%" in out, out + err
     assert "3/3" in err and "66.7% right" in err
+
+
+def test_an_exported_folder_answers_as_its_run(place, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(place / "run"), str(tmp_path / "exported")])
+    given = ("--videos", place / "videos", "--max-new-tokens", LIMIT, "--quiet")
+    code, out, err = command(capsys, "evaluate", tmp_path / "exported", place / "rows.json", *given)
+    assert code == 0 and f"predictions: {tmp_path / 'exported/evaluation/rows'}" in out, err
+    lines = (tmp_path / "exported/evaluation/rows/predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["answer"] for line in lines] == [row["answer"] for row in evaluated(place).predictions]
+
+
+def test_a_tracked_run_gets_the_files_and_the_accuracy(place, capsys, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "run")
+    Tracker.open(load_model(place / "run").experiment, tmp_path / "run").finish()
+    given = ("--videos", place / "videos", "--max-new-tokens", LIMIT, "--quiet")
+    code, _, err = command(capsys, "evaluate", tmp_path / "run", place / "rows.json", *given)
+    assert code == 0 and not err
+    record = json.loads((tmp_path / "run/tracking.json").read_text())
+    names = ("predictions.jsonl", "summary.json", "accuracy.csv")
+    assert record["artifacts"][-3:] == [[f"evaluation/rows/{name}", "evaluation/rows"] for name in names]
+    assert json.loads((tmp_path / "run/tags.json").read_text())["evaluation.rows"] == "0.6667"
 
 
 @pytest.mark.parametrize(
