@@ -9,7 +9,7 @@ from nsa_lab.attention.methods import METHODS
 from nsa_lab.attention.methods.training_free import TrainingFree
 from nsa_lab.config import load_config
 from nsa_lab.errors import ConfigError
-from nsa_lab.model import build_model
+from nsa_lab.model import build_model, measure_budget
 from nsa_testing import assert_close, model_batch, tiny_config
 
 SPARSE = {
@@ -24,9 +24,11 @@ SPARSE = {
 every_method = pytest.mark.parametrize("name", [n for n, kind in METHODS.items() if issubclass(kind, TrainingFree)])
 
 
-def make_model(tokenizer, name):
+def make_model(tokenizer, name, settings=None):
+    """Sparse without `settings`."""
     torch.manual_seed(0)
-    given = [f"attention.{override}" for override in (f"method={name}", *SPARSE.get(name, []))]
+    own = SPARSE.get(name, []) if settings is None else settings
+    given = [f"attention.{override}" for override in (f"method={name}", *own)]
     return build_model(tiny_config(*given, "model.num_layers=3"), tokenizer).eval().double()
 
 
@@ -75,6 +77,19 @@ def test_padded_rows_and_what_is_decoded_after_them_are_those_of_each_row_alone(
         alone = prompt_and_steps(model, row, new[number : number + 1])
         assert_close(together[number], alone[0], 1e-10)
         assert (alone - prompt_and_steps(dense, row, new[number : number + 1])).abs().max() > 1e-4
+
+
+@every_method
+def test_where_nothing_is_left_out_rows_and_keys_are_those_of_dense_attention(tokenizer, name):
+    model, dense = make_model(tokenizer, name, []), make_model(tokenizer, "dense")
+    batch = model_batch(model, [(3, (4, 2, 3), 5), (2, (3, 2, 2), 4)])
+    batch["pixel_values_videos"] = batch["pixel_values_videos"].double()
+    with torch.no_grad():
+        assert_close(model(**batch, use_cache=False).logits, dense(**batch, use_cache=False).logits, 1e-12)
+    keys = ("budget/keys_per_query", "budget/ratio_to_dense")
+    found, expected = (measure_budget(which, batch) for which in (model, dense))
+    assert {key: found[key] for key in keys} == {key: expected[key] for key in keys}
+    assert measure_budget(make_model(tokenizer, name), batch)[keys[1]] < 0.9
 
 
 @every_method
