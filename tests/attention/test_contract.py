@@ -165,7 +165,10 @@ def batch_of(model, shapes):
     [*(f"attention.method={name}" for name in METHODS), *(f"attention.reducer.kind={name}" for name in REDUCERS)],
 )
 def test_a_model_of_every_method_and_reducer_is_causal_in_its_text(tokenizer, override):
-    """A later question changes no earlier logit; samples packed are samples alone; the budget is counted."""
+    """A later question changes no earlier logit; samples packed are samples alone; the budget is counted.
+
+    Training-free methods read such short samples densely: how far their choices look ahead is said in their own tests.
+    """
     model = make_model(tokenizer, override)
     shapes = [(3, (4, 2, 3), 5), (2, (3, 2, 2), 4)]
     batch = batch_of(model, shapes)

@@ -75,7 +75,7 @@ def dense_under(mask: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def assert_follows(
     method: Method, layout: TokenLayout, heads: Any, mask_of: Callable[[Tensor, Tensor], Tensor]
 ) -> Cost:
-    """Forward, backward and keys per query of `method` are those of the masks that `mask_of`(q, k) gives a sample."""
+    """Forward, backward and video keys per video query are those of the masks that `mask_of`(q, k) gives a sample."""
     plain, own = (random_heads(len(layout.rows), len(layout.rows), heads, torch.float64) for _ in range(2))
     spans = list(pairwise(layout.cu_seqlens.tolist()))
     masks = [mask_of(plain.q[a:b].detach(), plain.k[a:b].detach()) for a, b in spans]
@@ -87,7 +87,8 @@ def assert_follows(
     (found * weights).sum().backward()
     for one, other in zip(own.all, plain.all, strict=True):
         assert_close(one.grad, other.grad, 1e-11, "backward")
-    read = [m[:, layout.is_video[a:b]].sum(-1) for m, (a, b) in zip(masks, spans, strict=True)]
+    videos = [layout.is_video[a:b] for a, b in spans]
+    read = [mask[:, video][..., video].sum(-1) for mask, video in zip(masks, videos, strict=True)]
     assert abs(cost.keys - torch.cat(read, 1).double().mean().item()) < 1e-9
     return cost
 

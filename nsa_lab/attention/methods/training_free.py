@@ -59,13 +59,17 @@ class TrainingFree(Method):
             seen = self._narrowed(choice.seen, ~video)
             parts.append(attend_where(seen, own_q, own_k, own_v, self.scale))
             if plan.trace.wants("cost"):
-                rows = video.nonzero().flatten()
-                spent.append((len(rows), Cost(keys_read(seen, rows, q.shape[1]), scored=choice.scored)))
+                places = video.nonzero().flatten()
+                spent.append((len(places), Cost(keys_read(seen, places, q.shape[1]), scored=choice.scored)))
         plan.trace.record(self.layer, "cost", spent)
         return torch.cat(parts) if parts else q
 
     def cost(self, trace: Trace, lengths: Tensor) -> Cost:
-        """The mean over the video queries and heads, as counted in the forward."""
+        """The mean over the video queries and heads, as counted in the forward.
+
+        Keys are the video tokens among what was read, of earlier videos of the sample too; text is left out, as it is
+        for dense attention.
+        """
         return mean_cost(trace.found[self.layer, "cost"])
 
     def _choice(self, q: Tensor, k: Tensor) -> Choice:
@@ -95,13 +99,13 @@ def attend_where(seen: Seen, q: Tensor, k: Tensor, v: Tensor, scale: float) -> T
     return over_groups(piece, groups, q, k, v)
 
 
-def keys_read(seen: Seen, rows: Tensor, heads: int) -> float:
-    """Keys that a row of `rows` [n] reads, the mean over rows and heads."""
-    total, every = 0, torch.arange(int(rows[-1]) + 1 if len(rows) else 0, device=rows.device)
-    for some in _cut(rows, len(every), heads):
-        mask = seen(some, every) & (every <= some[:, None])
+def keys_read(seen: Seen, places: Tensor, heads: int) -> float:
+    """How many of the tokens at `places` [n] each of them reads, the mean over them and heads."""
+    total = 0
+    for rows in _cut(places, len(places), heads):
+        mask = seen(rows, places) & (places <= rows[:, None])
         total += int(mask.sum()) * (heads // len(mask))
-    return total / max(1, len(rows) * heads)
+    return total / max(1, len(places) * heads)
 
 
 def in_blocks(table: Tensor, size: int) -> Seen:
