@@ -76,6 +76,8 @@ def evaluate(
     the accuracies, else it stops the evaluation, with its name. `on_progress` is told after each batch how many are
     done, of how many, and how many of them right. Raises NsaLabError on that, and as `recorded` does.
     """
+    if batch < 1:
+        raise NsaLabError(f"batch={batch} answers nothing; use 1 or more")
     answerer, config = Answerer(model, max_new_tokens), own_settings(model)
     questions, digest = read_questions(config, data, videos)
     about = {

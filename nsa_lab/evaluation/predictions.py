@@ -51,7 +51,10 @@ class Predictions:
         """Raises NsaLabError where they cannot be written."""
         self.rows |= {(row["place"], row["turn"]): row for row in rows}
         if self.file is not None:
-            with writing(self.file, "make room and run the same command again"), open(self.file, "a") as stream:
+            with (
+                writing(self.file, "make room and run the same command again"),
+                open(self.file, "a", encoding="utf-8") as stream,
+            ):
                 stream.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

@@ -154,6 +154,8 @@ def test_bad_samples_stop_or_are_named_and_left_out(place, tmp_path, caplog):
 
 
 def test_predictions_of_something_else_are_refused(place, tmp_path):
+    with pytest.raises(NsaLabError, match="batch=0 answers nothing"):
+        evaluated(place, tmp_path, batch=0)
     evaluated(place, tmp_path)
     with pytest.raises(NsaLabError, match=r"something else \(max_new_tokens 5 there, 6 here\); .*--output"):
         evaluated(place, tmp_path, max_new_tokens=6)
