@@ -82,7 +82,7 @@ NARROW = ["attention.method=tri_shape", "attention.tri_shape={initial: 1, local:
 
 def make_model(tokenizer, *given):
     torch.manual_seed(0)
-    return build_model(tiny_config("model.num_layers=3", *given), tokenizer).eval().double()
+    return build_model(tiny_config(*given), tokenizer).eval().double()
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ def make_model(tokenizer, name, settings=None):
     torch.manual_seed(0)
     own = SPARSE.get(name, []) if settings is None else settings
     given = [f"attention.{override}" for override in (f"method={name}", *own)]
-    return build_model(tiny_config(*given, "model.num_layers=3"), tokenizer).eval().double()
+    return build_model(tiny_config(*given), tokenizer).eval().double()
 
 
 def row_of(model, shape, seed):
