@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pickle
-import sys
 
 import pytest
 import torch
@@ -104,7 +103,7 @@ def test_a_model_that_does_not_fit_is_said_before_the_first_step(short, full, mo
     def too_large(*given, **more):
         raise torch.OutOfMemoryError(TEXT)
 
-    monkeypatch.setattr(sys.modules[run.__module__], "build_module", too_large)
+    monkeypatch.setattr("nsa_lab.training.build.build_module", too_large)
     assert "2.50 GiB were asked for" in (said := refused(short)) and "there is no checkpoint yet" in said
 
 
