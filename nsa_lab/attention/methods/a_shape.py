@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -27,6 +27,8 @@ class AShape(TrainingFree):
     """
 
     reads = "the first tokens of its sample and a local window"
+    section: ClassVar[str] = "a_shape"
+    """Where its settings stand."""
 
     @dataclass
     class Config:
@@ -35,34 +37,32 @@ class AShape(TrainingFree):
     @classmethod
     def problems(cls, config: Any, design: Any) -> Iterator[Problem]:
         yield from super().problems(config, design)
-        yield from at("a_shape", reach_problems(config.a_shape))
+        yield from at(cls.section, _problems(cls.reach(config)))
 
     @classmethod
     def attended(cls, config: Any) -> int:
-        return int(config.a_shape.initial + config.a_shape.local)
+        return cls.reach(config).initial + cls.reach(config).local
 
     @classmethod
     def notices(cls, config: Any, clip: str, tokens: int) -> Iterator[str]:
-        yield from reach_notices("a_shape", config.a_shape, clip, tokens)
+        local = cls.reach(config).local
+        if tokens <= local:
+            held = f"all {tokens} tokens of a {clip} clip"
+            yield f"attention.{cls.section}.local={local} holds {held}: it is read densely"
+
+    @classmethod
+    def reach(cls, config: Any) -> Reach:
+        """Its settings."""
+        own: Reach = getattr(config, cls.section)
+        return own
 
     def choose(self, q: Tensor, k: Tensor) -> Choice:
-        return Choice(lambda rows, keys: first_and_last(self.config.a_shape, rows, keys)[None])
+        reach = self.reach(self.config)
+        return Choice(lambda rows, keys: ((keys < reach.initial) | (rows[:, None] - keys < reach.local))[None])
 
 
-def first_and_last(reach: Reach, rows: Tensor, keys: Tensor) -> Tensor:
-    """[n, m] bool: which of `keys` [m] rows [n] read."""
-    return (keys < reach.initial) | (rows[:, None] - keys < reach.local)
-
-
-def reach_problems(reach: Reach) -> Iterator[Problem]:
-    """What is wrong with the sizes, paths counted from their section."""
+def _problems(reach: Reach) -> Iterator[Problem]:
     if reach.initial < 0:
         yield Problem("initial", f"{reach.initial} is negative; use 0 or more")
     if reach.local < 1:
         yield Problem("local", f"{reach.local} leaves a row without itself; use 1 or more")
-
-
-def reach_notices(name: str, reach: Reach, clip: str, tokens: int) -> Iterator[str]:
-    """Where the window is so long that a clip of `tokens` video tokens is read whole."""
-    if tokens <= reach.local:
-        yield f"attention.{name}.local={reach.local} holds all {tokens} tokens of a {clip} clip: it is read densely"

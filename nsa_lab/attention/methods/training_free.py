@@ -38,7 +38,6 @@ class TrainingFree(Method):
     """
 
     control = True
-    divisible = False
 
     @classmethod
     def problems(cls, config: Any, design: Any) -> Iterator[Problem]:

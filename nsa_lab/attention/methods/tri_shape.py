@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from nsa_lab.attention.methods.a_shape import Reach, first_and_last, reach_notices, reach_problems
-from nsa_lab.attention.methods.training_free import Choice, TrainingFree
+from nsa_lab.attention.methods.a_shape import AShape, Reach
+from nsa_lab.attention.methods.training_free import Choice
 from nsa_lab.errors import Problem
-from nsa_lab.plugin import at
 
 
 @dataclass
@@ -19,7 +18,7 @@ class TriReach(Reach):
     last: int = 100
 
 
-class TriShape(TrainingFree):
+class TriShape(AShape):
     """A-shape up to the last rows, which are dense (github.com/microsoft/MInference, `tri_shape`, MIT; SCBench).
 
     Reproduced: the mask, token by token, at the sizes that VideoNSA's release sets. Of a question of more than `last`
@@ -28,6 +27,7 @@ class TriShape(TrainingFree):
     """
 
     reads = "the first tokens of its sample and a local window, and the last rows everything"
+    section = "tri_shape"
 
     @dataclass
     class Config:
@@ -36,18 +36,9 @@ class TriShape(TrainingFree):
     @classmethod
     def problems(cls, config: Any, design: Any) -> Iterator[Problem]:
         yield from super().problems(config, design)
-        yield from at("tri_shape", reach_problems(config.tri_shape))
         if config.tri_shape.last < 0:
             yield Problem("tri_shape.last", f"{config.tri_shape.last} is negative; use 0 or more")
 
-    @classmethod
-    def attended(cls, config: Any) -> int:
-        return int(config.tri_shape.initial + config.tri_shape.local)
-
-    @classmethod
-    def notices(cls, config: Any, clip: str, tokens: int) -> Iterator[str]:
-        yield from reach_notices("tri_shape", config.tri_shape, clip, tokens)
-
     def choose(self, q: Tensor, k: Tensor) -> Choice:
-        reach, first_dense = self.config.tri_shape, len(q) - self.config.tri_shape.last
-        return Choice(lambda rows, keys: (first_and_last(reach, rows, keys) | (rows[:, None] >= first_dense))[None])
+        seen, first_dense = super().choose(q, k).seen, len(q) - self.config.tri_shape.last
+        return Choice(lambda rows, keys: seen(rows, keys) | (rows[:, None] >= first_dense))
