@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from multiprocessing.queues import SimpleQueue
 from typing import Any
 
-import torch
 from torch import distributed as dist
 from torch import multiprocessing
 
 from nsa_lab.errors import NsaLabError
-from nsa_lab.training.launch import free_port
+from nsa_lab.training.launch import connect, free_port
 from nsa_lab.training.ranks import LAUNCHED
 
 
@@ -35,9 +34,7 @@ def _body(
     if world > 1:
         told = (rank, world, rank, world, "127.0.0.1", port)
         os.environ.update(zip(LAUNCHED, map(str, told), strict=True))
-        if gpus:
-            torch.cuda.set_device(rank)
-        dist.init_process_group("nccl" if gpus else "gloo")
+        connect(gpus, rank)
     try:
         found = measure(*given)
     except NsaLabError as error:

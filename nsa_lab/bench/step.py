@@ -17,11 +17,9 @@ from nsa_lab.data.positions import mrope_positions
 from nsa_lab.layout import MERGE
 from nsa_lab.model import VideoNSAForConditionalGeneration
 from nsa_lab.model.checkpoint import bare_config
-from nsa_lab.model.drawing import fill
 from nsa_lab.model.fresh import random_model
 from nsa_lab.origin import training_device
 from nsa_lab.training.build import build_module
-from nsa_lab.training.fsdp import shard
 from nsa_lab.training.ranks import Ranks
 from nsa_lab.training.schedule import build_optimizer
 from nsa_lab.training.score import score_answers
@@ -73,11 +71,9 @@ def build_step(tree: dict[str, Any], point: Point, optimizer: bool = True, answe
     tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
     ranks = Ranks.of(config.training)
     module = build_module(config, tokenizer, partial(_random_model, device=device), ranks)
-    model = module.model
     if ranks.world > 1:
-        shard(model, init_device_mesh(device.type, (ranks.world,)), config.training.precision)
-        fill(model, module.parts or {})
-    model = model.to(device)
+        module.split(init_device_mesh(device.type, (ranks.world,)))
+    model = module.model.to(device)
     if device.type == "cuda":  # each weight was drawn in float32
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -42,7 +42,7 @@ def joined(ranks: Ranks, start: bool, config: ExperimentConfig, home: RunDirecto
         return
     others = Others(ranks.world, home) if start else None
     try:
-        _connect(config, ranks)
+        connect(training_device(config.training.accelerator).type == "cuda", ranks.local_rank)
         yield
     except Exception as error:
         # What the user can mend all of them may have found; only a kill comes before it.
@@ -59,11 +59,11 @@ def joined(ranks: Ranks, start: bool, config: ExperimentConfig, home: RunDirecto
             others.end()
 
 
-def _connect(config: ExperimentConfig, ranks: Ranks) -> None:
-    gpu = training_device(config.training.accelerator).type == "cuda"
-    if gpu:
-        torch.cuda.set_device(ranks.local_rank)
-    dist.init_process_group("nccl" if gpu else "gloo", timeout=TIMEOUT)
+def connect(gpus: bool, local_rank: int) -> None:
+    """Join the processes that the environment tells of; with `gpus` each has the GPU of its number on this machine."""
+    if gpus:
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if gpus else "gloo", timeout=TIMEOUT)
 
 
 def _is_of_a_connection(error: Exception) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
@@ -59,7 +60,11 @@ class VideoModule(L.LightningModule):
 
     def configure_model(self) -> None:
         if self._device_mesh is not None:
-            shard(self.model, self._device_mesh["data_parallel"], self.config.precision)
+            self.split(self._device_mesh["data_parallel"])
+
+    def split(self, mesh: DeviceMesh) -> None:
+        """Share the model out over `mesh` [processes], and put this one's rows in their place; again is no harm."""
+        shard(self.model, mesh, self.config.precision)
         if self.parts:
             fill(self.model, self.parts)
             self.parts = None
