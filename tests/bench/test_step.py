@@ -77,7 +77,9 @@ def test_processes_that_share_the_weights_are_measured_together(clips, tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("measure", "expected"), [(short_of_memory, None), (math.hypot, 5.0), (killed, None)], ids=lambda v: str(v)
+    ("measure", "expected"),
+    [(short_of_memory, None), (math.hypot, 5.0), (killed, None)],
+    ids=["short", "whole", "killed"],
 )
 def test_the_first_process_answers_unless_one_is_short_of_memory(measure, expected):
     assert first_answer(measure, (3.0, 4.0), 2, gpus=False) == expected
