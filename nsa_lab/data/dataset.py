@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, get_worker_info
 from nsa_lab.config.schema import DataConfig
 from nsa_lab.data.annotations import Sample, Samples
 from nsa_lab.data.chat import VIDEO_TOKEN, encode_chat
-from nsa_lab.data.errors import KINDS, TOO_LONG, BadSampleError
+from nsa_lab.data.errors import KINDS, SKIPPED, TOO_LONG, BadSampleError, refuse_most
 from nsa_lab.data.pixels import patchify, resize
 from nsa_lab.data.positions import VIDEO, mrope_positions
 from nsa_lab.data.video import Clip, read_clip
@@ -96,7 +96,7 @@ class VideoDataset(Dataset):
         try:
             return self.example(self.samples[at])
         except BadSampleError as error:
-            named = BadSampleError(f"sample {self.samples[at].id}: {error}", error.kind)
+            named = error.of(self.samples[at].id)
             if self.config.on_bad_sample == "error":
                 raise named from error
             self._skip(at, named)
@@ -110,15 +110,9 @@ class VideoDataset(Dataset):
 
     def _skip(self, at: int, error: BadSampleError) -> None:
         self._marks[at] = KINDS.index(error.kind) + 1
-        bad = int(self._marks.count_nonzero())
-        if bad == 1:
-            logger.warning("skipped (data.on_bad_sample=skip), others are only counted: %s", error)
-        if 2 * bad > len(self):
-            reasons = ", ".join(f"{count} with {kind}" for kind, count in self._counts().items() if count)
-            raise NsaLabError(
-                f"more than half of {len(self)} samples are bad ({reasons}); mend the data set,"
-                f" or raise the limit it meets; the last: {error}"
-            ) from error
+        if int(self._marks.count_nonzero()) == 1:
+            logger.warning(SKIPPED, error)
+        refuse_most(self._counts(), len(self), error)
 
     def example(self, sample: Sample) -> Example:
         """`sample` as tensors. Raises BadSampleError where it cannot be used."""

@@ -1,5 +1,7 @@
 """What is wrong with one sample, as opposed to the whole data set."""
 
+from collections.abc import Mapping
+
 from nsa_lab.errors import NsaLabError
 
 UNREADABLE = "unreadable video"
@@ -9,6 +11,8 @@ BAD_ROW = "unusable row"
 MISSING = "missing video file"
 OVER_BUDGET = "more than training.tokens_per_batch tokens"
 KINDS = (UNREADABLE, TOO_LONG, RESERVED, BAD_ROW, MISSING, OVER_BUDGET)
+SKIPPED = "skipped (data.on_bad_sample=skip), others are only counted: %s"
+"""What is said of the first."""
 
 
 class BadSampleError(NsaLabError):
@@ -18,3 +22,17 @@ class BadSampleError(NsaLabError):
         self.kind = kind
         # A DataLoader worker raises this again with its whole traceback as the message: ours is the tail.
         super().__init__(message.rsplit("BadSampleError: ", 1)[-1].strip())
+
+    def of(self, sample: str) -> "BadSampleError":
+        """The same, with the id of its sample."""
+        return BadSampleError(f"sample {sample}: {self}", self.kind)
+
+
+def refuse_most(counts: Mapping[str, int], samples: int, last: BadSampleError) -> None:
+    """Raise NsaLabError where more than half of so many samples are bad; counts: the bad ones by kind."""
+    if 2 * sum(counts.values()) > samples:
+        reasons = ", ".join(f"{count} with {kind}" for kind, count in counts.items() if count)
+        raise NsaLabError(
+            f"more than half of {samples} samples are bad ({reasons}); mend the data set,"
+            f" or raise the limit it meets; the last: {last}"
+        ) from last

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,10 +12,9 @@ from typing import Any
 from nsa_lab.config.schema import DataConfig
 from nsa_lab.data.annotations import Sample, Samples
 from nsa_lab.data.chat import encode_chat
-from nsa_lab.data.errors import OVER_BUDGET, TOO_LONG, BadSampleError
+from nsa_lab.data.errors import OVER_BUDGET, SKIPPED, TOO_LONG, BadSampleError, refuse_most
 from nsa_lab.data.pixels import smart_resize
 from nsa_lab.data.video import read_shape
-from nsa_lab.errors import NsaLabError
 from nsa_lab.files import locked
 from nsa_lab.layout import FRAMES_PER_PATCH, TOKEN_PIXELS
 
@@ -37,7 +37,7 @@ def measured(samples: Samples, tokenizer: Any, config: DataConfig, most: int) ->
         try:
             length = _length(sample, shapes[sample.video], tokenizer, config, most)
         except BadSampleError as error:
-            bad.append(BadSampleError(f"sample {sample.id}: {error}", error.kind))
+            bad.append(error.of(sample.id))
             if config.on_bad_sample == "error":
                 raise bad[0] from error
         else:
@@ -70,14 +70,10 @@ def _length(sample: Sample, shape: Shape | BadSampleError, tokenizer: Any, confi
 
 
 def _leave_out(good: Samples, bad: Sequence[BadSampleError], count: int) -> None:
-    logger.warning("skipped (data.on_bad_sample=skip), others are only counted: %s", bad[0])
-    if 2 * len(bad) > count:
-        raise NsaLabError(
-            f"{len(bad)} of {count} samples are bad; mend the data set, or raise the limit it meets; "
-            f"the last: {bad[-1]}"
-        )
-    for error in bad:
-        good.skipped[error.kind] = good.skipped.get(error.kind, 0) + 1
+    logger.warning(SKIPPED, bad[0])
+    counts = Counter(error.kind for error in bad)
+    refuse_most(counts, count, bad[-1])
+    good.skipped = dict(counts + Counter(good.skipped))
 
 
 def _shapes(videos: Iterable[Path], config: DataConfig) -> dict[Path, Shape | BadSampleError]:

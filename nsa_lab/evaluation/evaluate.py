@@ -116,7 +116,7 @@ def _rows(answerer: Answerer, questions: Sequence[Question], skip: bool) -> list
             examples.append(answerer.example(question.sample))
             good.append(question)
         except BadSampleError as error:
-            named = f"sample {question.sample.id}: {error}"
+            named = error.of(question.sample.id)
             if not skip:
                 raise NsaLabError(f"{named}; or leave such samples out with data.on_bad_sample=skip") from error
             logger.warning("left out: %s", named)
