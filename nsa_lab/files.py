@@ -3,6 +3,7 @@
 import csv
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -36,6 +37,11 @@ def unfit_for_a_folder(name: str) -> str | None:
     if not name.isprintable():
         return "it holds a character that cannot be seen"
     return f"it is longer than {NAME_BYTES} bytes" if len(name.encode()) > NAME_BYTES else None
+
+
+def digest(value: Any) -> str:
+    """Twelve hex digits over a plain value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def no_folder(path: Path) -> str:

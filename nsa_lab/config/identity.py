@@ -1,12 +1,11 @@
 """Which settings make a run what it is. The others say where it is kept, how it is watched and on what it runs."""
 
 import functools
-import hashlib
-import json
 from typing import Any
 
 from nsa_lab.config.schema import ExperimentConfig
 from nsa_lab.config.tree import flatten, read_settings, to_dict
+from nsa_lab.files import digest
 
 INCIDENTAL = (
     "name",
@@ -56,7 +55,7 @@ def identity(config: ExperimentConfig) -> dict[str, Any]:
 
 def config_hash(config: ExperimentConfig) -> str:
     """Twelve hex digits over `identity`."""
-    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:12]
+    return digest(identity(config))
 
 
 @functools.cache

@@ -1,7 +1,6 @@
 """Ask a model all questions of a task or an annotation file, and count its right answers."""
 
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from nsa_lab.evaluation.answers import understood
 from nsa_lab.evaluation.ask import Answerer, own_settings
 from nsa_lab.evaluation.predictions import LINES, Predictions, Row, recorded
 from nsa_lab.evaluation.questions import Question, read_questions
-from nsa_lab.files import write_csv, write_json, writing
+from nsa_lab.files import digest, write_csv, write_json, writing
 from nsa_lab.model import VideoNSAForConditionalGeneration
 from nsa_lab.origin import machine_facts
 
@@ -79,11 +78,11 @@ def evaluate(
     if batch < 1:
         raise NsaLabError(f"batch={batch} answers nothing; use 1 or more")
     answerer, config = Answerer(model, max_new_tokens), own_settings(model)
-    questions, digest = read_questions(config, data, videos)
+    questions, asked = read_questions(config, data, videos)
     about = {
         "weights": weights_digest(model),
         "settings": _settings_digest(config),
-        "data": digest,
+        "data": asked,
         "max_new_tokens": str(max_new_tokens),
     }
     with recorded(None if output is None else Path(output), about) as predictions:
@@ -175,11 +174,11 @@ def _write(folder: Path, rows: Sequence[Row], facts: dict[str, Any]) -> list[Pat
 
 def weights_digest(model: VideoNSAForConditionalGeneration) -> str:
     """Twelve hex digits over names, shapes and some elements of all weights."""
-    digest = hashlib.sha256()
+    made = hashlib.sha256()
     for name, weight in model.state_dict().items():
         some = weight.flatten()[:: max(1, weight.numel() // ELEMENTS)].float().cpu()
-        digest.update(f"{name} {list(weight.shape)}".encode() + some.numpy().tobytes())
-    return digest.hexdigest()[:12]
+        made.update(f"{name} {list(weight.shape)}".encode() + some.numpy().tobytes())
+    return made.hexdigest()[:12]
 
 
 def _settings_digest(config: Any) -> str:
@@ -190,4 +189,4 @@ def _settings_digest(config: Any) -> str:
         for key, value in identity(config).items()
         if key.startswith(("attention.", "data.")) and key not in places
     }
-    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:12]
+    return digest(read)

@@ -1,15 +1,15 @@
 """What a model is asked: every turn of every sample, after the turns before it with their true answers."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nsa_lab.config import ExperimentConfig
 from nsa_lab.data import Sample, file_samples, task_samples
 from nsa_lab.errors import NsaLabError, nearest
+from nsa_lab.files import digest
 from nsa_lab.tasks import TASKS
 
 
@@ -47,7 +47,7 @@ def read_questions(
     """
     check_data(data)
     samples = task_samples(config, str(data))["val"] if str(data) in TASKS else file_samples(config, data, videos)
-    return list(_questions(samples)), _digest(samples)
+    return _questions(samples), digest(_asked_about(samples))
 
 
 def _questions(samples: Sequence[Sample]) -> list[Question]:
@@ -63,10 +63,7 @@ def _asked(sample: Sample, number: int) -> Sample:
     return dataclasses.replace(sample, turns=(*sample.turns[:number], last))
 
 
-def _digest(samples: Sequence[Sample]) -> str:
-    """Twelve hex digits over what is asked about which files, wherever these lie."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        turns = [(turn.question, turn.answer) for turn in sample.turns]
-        digest.update(json.dumps([sample.id, sample.video.name, sample.task, sample.system, turns]).encode())
-    return digest.hexdigest()[:12]
+def _asked_about(samples: Sequence[Sample]) -> list[Any]:
+    """What is asked about which files, wherever these lie."""
+    turns = [[(turn.question, turn.answer) for turn in sample.turns] for sample in samples]
+    return [[s.id, s.video.name, s.task, s.system, asked] for s, asked in zip(samples, turns, strict=True)]

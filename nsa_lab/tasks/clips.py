@@ -1,8 +1,6 @@
 """A task's clips as files: written once, shared by every run, safe to interrupt and to start in parallel."""
 
 import dataclasses
-import hashlib
-import json
 import os
 import sys
 import zlib
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nsa_lab.errors import NsaLabError
-from nsa_lab.files import clear_unfinished, locked, write_json
+from nsa_lab.files import clear_unfinished, digest, locked, write_json
 from nsa_lab.tasks import TASKS, TasksConfig, task_settings
 from nsa_lab.tasks.base import Script
 
@@ -48,8 +46,7 @@ def ensure_clips(name: str, tasks: TasksConfig, cache_dir: Path) -> dict[str, Pa
 
 def clip_folder(name: str, tasks: TasksConfig, cache_dir: Path) -> Path:
     """Where the clips of task `name` lie: one folder for each setting that changes them."""
-    digest = hashlib.sha256(json.dumps(_recipe(name, tasks), sort_keys=True).encode()).hexdigest()[:12]
-    return Path(cache_dir) / "tasks" / f"{name}-{digest}"
+    return Path(cache_dir) / "tasks" / f"{name}-{digest(_recipe(name, tasks))}"
 
 
 def _recipe(name: str, tasks: TasksConfig) -> dict[str, Any]:
