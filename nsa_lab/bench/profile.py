@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -42,22 +43,23 @@ def profile(step: Step, seconds: float) -> Profile:
     if step.device.type != "cuda":
         return Profile(dict.fromkeys(kinds, float("nan")), *[float("nan")] * 4)
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as found:
+    with torch.profiler.profile(activities=activities) as recorded:
         step.run()
     own, waits = set(own_kernels()), 0
     spans: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
-    for event in found.events():
+    for event in recorded.events():
         if event.device_type == torch.autograd.DeviceType.CUDA:
             if not getattr(event, "is_user_annotation", False):
                 spans[kind_of(event.name, own)].append((event.time_range.start, event.time_range.end))
         elif event.name == "cudaStreamSynchronize":
             waits += 1
-    times = {kind: sum(end - start for start, end in own) for kind, own in spans.items()}
-    shares = {kind: time / sum(times.values()) for kind, time in times.items()}
-    busy = covered(span for own in spans.values() for span in own) / 1e6
-    alone = busy - covered(span for kind, own in spans.items() if kind != COMMUNICATION for span in own) / 1e6
+    times = {kind: sum(end - start for start, end in found) for kind, found in spans.items()}
+    total = sum(times.values())
+    shares = {kind: time / total for kind, time in times.items()}
+    busy = covered(chain(*spans.values())) / 1e6
+    exposed = busy - covered(chain(*(found for kind, found in spans.items() if kind != COMMUNICATION))) / 1e6
     peak = peak_flops(torch.cuda.get_device_name()) or float("nan")
-    return Profile(shares, busy / seconds, alone / seconds, waits, model_flops(step) / seconds / peak)
+    return Profile(shares, busy / seconds, exposed / seconds, waits, model_flops(step) / seconds / peak)
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:

@@ -55,8 +55,8 @@ def step_time(
         own = rate(gpu, "memory")
         work["optimizer"] = Work(moved / setup.accumulate / own.value / 1e9, own)
     computed = sum(own.seconds for own in work.values())
-    hidden = max(0.0, _communication(counts, setup, gpu) - computed)
-    return Step(work, hidden + _gathering(widths, load, setup, gpu))
+    exposed = max(0.0, _communication(counts, setup, gpu) - computed)
+    return Step(work, exposed + _gathering(widths, load, setup, gpu))
 
 
 def _products(

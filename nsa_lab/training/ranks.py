@@ -78,7 +78,7 @@ class Ranks:
                 f"training.context_parallel={self.context} processes share a sample, but there are {self.world} in "
                 f"all; set training.devices to a multiple of {self.context}"
             )
-        world = self.data.world
+        world, sharers = self.data.world, "processes" if self.context == 1 else "groups of processes"
         if world == 1:
             return training
         if training.tokens_per_batch is not None:
@@ -86,8 +86,7 @@ class Ranks:
             if rest:
                 raise NsaLabError(
                     f"the batches of a step, training.accumulate={training.accumulate} of up to "
-                    f"{training.tokens_per_batch} tokens, do not divide over {world} "
-                    f"{'processes' if self.context == 1 else 'groups of processes'}; "
+                    f"{training.tokens_per_batch} tokens, do not divide over {world} {sharers}; "
                     f"set training.accumulate to a multiple of {world}"
                 )
             return replace(training, accumulate=own)
@@ -97,8 +96,7 @@ class Ranks:
         if rest or own % size:
             raise NsaLabError(
                 f"the samples of a step, {step} (training.batch_size={training.batch_size} times "
-                f"training.accumulate={training.accumulate}), do not divide over {world} "
-                f"{'processes' if self.context == 1 else 'groups of processes'} into equal "
+                f"training.accumulate={training.accumulate}), do not divide over {world} {sharers} into equal "
                 f"batches; set training.accumulate to a multiple of {world}"
             )
         return replace(training, batch_size=size, accumulate=own // size)
