@@ -70,6 +70,17 @@ class Flight:
     over: bool = False
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A design handed out as `trial`: its config, or why it is infeasible (`refusal`); `twin` is the earlier trial of
+    the same design, which makes a training needless."""
+
+    trial: optuna.Trial
+    config: ExperimentConfig | None = None
+    refusal: str = ""
+    twin: FrozenTrial | None = None
+
+
 @dataclass
 class Trials:
     """A pool's source: hands out the `references`, then `trials` more trials of `study`, each with `seeds` seeds.
@@ -139,15 +150,14 @@ class Trials:
                 drawn = self._draw(barren, worker)
             if drawn is None:
                 return None
-            trial, config, refusal, twin = drawn
-            directory = Path(trial.user_attrs["directory"])
-            if config is None:
-                self._refuse(trial, directory, refusal)
-            elif twin is not None:
-                self._reuse(trial, twin)
+            trial, directory = drawn.trial, Path(drawn.trial.user_attrs["directory"])
+            if drawn.config is None:
+                self._refuse(trial, directory, drawn.refusal)
+            elif drawn.twin is not None:
+                self._reuse(trial, drawn.twin)
             else:
                 self.trials -= 1
-                return self._start(Flight(directory.name, trial), config, directory, self._tags(trial))
+                return self._start(Flight(directory.name, trial), drawn.config, directory, self._tags(trial))
             barren += 1
             self.view.total += 1
         if barren == BARREN:
@@ -255,13 +265,8 @@ class Trials:
         flying = {id(flight) for flight in self.flying.values()}
         self.view.total = self.view.counts.total() + len(flying) + self.trials + len(self.references)
 
-    def _draw(
-        self, barren: int, worker: Mapping[str, Any]
-    ) -> tuple[optuna.Trial, ExperimentConfig | None, str, FrozenTrial | None] | None:
-        """A trial with its config, or why it is infeasible, and its twin; None where the study takes no more.
-
-        Raises NsaLabError on a faulty sweep file.
-        """
+    def _draw(self, barren: int, worker: Mapping[str, Any]) -> Drawn | None:
+        """The next design; None where the study takes no more. Raises NsaLabError on a faulty sweep file."""
         self._hand_back_unheard()
         if self.total is not None:
             self._count()
@@ -277,11 +282,11 @@ class Trials:
         try:
             config = self._design(trial)
         except Infeasible as refusal:
-            return trial, None, str(refusal), None
+            return Drawn(trial, refusal=str(refusal))
         except NsaLabError as fault:
             self._end(trial, TrialState.FAIL, str(fault))
             raise
-        return trial, config, "", twin_of(self.study, trial)
+        return Drawn(trial, config, twin=twin_of(self.study, trial))
 
     def _ask(self, barren: int) -> optuna.Trial:
         """A trial whose draws follow from seed and number: its sampler, so its study, are its own."""
