@@ -13,17 +13,25 @@ from nsa_lab.config import ExperimentConfig, flatten, load_config, to_dict
 from nsa_lab.errors import NsaLabError
 from nsa_lab.origin import machine_facts, training_device
 
-PLAIN = {"model.compile": "false", "training.activation_checkpointing": True, "training.recompute": "full"}
+PLAIN = {
+    "model.compile": "false",
+    "training.activation_checkpointing": True,
+    "training.recompute": "full",
+    "training.activation_offload": 0.0,
+}
 """The step as it was; without `chunks` the loss holds the logits of all labelled rows at once."""
+AUTO = PLAIN | {"chunks": True, "model.compile": "true", "training.recompute": "auto"}
+OFFLOAD = AUTO | {"training.activation_offload": 64.0}
 PARTS: dict[str, dict[str, Any]] = {
     "dense, as it was": PLAIN | {"attention.method": "dense"},
     "sparse, as it was": PLAIN,
     "+ chunked loss": PLAIN | {"chunks": True},
     "+ compile": PLAIN | {"chunks": True, "model.compile": "true"},
     "+ recompute=selective": PLAIN | {"chunks": True, "model.compile": "true", "training.recompute": "selective"},
-    "+ recompute=auto": PLAIN | {"chunks": True, "model.compile": "true", "training.recompute": "auto"},
-    "dense, all of these": PLAIN
-    | {"chunks": True, "model.compile": "true", "training.recompute": "auto", "attention.method": "dense"},
+    "+ recompute=auto": AUTO,
+    "+ activation_offload=64": OFFLOAD,
+    "dense, recompute=auto": AUTO | {"attention.method": "dense"},
+    "dense, all of these": OFFLOAD | {"attention.method": "dense"},
 }
 
 
@@ -33,8 +41,8 @@ class WholeStep:
 
     All of one process, which has a sample of its own. base_mib: its weights. peak_mib: all of it. Shares are of the
     GPU's kernels' time, by kind (`profile.kind_of`); busy: the share of the step in which any of them ran; exposed: the
-    share in which nothing but communication did; waits: how often the host waited for the GPU. nan where that cannot
-    be told.
+    share in which nothing but communication and copies to the host and back did; waits: how often the host waited for
+    the GPU. nan where that cannot be told.
     """
 
     seconds: float
@@ -75,7 +83,7 @@ def run_parts(
     spread = f" on each of {world} processes" if world > 1 else ""
     print(f"{machine['device']}, torch {machine['torch']}: {what}{spread}, {labels} labelled words")
     head = f"{'tokens':>7} {'step':<22} {'seconds':>8} {'tokens/s':>9} {'MFU':>6} {'peak GiB':>9}"
-    print(f"{head}  GPU busy, communication alone, waits, shares")
+    print(f"{head}  GPU busy, transfers alone, waits, shares")
     rows = []
     for length in lengths:
         for name in only or PARTS:
@@ -142,8 +150,8 @@ def measure_whole(
     with contextlib.suppress(torch.cuda.OutOfMemoryError):
         step = build_step(tree, Point("", "", length), optimizer, " ".join([ANSWER] * labels))
         base = memory_mib(step.device, peak=False)
-        # The first compiles; after three more training.recompute=auto knows what there is room for.
-        for _ in range(4 if tree["training"]["recompute"] == "auto" else 2):
+        # The first compiles; after five more training.recompute=auto knows what there is room for.
+        for _ in range(6 if tree["training"]["recompute"] == "auto" else 2):
             step.run()
         seconds = sorted(step.run() for _ in range(repeats))[repeats // 2]
         peak = memory_mib(step.device, peak=True)

@@ -16,8 +16,11 @@ from nsa_lab.model.flops import StepFlops, peak_flops
 SPARSE, DENSE, PRODUCTS, COMPILED, COPIES, COMMUNICATION, REST = (
     "sparse attention", "dense attention", "products", "compiled", "copies", "communication", "other elementwise",
 )  # fmt: skip
+OFFLOAD = "offload"
+"""Copies to the host and back, which are no kernels."""
 _MARKS = (
     (COMMUNICATION, ("nccl",)),
+    (OFFLOAD, ("dtoh", "htod")),
     (DENSE, ("flash", "fmha", "sdpa", "mha_")),
     (PRODUCTS, ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitk")),
     (COMPILED, ("triton_",)),
@@ -28,7 +31,7 @@ _MARKS = (
 @dataclass(frozen=True)
 class Profile:
     """Shares of the kernels' time by kind; of the step's seconds the share in which any kernel ran (busy), and in which
-    none but communication did (exposed); host waits, and model FLOPs used."""
+    none but communication and copies to the host and back did (exposed); host waits, and model FLOPs used."""
 
     shares: dict[str, float]
     busy: float
@@ -46,18 +49,19 @@ def profile(step: Step, seconds: float) -> Profile:
     with torch.profiler.profile(activities=activities) as recorded:
         step.run()
     own, waits = set(own_kernels()), 0
-    spans: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
+    spans: dict[str, list[tuple[float, float]]] = {kind: [] for kind in (*kinds, OFFLOAD)}
     for event in recorded.events():
         if event.device_type == torch.autograd.DeviceType.CUDA:
             if not getattr(event, "is_user_annotation", False):
                 spans[kind_of(event.name, own)].append((event.time_range.start, event.time_range.end))
         elif event.name == "cudaStreamSynchronize":
             waits += 1
-    times = {kind: sum(end - start for start, end in found) for kind, found in spans.items()}
+    times = {kind: sum(end - start for start, end in spans[kind]) for kind in kinds}
     total = sum(times.values())
     shares = {kind: time / total for kind, time in times.items()}
     busy = covered(chain(*spans.values())) / 1e6
-    exposed = busy - covered(chain(*(found for kind, found in spans.items() if kind != COMMUNICATION))) / 1e6
+    computing = chain(*(found for kind, found in spans.items() if kind not in (COMMUNICATION, OFFLOAD)))
+    exposed = busy - covered(computing) / 1e6
     peak = peak_flops(torch.cuda.get_device_name()) or float("nan")
     return Profile(shares, busy / seconds, exposed / seconds, waits, model_flops(step) / seconds / peak)
 

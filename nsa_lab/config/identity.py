@@ -16,6 +16,7 @@ INCIDENTAL = (
     "data.memory_cache_mib",
     "training.resume",
     "training.recompute",
+    "training.activation_offload",
     "training.memory_history",
     "training.threads",
     "training.devices",

@@ -40,6 +40,7 @@ NOT_NEGATIVE = (
     "training.warmup_steps",
     "training.weight_decay",
     "training.gradient_clip",
+    "training.activation_offload",
     "data.workers",
     "data.memory_cache_mib",
 )
@@ -157,6 +158,13 @@ def _number_rules(config: ExperimentConfig) -> Iterator[Problem]:
     budget = config.training.tokens_per_batch
     if budget is not None and budget <= 0:
         yield Problem("training.tokens_per_batch", f"{budget} is not positive; leave it null for batch_size samples")
+    training = config.training
+    if training.activation_offload > 0 and not (training.activation_checkpointing and training.recompute == "auto"):
+        yield Problem(
+            "training.activation_offload",
+            "is what training.recompute=auto with training.activation_checkpointing=true may take of the host's "
+            "memory; set both, or leave it 0",
+        )
     if config.training.threads is not None and config.training.threads < 1:
         yield Problem("training.threads", f"{config.training.threads} is not positive; leave it null for all cores")
 

@@ -97,6 +97,7 @@ class TrainingConfig:
     `batch_size` samples; of these validation's batches then are. `accumulate` batches are a step, as ever.
     `recompute` is what activation_checkpointing computes again in a decoder layer: all of it (`full`), all but
     attention and the narrow products (`selective`), or what the GPU has no room for (`auto`).
+    `activation_offload` is what `auto` may take of this host's memory besides, in GiB a process.
     `context_parallel` of the processes share each sample, whose rows they divide.
     `memory_history` remembers on a GPU which code holds its memory, to be written down when there is none left: 2
     microseconds a tensor, which `auto` spends on models of a billion parameters or more.
@@ -116,6 +117,7 @@ class TrainingConfig:
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "32-true"
     activation_checkpointing: bool = False
     recompute: Literal["full", "selective", "auto"] = "full"
+    activation_offload: float = 0.0
     memory_history: Literal["auto", "true", "false"] = "auto"
     val_every: int = 100
     checkpoint_every: int = 100

@@ -4,7 +4,8 @@ Policies, of `training.recompute`. `full` keeps a layer's input [T, hidden]. `se
 returned (its output, and what its op saved for the backward) and the products no wider than the hidden size (queries,
 keys, values, output projection, gates); norms, rotary embedding and the MLP's wide products are computed again.
 `auto` keeps what the GPU has room for: attention's results first, of which a byte spares the most time, then the narrow
-products, then everything. The vision tower is always computed again, whole.
+products, then everything. Given memory of the host (`training.activation_offload`), every second layer keeps
+everything there (offload.py) as far as that goes. The vision tower is always computed again, whole.
 
 By their shapes, at 7B in bf16 with three branches, a token keeps 7 KiB in a layer (full), about 50 (selective), about
 160 (everything); `auto` measures them in its first forward.
@@ -15,6 +16,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -22,6 +24,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from nsa_lab.errors import NsaLabError
 from nsa_lab.model.compile import Compiled
 from nsa_lab.model.context_parallel import ContextGroup
+from nsa_lab.model.offload import Offload
 from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration
 
 FREE = 0.05
@@ -33,11 +36,12 @@ log = logging.getLogger(__name__)
 
 
 def recompute_activations(
-    model: VideoNSAForConditionalGeneration, policy: str, group: ContextGroup | None = None
+    model: VideoNSAForConditionalGeneration, policy: str, group: ContextGroup | None = None, host: float = 0.0
 ) -> None:
     """Turn activation checkpointing on: `policy` (full, selective or auto) for decoder layers, full for vision.
 
-    Processes that share each sample, those of `group`, keep what the one with the least room can.
+    host: bytes of the host's memory that `auto` may fill besides. Processes that share each sample, those of `group`,
+    keep what the one with the least room can.
 
     Raises NsaLabError where this PyTorch would run compiled parts eagerly under a policy other than full.
     """
@@ -49,11 +53,17 @@ def recompute_activations(
     # transformers renamed it in 5.23; both names are within the supported range.
     enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+    if host > (free := psutil.virtual_memory().available):
+        raise NsaLabError(
+            f"training.activation_offload={host / 2**30:.10g} GiB, but this host has {free / 2**30:.0f} GiB to spare; "
+            "lower it"
+        )
     layers = model.model.language_model.layers
-    memory = Memory(len(layers), group) if policy == "auto" else None
+    memory = Memory(len(layers), group, host) if policy == "auto" else None
+    offload = Offload(layers) if host else None
     for number, layer in enumerate(layers):
         if policy != "full":
-            layer._gradient_checkpointing_func = functools.partial(_layer, number, memory)
+            layer._gradient_checkpointing_func = functools.partial(_layer, number, memory, offload)
 
 
 def _compiles_inside() -> bool:
@@ -68,11 +78,13 @@ class Memory:
     The first forward keeps inputs alone but in its last layers, where it measures what the other ways keep. Each later
     one may keep so much more as PyTorch's peak so far has left free: whatever else a step needs, such as gradients,
     weights that FSDP gathers or the vision tower's backward, is in that peak. A batch longer than all before it begins
-    anew. Deep layers keep the most, for they are the first to be freed in the backward.
+    anew. Deep layers keep the most, for they are the first to be freed in the backward. In `host` bytes of the host's
+    memory layers 0, 2, 4 and so on keep everything, so long as at least one layer is left that does not.
     """
 
-    def __init__(self, layers: int, group: ContextGroup | None = None):
-        self.layers, self.group = layers, group
+    def __init__(self, layers: int, group: ContextGroup | None = None, host: float = 0.0):
+        self.layers, self.group, self.host = layers, group, host
+        self.away = 0
         self.kept: dict[str, float] = {}
         self.counts = dict.fromkeys(MORE, 0)
         self.longest = 0
@@ -90,12 +102,15 @@ class Memory:
         if self.settle(left, torch.cuda.memory_allocated(x.device), len(x), x.element_size() * x.shape[1]):
             torch.cuda.reset_peak_memory_stats(x.device)
         if self.group:  # what a layer computes again it gathers again, in which all take part
-            self.counts = dict(zip(MORE, self.group.least(*self.counts.values()), strict=True))
+            self.away, *counts = self.group.least(self.away, *self.counts.values())
+            self.counts = dict(zip(MORE, counts, strict=True))
             self.count(len(x), x.element_size() * x.shape[1])
         if any(self.counts.values()):
             layers = ", ".join(f"{count} {way}" for way, count in self.counts.items())
+            away = f"; {self.away} keep everything in the host's memory" if self.away else ""
             self._say(
-                f"training.recompute=auto: with {len(x)} tokens so many of {self.layers} layers keep at least: {layers}"
+                f"training.recompute=auto: with {len(x)} tokens so many of {self.layers} layers keep at least: "
+                f"{layers}{away}"
             )
 
     def settle(self, left: float, base: float, tokens: int, width: int) -> bool:
@@ -106,10 +121,13 @@ class Memory:
         """
         more, self.base = max(0.0, base - self.base), max(base, self.base)
         if tokens > self.longest:
-            self.counts, self.longest, self.spent = dict.fromkeys(MORE, 0), tokens, 0.0
+            self.counts, self.longest, self.spent, self.away = dict.fromkeys(MORE, 0), tokens, 0.0, 0
             return True
         if len(self.kept) == len(MORE):
-            self.counts = self.fit(self.spent + left - more, tokens, width)
+            everything, before = self.kept["everything"] * self.longest, self.away
+            self.away = min(int(self.host / everything), (self.layers - 1) // 2)
+            under_way = 2 * everything if self.away > before else 0.0  # in the peaks from the next step on
+            self.counts = self.fit(self.spent + left - more - under_way, tokens, width)
             self.count(tokens, width)
         return False
 
@@ -117,14 +135,14 @@ class Memory:
         """Remember what `counts` spends, beyond the inputs, on a batch as long as the longest."""
         if tokens == self.longest and len(self.kept) == len(MORE):
             ways = [self.way(number) for number in range(self.layers)]
-            self.spent = tokens * sum(self.kept[way] - width for way in ways if way != "full")
+            self.spent = tokens * sum(self.kept.get(way, 0.0) - width for way in ways if way != "full")
 
     def fit(self, room: float, tokens: int, width: int) -> dict[str, int]:
         """How many layers keep each of MORE or more, in `room` bytes beyond the inputs; the deepest one everything."""
         room -= tokens * (self.kept["everything"] - width)
         if room < 0:
             return dict.fromkeys(MORE, 0)
-        others, before, counts = self.layers - 1, float(width), {}
+        others, before, counts = self.layers - self.away - 1, float(width), {}
         for way in MORE:
             more = tokens * max(self.kept[way] - before, 1.0)
             others = min(others, int(room / more))
@@ -132,8 +150,10 @@ class Memory:
         return counts
 
     def way(self, number: int) -> str:
-        """What layer `number` keeps: full, or one of MORE."""
-        behind = self.layers - number
+        """What layer `number` keeps: full, one of MORE, or everything on the host (offload)."""
+        if number % 2 == 0 and number < 2 * self.away:
+            return "offload"
+        behind = self.layers - number - max(0, self.away - 1 - number // 2)
         return next((way for way in reversed(MORE) if behind <= self.counts[way]), "full")
 
     def trial(self, number: int) -> str | None:
@@ -152,13 +172,25 @@ class Memory:
         self.said = line
 
 
-def _layer(number: int, memory: Memory | None, forward: Callable[..., Tensor], x: Tensor) -> Tensor:
+def _layer(
+    number: int, memory: Memory | None, offload: Offload | None, forward: Callable[..., Tensor], x: Tensor
+) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(x)
     if memory is None:
         return _run("selective", forward, x)
     if number == 0:
         memory.plan(x)
+    if offload is None:
+        return _by_memory(number, memory, forward, x)
+    offload.begin(number)
+    way = memory.way(number)
+    out = offload.run(number, forward, x) if way == "offload" else _by_memory(number, memory, forward, x)
+    offload.watch(number, out)
+    return out
+
+
+def _by_memory(number: int, memory: Memory, forward: Callable[..., Tensor], x: Tensor) -> Tensor:
     trial = memory.trial(number)
     if trial is None or x.device.type != "cuda":
         return _run(memory.way(number), forward, x)

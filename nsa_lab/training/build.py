@@ -101,5 +101,5 @@ def build_module(
         compile_dense(model)
     group = context_group(model, ranks) if ranks.context > 1 else None
     if config.training.activation_checkpointing:
-        recompute_activations(model, config.training.recompute, group)
+        recompute_activations(model, config.training.recompute, group, config.training.activation_offload * 2**30)
     return VideoModule(model, ranks.share(config.training), config.seed, ranks, parts, group)

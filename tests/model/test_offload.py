@@ -1,0 +1,162 @@
+"""Activations on the host: the same gradients, and nothing of an offloaded layer stays where it was."""
+
+import gc
+
+import pytest
+import torch
+
+from nsa_lab.errors import NsaLabError
+from nsa_lab.model import build_model, offload, recompute
+from nsa_lab.model.compile import compile_dense
+from nsa_lab.model.offload import Offload
+from nsa_lab.model.recompute import Memory, recompute_activations
+from nsa_testing import assert_close, model_batch, requires_gpu, tiny_config
+
+SHAPES = [(3, (4, 2, 3), 5), (2, (3, 2, 2), 4)]
+
+
+class Always(Memory):
+    """A GPU whose host has room for two layers of five, and itself for no more than inputs."""
+
+    def plan(self, x):
+        self.away = 2
+
+    def trial(self, number):
+        return None
+
+
+@pytest.fixture
+def every_tensor(monkeypatch):
+    monkeypatch.setattr(offload, "LEAST", 0)
+    monkeypatch.setattr(recompute, "Memory", Always)
+
+
+def built(tokenizer, *overrides, device="cpu"):
+    torch.manual_seed(0)
+    model = build_model(tiny_config("model.num_layers=5", *overrides), tokenizer).to(device).train()
+    return model, {name: x.to(device) for name, x in model_batch(model, SHAPES).items()}
+
+
+def gradients(model, batch):
+    model.zero_grad(set_to_none=True)
+    model(**batch, use_cache=False).logits.square().mean().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def offload_of(model):
+    return model.model.language_model.layers[0]._gradient_checkpointing_func.args[2]
+
+
+@pytest.mark.parametrize("overrides", [(), ("attention.method=dense",), ("attention.partition.kind=router",)])
+def test_gradients_are_the_same(tokenizer, every_tensor, overrides):
+    plain = gradients(*built(tokenizer, *overrides))
+    model, batch = built(tokenizer, *overrides)
+    recompute_activations(model, "auto", host=1.0)
+    for _ in range(3):
+        found = gradients(model, batch)
+        assert plain.keys() == found.keys()
+        for name, grad in plain.items():
+            assert torch.equal(found[name], grad), name
+    assert set(offload_of(model).kept) == {0, 2}
+
+
+def test_gradients_are_the_same_with_compiled_parts(tokenizer, every_tensor):
+    model, batch = built(tokenizer)
+    compile_dense(model, backend="aot_eager")
+    plain = gradients(model, batch)
+    recompute_activations(model, "auto", host=1.0)
+    for _ in range(2):
+        found = gradients(model, batch)
+        for name, grad in plain.items():
+            assert torch.equal(found[name], grad), name
+
+
+def test_two_forwards_before_their_backwards_keep_apart(tokenizer, every_tensor):
+    model, batch = built(tokenizer)
+    other = model_batch(model, SHAPES[::-1])
+    expected = {name: grad.clone() for name, grad in gradients(model, batch).items()}
+    for name, grad in gradients(model, other).items():
+        expected[name] += grad
+    recompute_activations(model, "auto", host=1.0)
+    model.zero_grad(set_to_none=True)
+    losses = [model(**x, use_cache=False).logits.square().mean() for x in (batch, other)]
+    for loss in losses:
+        loss.backward()
+    for name, grad in expected.items():
+        assert_close(dict(model.named_parameters())[name].grad, grad, 1e-6, name)
+
+
+def test_buffers_serve_again_and_weights_stay(tokenizer, every_tensor):
+    model, batch = built(tokenizer)
+    recompute_activations(model, "auto", host=1.0)
+    loss = model(**batch, use_cache=False).logits.square().mean()
+    kept = offload_of(model)
+    sent, buffers = set(kept.kept[0].saved), kept.kept[0].buffers
+    assert len(sent) == len(buffers) > 10
+    assert sent.isdisjoint(p.untyped_storage().data_ptr() for p in model.parameters())
+    loss.backward()
+    taken, addresses = kept.host_bytes(), [buffer.bytes.data_ptr() for buffer in buffers]
+    for shapes in (SHAPES, SHAPES[:1]):  # the second has fewer tokens
+        gradients(model, model_batch(model, shapes))
+        assert kept.host_bytes() == taken
+        assert [buffer.bytes.data_ptr() for buffer in kept.kept[0].buffers] == addresses
+
+
+def test_a_storage_is_sent_once_and_goes_with_its_graph(every_tensor):
+    layer = torch.nn.Module()
+    kept = Offload(torch.nn.ModuleList([layer]))
+    x = torch.randn(6, 4, requires_grad=True)
+
+    def forward(x):
+        wide = x * 2.0
+        return (wide[:3].sin() * wide[3:].cos() * wide.t().exp().t()[:3]).sum(0)
+
+    kept.begin(0)
+    out = kept.run(0, forward, x)
+    sent = kept.kept[0].saved
+    whole = [saved for saved in sent.values() if len(saved.bytes) == 6 * 4 * 4]
+    assert 1 <= len(whole) < len(sent)
+    out.sum().backward()
+    expected = torch.autograd.grad(forward(x).sum(), x)[0]
+    assert torch.equal(x.grad, expected)
+    del out, whole
+    gc.collect()
+    assert not kept.kept[0].saved
+
+
+def test_the_host_is_asked_for_what_is_allowed_and_one_layer_stays():
+    memory = Memory(6, host=1_000.0)
+    memory.kept, memory.longest = {"attention": 4.0, "selective": 6.0, "everything": 16.0}, 10
+    memory.settle(0.0, 0.0, 10, 1)
+    assert memory.away == 2  # 6 would fit; layers 0 and 2 leave 1, 3, 4 and 5, of which 5 is below nothing
+    assert [memory.way(number) for number in range(6)] == ["offload", "full", "offload", "full", "full", "full"]
+    memory.host = 200.0
+    memory.settle(1e6, 0.0, 10, 1)
+    assert memory.away == 1 and memory.counts == {"attention": 5, "selective": 5, "everything": 5}
+    assert [memory.way(number) for number in range(6)] == ["offload", *["everything"] * 5]
+    assert memory.spent == 10 * (5 * 15.0 - 1.0)
+    memory.counts = {"attention": 4, "selective": 2, "everything": 1}
+    memory.away = 2
+    ways = ["offload", "attention", "offload", "attention", "selective", "everything"]
+    assert [memory.way(number) for number in range(6)] == ways
+
+
+def test_more_than_the_host_has_is_refused(tokenizer):
+    model, _ = built(tokenizer)
+    with pytest.raises(NsaLabError, match=r"training.activation_offload=1048576 .*this host has"):
+        recompute_activations(model, "auto", host=2.0**50)
+
+
+@pytest.mark.gpu
+@requires_gpu
+@pytest.mark.parametrize("method", ["nsa", "dense"])
+def test_gradients_are_the_same_on_a_gpu(tokenizer, method, monkeypatch):
+    monkeypatch.setattr(offload, "LEAST", 0)
+    plain = gradients(*built(tokenizer, f"attention.method={method}", device="cuda"))
+    model, batch = built(tokenizer, f"attention.method={method}", device="cuda")
+    recompute_activations(model, "auto", host=2.0**30)
+    for _ in range(4):
+        found = gradients(model, batch)
+        for name, grad in plain.items():
+            assert_close(found[name], grad, 1e-4, name)
+    assert set(offload_of(model).kept) == {0, 2} and offload_of(model).host_bytes() > 0
