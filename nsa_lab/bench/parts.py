@@ -21,7 +21,8 @@ PLAIN = {
 }
 """The step as it was; without `chunks` the loss holds the logits of all labelled rows at once."""
 AUTO = PLAIN | {"chunks": True, "model.compile": "true", "training.recompute": "auto"}
-OFFLOAD = AUTO | {"training.activation_offload": 64.0}
+OFFLOAD = AUTO | {"training.activation_offload": 44.0}
+"""GiB of the host's memory, unless the config asks for some itself."""
 PARTS: dict[str, dict[str, Any]] = {
     "dense, as it was": PLAIN | {"attention.method": "dense"},
     "sparse, as it was": PLAIN,
@@ -29,7 +30,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "+ compile": PLAIN | {"chunks": True, "model.compile": "true"},
     "+ recompute=selective": PLAIN | {"chunks": True, "model.compile": "true", "training.recompute": "selective"},
     "+ recompute=auto": AUTO,
-    "+ activation_offload=64": OFFLOAD,
+    "+ activation_offload": OFFLOAD,
     "dense, recompute=auto": AUTO | {"attention.method": "dense"},
     "dense, all of these": OFFLOAD | {"attention.method": "dense"},
 }
@@ -88,13 +89,15 @@ def run_parts(
     for length in lengths:
         for name in only or PARTS:
             try:
-                found = _in_fresh_processes(_with(config, PARTS[name]), name, length, repeats, optimizer, labels)
+                own = _with(config, PARTS[name])
+                found = _in_fresh_processes(own, name, length, repeats, optimizer, labels)
             except NsaLabError as error:
                 print(f"{length:>7} {name:<22} {error}", flush=True)
                 continue
             row: dict[str, Any] = {"what": what, "step": name, "video_tokens": length, "labels": labels}
             row |= {"devices": world, "context_parallel": config.training.context_parallel}
             row |= {"precision": config.training.precision}
+            row |= {"activation_offload": own.training.activation_offload}
             print(_line(length, name, found), flush=True)
             if found is None:
                 continue
@@ -108,6 +111,8 @@ def run_parts(
 
 def _with(config: ExperimentConfig, part: dict[str, Any]) -> ExperimentConfig:
     changes = {key: value for key, value in part.items() if key != "chunks"}
+    if changes["training.activation_offload"] and config.training.activation_offload:
+        changes["training.activation_offload"] = config.training.activation_offload
     return load_config(None, flatten(to_dict(config)) | changes)
 
 

@@ -1,8 +1,8 @@
-"""Activations in the host's memory: what every second layer saves for its backward leaves the GPU and comes back.
+"""Activations in the host's memory: what some layers save for their backward leaves the GPU and comes back.
 
-What a layer saves is copied to pinned memory while that layer and the one above it are computed, and fetched back while
-the backward of the layer above it runs, each on a stream of its own: the two wait for copies, never the host. At most
-what two such layers save is on the GPU at a time. The numbers that come back are those that left.
+What a layer saves is copied to pinned memory while the layers up to the next such one are computed, and fetched back
+while the backward of the two layers above it runs, on a stream of its own: the GPU waits for copies that are late, the
+host never. At most what two such layers save is on the GPU at a time. The numbers that come back are those that left.
 """
 
 import weakref
@@ -19,6 +19,8 @@ from nsa_lab.errors import NsaLabError
 
 LEAST = 1 << 20
 """Bytes below which a saved tensor stays where it is."""
+AHEAD = 2
+"""So many layers before its backward a layer's tensors are fetched, and so many after its forward they go at most."""
 
 
 class Buffer:
@@ -59,23 +61,27 @@ class _Layer:
     leaving: list[torch.UntypedStorage] = field(default_factory=list)
     sent: Any = None
 
+    def host_bytes(self) -> int:
+        return sum(buffer.bytes.numel() for buffer in self.buffers)
+
 
 class Offload:
     """Runs layers whose saved activations are kept on the host; `layers`: all of them, in order.
 
     `begin(n)` is called before layer n's forward, whether that is offloaded or not, and `watch(n, out)` after it.
+    spacing: how many layers on from an offloaded one the next one is.
     """
 
     def __init__(self, layers: nn.ModuleList):
-        self.layers = layers
+        self.layers, self.spacing = layers, AHEAD
         self.stream: torch.cuda.Stream | None = None
         self.kept: dict[int, _Layer] = {}
         self.current: _Layer | None = None
 
     def begin(self, number: int) -> None:
-        """Let go of what all but the layer below `number` have left on the GPU."""
+        """Let go of what has left the GPU of layers that are `spacing` below `number`, or of an earlier forward."""
         for other, layer in self.kept.items():
-            if other != number - 1:
+            if not number - self.spacing < other < number:
                 self._let_go(layer)
 
     def run(self, number: int, forward: Callable[..., Tensor], x: Tensor) -> Tensor:
@@ -91,13 +97,18 @@ class Offload:
         return out
 
     def watch(self, number: int, out: Tensor) -> None:
-        """Have the backward of layer `number`, whose output is `out`, fetch what the layer below it needs."""
+        """Have the backward of layer `number`, whose output is `out`, fetch what the layers below it need."""
         if out.requires_grad:
             out.register_hook(lambda grad: self._backward_of(number))
 
+    def fits(self, number: int, nbytes: int, limit: float) -> bool:
+        """Whether so many bytes of layer `number`, instead of what it takes now, keep within `limit` bytes."""
+        now = self.kept.get(number)
+        return self.host_bytes() - (now.host_bytes() if now else 0) + nbytes <= limit
+
     def host_bytes(self) -> int:
         """How much of the host's memory is taken."""
-        return sum(buffer.bytes.numel() for layer in self.kept.values() for buffer in layer.buffers)
+        return sum(layer.host_bytes() for layer in self.kept.values())
 
     def _pack(self, tensor: Tensor) -> Any:
         layer, storage = self.current, tensor.untyped_storage()
@@ -132,9 +143,9 @@ class Offload:
     def _backward_of(self, number: int) -> None:
         for layer in self.kept.values():
             self._let_go(layer)
-        below = self.kept.get(number - 1)
-        for saved in list(below.saved.values()) if below else ():
-            self._fetch(saved)
+        for below in range(number - 1, number - 1 - AHEAD, -1):
+            for saved in list(self.kept[below].saved.values()) if below in self.kept else ():
+                self._fetch(saved)
 
     def _fetch(self, saved: _Saved) -> Tensor:
         if saved.back is None:

@@ -4,8 +4,8 @@ Policies, of `training.recompute`. `full` keeps a layer's input [T, hidden]. `se
 returned (its output, and what its op saved for the backward) and the products no wider than the hidden size (queries,
 keys, values, output projection, gates); norms, rotary embedding and the MLP's wide products are computed again.
 `auto` keeps what the GPU has room for: attention's results first, of which a byte spares the most time, then the narrow
-products, then everything. Given memory of the host (`training.activation_offload`), every second layer keeps
-everything there (offload.py) as far as that goes. The vision tower is always computed again, whole.
+products, then everything. Given memory of the host (`training.activation_offload`), the vision tower's inputs are kept
+there, and everything of as many decoder layers as go in (offload.py). The vision tower is computed again, whole.
 
 By their shapes, at 7B in bf16 with three branches, a token keeps 7 KiB in a layer (full), about 50 (selective), about
 160 (everything); `auto` measures them in its first forward.
@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from nsa_lab.errors import NsaLabError
@@ -29,6 +29,8 @@ from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration
 
 FREE = 0.05
 """The share of a GPU's memory that `auto` leaves alone: fragments, and what kernels need for a moment."""
+SHORT = 0.02
+"""So much more of it whenever PyTorch's allocator had to give memory back before it found room, for which it waits."""
 MORE = ("attention", "selective", "everything")
 """What `auto` lets a layer keep besides its input, each more than the one before."""
 
@@ -59,11 +61,20 @@ def recompute_activations(
             "lower it"
         )
     layers = model.model.language_model.layers
-    memory = Memory(len(layers), group, host) if policy == "auto" else None
+    vision = _vision_offload(model.model.visual.blocks, host) if host else None
+    memory = Memory(len(layers), group, host, vision) if policy == "auto" else None
     offload = Offload(layers) if host else None
     for number, layer in enumerate(layers):
         if policy != "full":
             layer._gradient_checkpointing_func = functools.partial(_layer, number, memory, offload)
+
+
+def _vision_offload(blocks: nn.ModuleList, host: float) -> Offload:
+    offload = Offload(blocks)
+    block: Any
+    for number, block in enumerate(blocks):
+        block._gradient_checkpointing_func = functools.partial(_block, number, offload, host)
+    return offload
 
 
 def _compiles_inside() -> bool:
@@ -78,17 +89,22 @@ class Memory:
     The first forward keeps inputs alone but in its last layers, where it measures what the other ways keep. Each later
     one may keep so much more as PyTorch's peak so far has left free: whatever else a step needs, such as gradients,
     weights that FSDP gathers or the vision tower's backward, is in that peak. A batch longer than all before it begins
-    anew. Deep layers keep the most, for they are the first to be freed in the backward. In `host` bytes of the host's
-    memory layers 0, 2, 4 and so on keep everything, so long as at least one layer is left that does not.
+    anew. Deep layers keep the most, for they are the first to be freed in the backward.
+
+    In what `vision` leaves of `host` bytes of the host's memory, `away` layers keep everything, spread evenly over all
+    but the last, so that each has the time of several layers to be copied.
     """
 
-    def __init__(self, layers: int, group: ContextGroup | None = None, host: float = 0.0):
-        self.layers, self.group, self.host = layers, group, host
+    def __init__(
+        self, layers: int, group: ContextGroup | None = None, host: float = 0.0, vision: Offload | None = None
+    ):
+        self.layers, self.group, self.host, self.vision = layers, group, host, vision
         self.away = 0
         self.kept: dict[str, float] = {}
         self.counts = dict.fromkeys(MORE, 0)
         self.longest = 0
         self.spent = self.base = 0.0
+        self.free, self.retries = FREE, 0
         self.said = ""
 
     def plan(self, x: Tensor) -> None:
@@ -98,7 +114,12 @@ class Memory:
             return
         free, total = torch.cuda.mem_get_info(x.device)
         others = total - free - torch.cuda.memory_reserved(x.device)
-        left = (1 - FREE) * total - others - torch.cuda.max_memory_allocated(x.device)
+        if self.vision:
+            self.vision.begin(0)
+        retries = torch.cuda.memory_stats(x.device)["num_alloc_retries"]
+        self.free += SHORT * (retries > self.retries)
+        self.retries = retries
+        left = (1 - self.free) * total - others - torch.cuda.max_memory_allocated(x.device)
         if self.settle(left, torch.cuda.memory_allocated(x.device), len(x), x.element_size() * x.shape[1]):
             torch.cuda.reset_peak_memory_stats(x.device)
         if self.group:  # what a layer computes again it gathers again, in which all take part
@@ -125,7 +146,8 @@ class Memory:
             return True
         if len(self.kept) == len(MORE):
             everything, before = self.kept["everything"] * self.longest, self.away
-            self.away = min(int(self.host / everything), (self.layers - 1) // 2)
+            host = self.host - (self.vision.host_bytes() if self.vision else 0)
+            self.away = min(int(host / everything), (self.layers - 1) // 2)
             under_way = 2 * everything if self.away > before else 0.0  # in the peaks from the next step on
             self.counts = self.fit(self.spent + left - more - under_way, tokens, width)
             self.count(tokens, width)
@@ -149,11 +171,16 @@ class Memory:
             room, before, counts[way] = room - others * more, self.kept[way], 1 + others
         return counts
 
+    @property
+    def spacing(self) -> int:
+        """From one layer that keeps everything on the host to the next."""
+        return (self.layers - 1) // max(1, self.away)
+
     def way(self, number: int) -> str:
         """What layer `number` keeps: full, one of MORE, or everything on the host (offload)."""
-        if number % 2 == 0 and number < 2 * self.away:
+        if number % self.spacing == 0 and number < self.spacing * self.away:
             return "offload"
-        behind = self.layers - number - max(0, self.away - 1 - number // 2)
+        behind = self.layers - number - max(0, self.away - 1 - number // self.spacing)
         return next((way for way in reversed(MORE) if behind <= self.counts[way]), "full")
 
     def trial(self, number: int) -> str | None:
@@ -183,9 +210,21 @@ def _layer(
         memory.plan(x)
     if offload is None:
         return _by_memory(number, memory, forward, x)
+    offload.spacing = memory.spacing
     offload.begin(number)
     way = memory.way(number)
     out = offload.run(number, forward, x) if way == "offload" else _by_memory(number, memory, forward, x)
+    offload.watch(number, out)
+    return out
+
+
+def _block(number: int, offload: Offload, host: float, forward: Callable[..., Tensor], x: Tensor) -> Tensor:
+    """A block of the vision tower, of which its input is kept, on the host so far as that has room."""
+    again = functools.partial(checkpoint, forward, use_reentrant=False)
+    if not torch.is_grad_enabled() or x.device.type != "cuda":
+        return again(x)
+    offload.begin(number)
+    out = offload.run(number, again, x) if offload.fits(number, x.nbytes, host) else again(x)
     offload.watch(number, out)
     return out
 

@@ -1,9 +1,11 @@
 """Activations on the host: the same gradients, and nothing of an offloaded layer stays where it was."""
 
 import gc
+from functools import partial
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from nsa_lab.errors import NsaLabError
 from nsa_lab.model import build_model, offload, recompute
@@ -141,6 +143,29 @@ def test_the_host_is_asked_for_what_is_allowed_and_one_layer_stays():
     assert [memory.way(number) for number in range(6)] == ways
 
 
+@pytest.mark.parametrize(
+    ("away", "numbers"), [(1, [0]), (3, [0, 9, 18]), (6, [0, 4, 8, 12, 16, 20]), (13, [*range(0, 26, 2)])]
+)
+def test_what_is_away_is_spread_over_all_but_the_last(away, numbers):
+    memory = Memory(28)
+    memory.away = away
+    memory.counts = {"attention": 28 - away, "selective": 1, "everything": 1}
+    ways = [memory.way(number) for number in range(28)]
+    assert [number for number, way in enumerate(ways) if way == "offload"] == numbers
+    assert ways.count("attention") == 27 - away and ways[27] == "everything"
+
+
+def test_of_a_checkpoint_its_input_is_kept_on_the_host(every_tensor):
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.SiLU(), torch.nn.Linear(8, 4))
+    kept = Offload(torch.nn.ModuleList([module]))
+    x = torch.randn(3, 4, requires_grad=True)
+    out = kept.run(0, partial(checkpoint, module, use_reentrant=False), x)
+    assert [len(saved.bytes) for saved in kept.kept[0].saved.values()] == [x.nbytes]
+    assert kept.fits(0, x.nbytes, x.nbytes) and not kept.fits(1, 1, x.nbytes)
+    out.sum().backward()
+    assert torch.equal(x.grad, torch.autograd.grad(module(x).sum(), x)[0])
+
+
 def test_more_than_the_host_has_is_refused(tokenizer):
     model, _ = built(tokenizer)
     with pytest.raises(NsaLabError, match=r"training.activation_offload=1048576 .*this host has"):
@@ -160,3 +185,5 @@ def test_gradients_are_the_same_on_a_gpu(tokenizer, method, monkeypatch):
         for name, grad in plain.items():
             assert_close(found[name], grad, 1e-4, name)
     assert set(offload_of(model).kept) == {0, 2} and offload_of(model).host_bytes() > 0
+    blocks = model.model.visual.blocks
+    assert set(blocks[0]._gradient_checkpointing_func.args[1].kept) == set(range(len(blocks)))
