@@ -15,6 +15,10 @@ from nsa_lab.partition import Context
 
 PIECE_BYTES = 128 * 2**20
 MIN_ROWS = 16
+CAUSAL_ROWS = 256
+"""Rows of a piece that is cut for causality's sake: a quarter of the keys is enough of a saving, small calls cost."""
+WASTE = 1.25
+"""How much larger pieces side by side may be for their padding."""
 
 KeyRange = Callable[[int, int, int], tuple[int, int]]
 """(sample, first place, last place) to the keys or blocks that queries between two places of the context may see."""
@@ -40,18 +44,30 @@ class Piece:
 
 @dataclass(frozen=True)
 class Group:
-    """Pieces side by side: rows [U, C] and keys [U, K] int64, -1 where a piece is shorter than the longest."""
+    """Pieces side by side: rows [U, C] and keys [U, K] int64, -1 where a piece is shorter than the longest.
+
+    alone: the piece, where there is one.
+    """
 
     rows: Tensor
     keys: Tensor
+    alone: Piece | None = None
 
     def take_rows(self, x: Tensor) -> Tensor:
         """[Tq, ...] to [U, C, ...]; padding repeats row 0."""
+        if self.alone:
+            return x[None, self.alone.row_begin : self.alone.row_end]
         return x[self.rows.clamp(min=0)]
 
     def take_keys(self, x: Tensor) -> Tensor:
         """[T, ...] to [U, K, ...]; padding repeats key 0."""
+        if self.alone:
+            return x[None, self.alone.key_begin : self.alone.key_end]
         return x[self.keys.clamp(min=0)]
+
+    def flat_rows(self, x: Tensor) -> Tensor:
+        """[U, C, ...] to the real rows of it, in packed order."""
+        return x[0] if self.alone else x[self.rows >= 0]
 
 
 def rows_that_fit(row_bytes: int) -> int:
@@ -79,7 +95,7 @@ def cut_rows(context: Context, key_range: KeyRange, max_rows: int, tiles: QueryT
 
 
 def group_pieces(pieces: list[Piece], row_bytes: Callable[[int], int], device: torch.device) -> list[Group]:
-    """Put neighbouring pieces side by side while their padded memory stays within PIECE_BYTES."""
+    """Put neighbouring pieces side by side while their padded memory stays within PIECE_BYTES and WASTE."""
     groups: list[list[Piece]] = []
     for piece in pieces:
         if groups and _fits([*groups[-1], piece], row_bytes):
@@ -91,13 +107,15 @@ def group_pieces(pieces: list[Piece], row_bytes: Callable[[int], int], device: t
 
 def _fits(pieces: list[Piece], row_bytes: Callable[[int], int]) -> bool:
     rows, keys = max(p.rows for p in pieces), max(p.keys for p in pieces)
-    return len(pieces) * rows * row_bytes(keys) <= PIECE_BYTES
+    wasted = len(pieces) * rows * keys > WASTE * sum(p.rows * p.keys for p in pieces)
+    return not wasted and len(pieces) * rows * row_bytes(keys) <= PIECE_BYTES
 
 
 def _pad(pieces: list[Piece], device: torch.device) -> Group:
     return Group(
         rows=_ranges([(p.row_begin, p.row_end) for p in pieces], device),
         keys=_ranges([(p.key_begin, p.key_end) for p in pieces], device),
+        alone=pieces[0] if len(pieces) == 1 else None,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nsa_lab.attention import groups as pieces
 from nsa_lab.attention.groups import Group
 
 PieceAttention = Callable[[Group, Tensor, Tensor, Tensor], Tensor]
@@ -20,17 +21,13 @@ def over_groups(piece: PieceAttention, groups: list[Group], q: Tensor, k: Tensor
     """`piece` of every group, put together in packed order: q [Tq, H, D], k and v [T, G, D] to [Tq, H, D]."""
     if not groups:
         return q * 0
-    if len(groups) == 1:
-        return _flat_rows(groups[0], piece(groups[0], *_take(groups[0], q, k, v)))
+    if sum(group.rows.shape[1] * group.keys.numel() for group in groups) * k.shape[1] * 4 <= pieces.PIECE_BYTES:
+        return torch.cat([group.flat_rows(piece(group, *_take(group, q, k, v))) for group in groups])
     return _Piecewise.apply(piece, groups, q, k, v)
 
 
 def _take(group: Group, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return group.take_rows(q), group.take_keys(k), group.take_keys(v)
-
-
-def _flat_rows(group: Group, out: Tensor) -> Tensor:
-    return out[group.rows >= 0]
 
 
 class _Piecewise(torch.autograd.Function):
@@ -40,7 +37,7 @@ class _Piecewise(torch.autograd.Function):
         ctx.save_for_backward(q, k, v)
         out = torch.empty_like(q)
         for group in groups:
-            out[group.rows[group.rows >= 0]] = _flat_rows(group, piece(group, *_take(group, q, k, v)))
+            out[group.rows[group.rows >= 0]] = group.flat_rows(piece(group, *_take(group, q, k, v)))
         return out
 
     @staticmethod
@@ -50,7 +47,7 @@ class _Piecewise(torch.autograd.Function):
         for group in ctx.groups:
             with torch.enable_grad():
                 inputs = [x.detach().requires_grad_() for x in _take(group, q, k, v)]
-                out = _flat_rows(group, ctx.piece(group, *inputs))
+                out = group.flat_rows(ctx.piece(group, *inputs))
             real_rows, real_keys = group.rows >= 0, group.keys >= 0
             rows, keys = group.rows[real_rows], group.keys[real_keys]
             piece_q, piece_k, piece_v = torch.autograd.grad(out, inputs, grad[rows])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nsa_lab.attention import groups
+from nsa_lab.attention import block_major, groups
 from nsa_lab.attention.backends import BACKENDS
 from nsa_lab.attention.block_major import selection_by_block
 from nsa_lab.attention.compressors import COMPRESSORS, mean_of_blocks
@@ -35,6 +35,7 @@ def pieces(request, monkeypatch):
     if request.param == "many pieces":
         monkeypatch.setattr(groups, "PIECE_BYTES", 2000)
         monkeypatch.setattr(groups, "MIN_ROWS", 5)
+        monkeypatch.setattr(block_major, "VISIT_ROWS", 8)
 
 
 def check(actual, expected, heads, tolerance):
@@ -169,8 +170,8 @@ def test_a_budget_that_covers_everything_reads_every_block_that_may_be_read(ops,
     check(ops.window(q, k, v, tokens, size=1000, scale=0.25), dense, random, 1e-12)
 
 
-def test_long_samples_walk_over_blocks_with_the_same_result(monkeypatch):
-    """Past PAIRS_PER_VISIT the torch path changes its algorithm, not its answer."""
+def test_in_long_samples_blocks_are_visited_with_the_same_result(monkeypatch):
+    """Past VISITS_COST the torch path changes its algorithm, not its answer."""
     tokens = sparse_context(token_layout([(0, (50, 2, 2), 3)]), "video")
     blocks = make_partition("uniform", tokens, 4)
     random = random_heads(200, 200, (4, 2, 16), torch.float64)
@@ -179,15 +180,15 @@ def test_long_samples_walk_over_blocks_with_the_same_result(monkeypatch):
         q, mean_of_blocks(k, blocks), tokens, blocks, scale=0.25, scorer=SCORER, rule=block_rule(3)
     )
     expected = reference.selection(q, k, v, chosen, tokens, blocks, scale=0.25)
-    walked = []
+    visited = []
     module = "nsa_lab.attention.backends.torch_path"
-    monkeypatch.setattr(f"{module}.selection_by_block", lambda *args: walked.append(1) or selection_by_block(*args))
-    monkeypatch.setattr(f"{module}.WALK_PER_MASK", 1)
-    for pairs, walks in ((1, 1), (10**9, 0)):
-        monkeypatch.setattr(f"{module}.PAIRS_PER_VISIT", pairs)
-        walked.clear()
+    monkeypatch.setattr(f"{module}.selection_by_block", lambda *args: visited.append(1) or selection_by_block(*args))
+    monkeypatch.setattr(f"{module}.VISIT_PER_MASK", 1)
+    for cost, visits in ((1, 1), (10**9, 0)):
+        monkeypatch.setattr(f"{module}.VISITS_COST", cost)
+        visited.clear()
         check(torch_path.selection(q, k, v, chosen, tokens, blocks, scale=0.25), expected, random, 1e-12)
-        assert len(walked) == walks
+        assert len(visited) == visits
 
 
 def test_low_precision_error_is_that_of_the_dtype():

@@ -13,16 +13,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nsa_lab.attention.block_major import selection_by_block
 from nsa_lab.attention.choice import BlockRule, Scorer
-from nsa_lab.attention.groups import Group, cut_rows, group_pieces, rows_that_fit
+from nsa_lab.attention.groups import CAUSAL_ROWS, Group, cut_rows, group_pieces, rows_that_fit
 from nsa_lab.attention.ops import Backend
 from nsa_lab.attention.piecewise import over_groups
 from nsa_lab.attention.query_tiles import QueryTiles, query_tiles
 from nsa_lab.partition import Context, Partition
 
-PAIRS_PER_VISIT = 20_000
-"""One visit of the walk over blocks costs as much as masking this many (query, key, head) triples, on a CPU."""
-WALK_PER_MASK = 4
-"""How many times more a (query, key, head) triple costs in the walk than under a mask; measured likewise."""
+VISITS_COST = 1_000_000
+"""Visits to blocks cost as much as masking this many (query, key, head) triples before the first one, on a CPU."""
+VISIT_PER_MASK = 2.5
+"""How many times more a (query, key, head) triple costs in a visit than under a mask; measured likewise."""
 
 log = logging.getLogger(__name__)
 _said: set[str] = set()
@@ -98,10 +98,10 @@ class Torch(Backend):
         *,
         scale: float,
     ) -> Tensor:
-        # Long samples walk over blocks, short ones mask what was not selected.
+        # In long samples blocks are visited, in short ones what was not selected is masked.
         pairs = sum((end - begin) ** 2 for _, _, begin, end in context.spans) * q.shape[1]
         selected = len(q) * blocks.shape[-1] * partition.max_length * q.shape[1]
-        if pairs > PAIRS_PER_VISIT * partition.num_blocks * k.shape[1] + WALK_PER_MASK * selected:
+        if pairs > VISITS_COST + VISIT_PER_MASK * selected:
             return selection_by_block(q, k, v, blocks, context, partition, scale)
         return _selection_masked(q, k, v, blocks, context, partition, scale)
 
@@ -165,14 +165,18 @@ def _selection_masked(
         first_block = block_of_key.amin(1)
         count = int((block_of_key.amax(1) - first_block).max()) + 1
         local = (group.take_rows(blocks) - first_block[:, None, None, None]).clamp(-1, count).transpose(1, 2) + 1
-        chosen = q.new_zeros((*local.shape[:3], count + 2), dtype=torch.bool).scatter(3, local, True)
+        chosen = q.new_full((*local.shape[:3], count + 2), -torch.inf).scatter(3, local, 0.0)
+        chosen[..., 0] = -torch.inf  # where -1 went: no block
         block = (block_of_key - first_block[:, None] + 1)[:, None, None].expand(*local.shape[:3], -1)
-        causal = (group.keys[:, None] >= 0) & (group.keys[:, None] <= group.take_rows(context.query_index)[:, :, None])
-        seen = chosen.gather(3, block) & causal[:, None]
-        return _attend(q, k, v, seen, scale)
+        later = (group.keys[:, None] < 0) | (group.keys[:, None] > group.take_rows(context.query_index)[:, :, None])
+        alive = (local > 0).any(3)  # a chosen block has a key at or before its query
+        bias = chosen.gather(3, block).masked_fill_(later[:, None], -torch.inf).masked_fill_(~alive[..., None], 0.0)
+        return _attend_biased(q, k, v, bias, scale) * _by_head(alive, q)
 
     row_bytes = 6 * k.shape[1]
-    pieces = cut_rows(context, key_range, rows_that_fit(row_bytes * _longest(context)))
+    longest = _longest(context)
+    rows = min(rows_that_fit(row_bytes * longest), max(CAUSAL_ROWS, longest // 8))
+    pieces = cut_rows(context, key_range, rows)
     return over_groups(piece, group_pieces(pieces, lambda keys: row_bytes * keys, q.device), q, k, v)
 
 
@@ -219,29 +223,29 @@ def _forced(group: Group, first: Tensor, last: Tensor, partition: Partition, rul
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
-    """q [U, C, H, D] against k, v [U, K, G, D]; seen [U, 1 or G, C, K]; bias [U, K] on the logits. [U, C, H, D]."""
+    """q [U, C, H, D] against k, v [U, K, G, D]; seen [U, 1 or G, C, K]; bias [U, K] on the logits. [U, C, H, D].
+
+    A row that sees nothing gives zero and takes no gradient.
+    """
+    alive = seen.any(-1)
+    mask = seen | ~alive[..., None]
+    if bias is not None:
+        mask = torch.where(mask, bias[:, None, None].to(q.dtype), -torch.inf)
+    return _attend_biased(q, k, v, mask, scale) * _by_head(alive, q)
+
+
+def _by_head(x: Tensor, q: Tensor) -> Tensor:
+    """x [U, G, C] for each head of q [U, C, H, D], [U, C, H, 1]."""
+    return x.repeat_interleave(q.shape[2] // x.shape[1], 1).transpose(1, 2)[..., None]
+
+
+def _attend_biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """q [U, C, H, D] against k, v [U, K, G, D]; bias [U, 1 or G, C, K] bool or on the logits. [U, C, H, D]."""
     groups = k.shape[2]
     rows = q.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4)
     keys, values = (x.transpose(1, 2)[:, :, None].expand(-1, -1, rows.shape[2], -1, -1) for x in (k, v))
-    mask = seen.expand(-1, groups, -1, -1)[:, :, None]
-    if bias is not None:
-        bias = bias[:, None, None, None]
+    mask = bias.expand(-1, groups, -1, -1)[:, :, None]
     shape = rows.shape
-    out = _sdpa(
-        rows.flatten(0, 1),
-        keys.flatten(0, 1),
-        values.flatten(0, 1),
-        mask.flatten(0, 1),
-        scale,
-        None if bias is None else bias.expand(-1, groups, -1, -1, -1).flatten(0, 1),
-    )
+    rows, keys, values, mask = (x.flatten(0, 1) for x in (rows, keys, values, mask))
+    out = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scale)
     return out.view(shape).permute(0, 3, 1, 2, 4).flatten(2, 3)
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
-    """PyTorch's attention with a mask; a row that sees nothing gives zero and takes no gradient."""
-    alive = seen.any(-1, keepdim=True)
-    mask = seen | ~alive
-    if bias is not None:
-        mask = torch.where(mask, bias.to(q.dtype), -torch.inf)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale) * alive
