@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, get_worker_info
 from nsa_lab.config.schema import DataConfig
 from nsa_lab.data.annotations import Sample, Samples
 from nsa_lab.data.chat import VIDEO_TOKEN, encode_chat
-from nsa_lab.data.errors import KINDS, SKIPPED, TOO_LONG, BadSampleError, refuse_most
+from nsa_lab.data.errors import KINDS, SKIPPED, BadSampleError, check_length, refuse_most
 from nsa_lab.data.pixels import patchify, resize
 from nsa_lab.data.positions import VIDEO, mrope_positions
 from nsa_lab.data.video import Clip, read_clip
@@ -121,7 +121,8 @@ class VideoDataset(Dataset):
         t, h, w = -(-len(frames) // FRAMES_PER_PATCH), frames.shape[-2] // PATCH, frames.shape[-1] // PATCH
         system = self.config.system_prompt if sample.system is None else sample.system
         chat = encode_chat(sample.turns, t * h * w // MERGE**2, self.tokenizer, system)
-        self._check_length(len(chat.input_ids), frames)
+        size = (len(frames), frames.shape[-2], frames.shape[-1])
+        check_length(len(chat.input_ids), size, {"data.max_tokens": self.config.max_tokens})
         pixel_values, grid = patchify(frames)
         grid_thw = torch.tensor([grid])
         is_video, seconds = chat.input_ids == self._video_token, clip.seconds[::FRAMES_PER_PATCH]
@@ -137,15 +138,6 @@ class VideoDataset(Dataset):
             task=sample.task,
             token_types=is_video.long() * VIDEO,
         )
-
-    def _check_length(self, tokens: int, frames: Tensor) -> None:
-        if tokens > self.config.max_tokens:
-            count, _, height, width = frames.shape
-            raise BadSampleError(
-                f"{tokens} tokens ({count} frames of {width}x{height}) are more than"
-                f" data.max_tokens={self.config.max_tokens}; lower data.fps, data.max_frames or data.max_pixels",
-                TOO_LONG,
-            )
 
     def clip(self, sample: Sample) -> Clip:
         """The sample's clip, resized; kept while the budget lasts, since all are used once per epoch."""

@@ -12,7 +12,7 @@ from typing import Any
 from nsa_lab.config.schema import DataConfig
 from nsa_lab.data.annotations import Sample, Samples
 from nsa_lab.data.chat import encode_chat
-from nsa_lab.data.errors import OVER_BUDGET, SKIPPED, TOO_LONG, BadSampleError, refuse_most
+from nsa_lab.data.errors import SKIPPED, BadSampleError, check_length, refuse_most
 from nsa_lab.data.pixels import smart_resize
 from nsa_lab.data.video import read_shape
 from nsa_lab.files import locked
@@ -56,16 +56,8 @@ def _length(sample: Sample, shape: Shape | BadSampleError, tokenizer: Any, confi
     video = -(-frames // FRAMES_PER_PATCH) * (tall // TOKEN_PIXELS) * (wide // TOKEN_PIXELS)
     system = config.system_prompt if sample.system is None else sample.system
     length = video + len(encode_chat(sample.turns, 0, tokenizer, system).input_ids)
-    for setting, limit, kind in (
-        ("data.max_tokens", config.max_tokens, TOO_LONG),
-        ("training.tokens_per_batch", most, OVER_BUDGET),
-    ):
-        if length > limit:
-            raise BadSampleError(
-                f"{length} tokens ({frames} frames of {wide}x{tall}) are more than {setting}={limit}; raise it, "
-                "or lower data.fps, data.max_frames or data.max_pixels",
-                kind,
-            )
+    limits = {"data.max_tokens": config.max_tokens, "training.tokens_per_batch": most}
+    check_length(length, (frames, tall, wide), limits)
     return length
 
 
