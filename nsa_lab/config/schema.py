@@ -65,6 +65,7 @@ class DataConfig:
     `annotations` (JSON or JSONL in LLaVA-Video-178K's form) and `videos` (the folder its paths are relative to)
     replace the tasks; `absolute_videos` lets rows name files elsewhere by absolute paths. Pixels are per frame.
     Validation is on `val_annotations`; without them, on a fixed tenth of the videos, which is not trained on.
+    `drop` is a list of videos and rows that are left out, as `nsa-lab data check` writes it.
     `blind` shows grey frames, to measure what the questions give away.
     `positions` says where text goes on after a video: `qwen`, as the published weights were trained, or `transformers`,
     as transformers counts since 5.3 (nsa_lab/data/positions.py).
@@ -87,6 +88,7 @@ class DataConfig:
     blind: bool = False
     on_bad_sample: Literal["error", "skip"] = "error"
     absolute_videos: bool = False
+    drop: str | None = None
 
 
 @dataclass

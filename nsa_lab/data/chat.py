@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nsa_lab.data.annotations import Turn
 from nsa_lab.data.errors import RESERVED, BadSampleError
+from nsa_lab.data.rows import Turn
 
 IGNORED = -100
 VIDEO_TOKEN = "<|video_pad|>"

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from nsa_lab.config.schema import DataConfig
-from nsa_lab.data.annotations import Sample, Samples
+from nsa_lab.data.annotations import Samples
 from nsa_lab.data.chat import VIDEO_TOKEN, encode_chat
 from nsa_lab.data.errors import KINDS, SKIPPED, BadSampleError, check_length, refuse_most
 from nsa_lab.data.pixels import patchify, resize
 from nsa_lab.data.positions import VIDEO, mrope_positions
+from nsa_lab.data.rows import Sample
 from nsa_lab.data.video import Clip, read_clip
 from nsa_lab.errors import NsaLabError
 from nsa_lab.layout import FRAMES_PER_PATCH, MERGE, PATCH

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from nsa_lab.config.schema import DataConfig
-from nsa_lab.data.annotations import Sample, Samples
+from nsa_lab.data.annotations import Samples
 from nsa_lab.data.chat import encode_chat
 from nsa_lab.data.errors import SKIPPED, BadSampleError, check_length, refuse_most
 from nsa_lab.data.pixels import smart_resize
+from nsa_lab.data.rows import Sample
 from nsa_lab.data.video import read_shape
 from nsa_lab.files import locked
 from nsa_lab.layout import FRAMES_PER_PATCH, TOKEN_PIXELS

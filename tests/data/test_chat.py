@@ -1,8 +1,8 @@
 import pytest
 
-from nsa_lab.data.annotations import Turn
 from nsa_lab.data.chat import encode_chat
 from nsa_lab.data.errors import RESERVED, BadSampleError
+from nsa_lab.data.rows import Turn
 
 TURNS = [Turn("What colour was the flash?", "red"), Turn("Where was it?\n(one word)", "It was northwest. \U0001f642")]
 
