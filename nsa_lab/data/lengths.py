@@ -1,8 +1,6 @@
 """How many tokens each sample has, known without decoding its video, and kept from one run to the next."""
 
-import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +11,12 @@ from nsa_lab.config.schema import DataConfig
 from nsa_lab.data.annotations import Samples
 from nsa_lab.data.chat import encode_chat
 from nsa_lab.data.errors import SKIPPED, BadSampleError, check_length, refuse_most
+from nsa_lab.data.ledger import file_key, open_ledger
 from nsa_lab.data.pixels import smart_resize
 from nsa_lab.data.rows import Sample
-from nsa_lab.data.video import read_shape
-from nsa_lab.files import locked
+from nsa_lab.data.video import Shape, at_most, read_shape
 from nsa_lab.layout import FRAMES_PER_PATCH, TOKEN_PIXELS
 
-Shape = tuple[int, int, int]
 FILE = "video-shapes.jsonl"
 THREADS = 16
 logger = logging.getLogger("nsa_lab")
@@ -52,14 +49,24 @@ def measured(samples: Samples, tokenizer: Any, config: DataConfig, most: int) ->
 def _length(sample: Sample, shape: Shape | BadSampleError, tokenizer: Any, config: DataConfig, most: int) -> int:
     if isinstance(shape, BadSampleError):
         raise shape
-    frames, height, width = shape
-    tall, wide = smart_resize(height, width, config.min_pixels, config.max_pixels)
+    length, frames = sample_tokens(sample, shape, tokenizer, config)
+    limits = {"data.max_tokens": config.max_tokens, "training.tokens_per_batch": most}
+    check_length(length, frames, limits)
+    return length
+
+
+def sample_tokens(
+    sample: Sample, shape: Shape, tokenizer: Any, config: DataConfig
+) -> tuple[int, tuple[int, int, int]]:
+    """How many tokens the sample has at most, and frames, height and width of its video as it is shown.
+
+    Raises BadSampleError where its text holds a reserved token, or its video is too narrow.
+    """
+    frames = at_most(shape.frames, config.max_frames)
+    tall, wide = smart_resize(shape.height, shape.width, config.min_pixels, config.max_pixels)
     video = -(-frames // FRAMES_PER_PATCH) * (tall // TOKEN_PIXELS) * (wide // TOKEN_PIXELS)
     system = config.system_prompt if sample.system is None else sample.system
-    length = video + len(encode_chat(sample.turns, 0, tokenizer, system).input_ids)
-    limits = {"data.max_tokens": config.max_tokens, "training.tokens_per_batch": most}
-    check_length(length, (frames, tall, wide), limits)
-    return length
+    return video + len(encode_chat(sample.turns, 0, tokenizer, system).input_ids), (frames, tall, wide)
 
 
 def _leave_out(good: Samples, bad: Sequence[BadSampleError], count: int) -> None:
@@ -70,49 +77,26 @@ def _leave_out(good: Samples, bad: Sequence[BadSampleError], count: int) -> None
 
 
 def _shapes(videos: Iterable[Path], config: DataConfig) -> dict[Path, Shape | BadSampleError]:
-    """Frames, height and width that are sampled of each video, or why it cannot be read."""
-    place = Path(config.cache_dir)
-    place.mkdir(parents=True, exist_ok=True)
-    file = place / FILE
-    with locked(place / f"{FILE}.lock", f"another process measures videos for {file}; waiting"):
-        known = _read(file)
-        keys = {video: _key(video, config) for video in sorted(videos)}
-        missing = [video for video, key in keys.items() if key not in known]
+    """Of each video its shape at data.fps, or why it cannot be read."""
+    file = Path(config.cache_dir) / FILE
+    with open_ledger(file, f"another process measures videos for {file}; waiting") as ledger:
+        keys = {video: file_key(video, config.fps) for video in sorted(videos)}
+        found: dict[Path, Shape | BadSampleError] = {
+            video: Shape(*ledger.known[key]) for video, key in keys.items() if key in ledger.known
+        }
+        missing = [video for video in keys if video not in found]
         if len(missing) > THREADS:
-            logger.warning("measuring %d videos for training.tokens_per_batch; kept in %s", len(missing), file)
-        found: dict[Path, Shape | BadSampleError] = {v: known[key] for v, key in keys.items() if key in known}
-        with open(file, "a") as kept, ThreadPoolExecutor(THREADS) as pool:
+            logger.warning("measuring %d videos; kept in %s", len(missing), file)
+        with ThreadPoolExecutor(THREADS) as pool:
             for video, shape in zip(missing, pool.map(lambda v: _shape(v, config), missing), strict=True):
                 found[video] = shape
-                if not isinstance(shape, BadSampleError):
-                    kept.write(json.dumps([keys[video], shape]) + "\n")
+                if isinstance(shape, Shape) and (key := keys[video]):
+                    ledger.add(key, shape)
     return found
 
 
 def _shape(video: Path, config: DataConfig) -> Shape | BadSampleError:
     try:
-        return read_shape(video, config.fps, config.max_frames)
+        return read_shape(video, config.fps)
     except BadSampleError as error:
         return error
-
-
-def _key(video: Path, config: DataConfig) -> str:
-    """A video file as it is now, and how it is sampled."""
-    try:
-        now = os.stat(video)
-        return f"{video.resolve()} {now.st_size} {now.st_mtime_ns} {config.fps} {config.max_frames}"
-    except OSError:
-        return str(video)  # which is not kept
-
-
-def _read(file: Path) -> dict[str, Shape]:
-    """What was measured before; a line that was cut off with its process is none."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    known = {}
-    for line in lines:
-        try:
-            key, (frames, height, width) = json.loads(line)
-        except ValueError:
-            continue
-        known[key] = (frames, height, width)
-    return known

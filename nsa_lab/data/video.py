@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -40,30 +41,50 @@ def read_clip(path: Path, fps: float, max_frames: int, transform: Transform | No
     return Clip(frames, torch.from_numpy(times.seconds[places]))
 
 
-def read_shape(path: Path, fps: float, max_frames: int) -> tuple[int, int, int]:
-    """Frames, height and width of what read_clip gives without a transform, by decoding the first frame alone.
+class Shape(NamedTuple):
+    """A video as it is sampled: frames, uncapped, their height and width as shown, and the seconds of the video."""
 
-    Where a codec makes one frame of two packets read_clip may give fewer frames. Raises BadSampleError as that does,
-    but for damage, which only decoding shows.
+    frames: int
+    height: int
+    width: int
+    seconds: float
+
+
+def read_shape(path: Path, fps: float) -> Shape:
+    """What read_clip gives without a transform and a cap of frames, by decoding the first frame alone.
+
+    The video's seconds count its last frame as long as the others are on average. Where a codec makes one frame of two
+    packets read_clip may give fewer frames. Raises BadSampleError as that does, but for damage, which only decoding
+    shows.
     """
     times = read_times(path)
-    chosen = _sample(times.seconds, fps, max_frames, tolerance=0.51 * times.unit)
+    chosen = _ticked(times.seconds, fps, tolerance=0.51 * times.unit)
     for _, frame in _shown(path, times):
         height, width = _Converter(path, None)(frame).shape[-2:]
-        return len(chosen), height, width
+        span, steps = float(times.seconds[-1] - times.seconds[0]), len(times.stamps) - 1
+        return Shape(len(chosen), height, width, span * (steps + 1) / steps if steps else 0.0)
     raise BadSampleError(f"video {path} ends early: 0 of {len(times.stamps)} frames decode; {REMEDY}")
+
+
+def at_most(frames: int, max_frames: int) -> int:
+    """How many of so many frames are shown: the cap is even, so that it never leaves half a temporal patch."""
+    return min(frames, max(1, max_frames - max_frames % 2))
 
 
 def _sample(seconds: np.ndarray, fps: float, max_frames: int, tolerance: float) -> np.ndarray:
     """Indices into the sorted times `seconds`; `tolerance` absorbs the rounding of stored timestamps."""
-    last_tick = int((seconds[-1] - seconds[0] + tolerance) * fps)
-    first_ticks: np.ndarray = np.append(_first_ticks(seconds, fps, tolerance), last_tick + 1)
-    shown = np.flatnonzero(np.diff(first_ticks) > 0)
-    # An even cap, so that the cap itself never leaves half a temporal patch.
-    cap = max(1, max_frames - max_frames % 2)
-    if len(shown) > cap:
+    shown = _ticked(seconds, fps, tolerance)
+    cap = at_most(len(shown), max_frames)
+    if cap < len(shown):
         shown = shown[np.linspace(0, len(shown) - 1, cap).round().astype(int)]
     return shown
+
+
+def _ticked(seconds: np.ndarray, fps: float, tolerance: float) -> np.ndarray:
+    """Indices of the frames that are shown at a tick, uncapped."""
+    last_tick = int((seconds[-1] - seconds[0] + tolerance) * fps)
+    first_ticks: np.ndarray = np.append(_first_ticks(seconds, fps, tolerance), last_tick + 1)
+    return np.flatnonzero(np.diff(first_ticks) > 0)
 
 
 def _first_ticks(seconds: np.ndarray, fps: float, tolerance: float) -> np.ndarray:
