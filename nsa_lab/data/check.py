@@ -1,4 +1,4 @@
-"""Annotations and their videos looked at before a training: what cannot be used, how long it is, what decoding takes."""
+"""Annotations and their videos looked at before a training: what cannot be used, and how long all else is."""
 
 import os
 from collections import Counter
@@ -95,9 +95,7 @@ def _judged(config: ExperimentConfig, seen: Mapping[Path, Look | str], tokenizer
     return Check(good, looks, list(drop.values()), dict(lost))
 
 
-def _good(
-    sample: Sample | RowError, seen: Mapping[Path, Look | str], tokenizer: Any, config: ExperimentConfig
-) -> Good:
+def _good(sample: Sample | RowError, seen: Mapping[Path, Look | str], tokenizer: Any, config: ExperimentConfig) -> Good:
     if isinstance(sample, RowError):
         raise BadSampleError(str(sample), BAD_ROW)
     look = seen.get(sample.video)
@@ -112,9 +110,7 @@ def _good(
     return Good(sample.task, len(sample.turns), sample.video, tokens)
 
 
-def _line(
-    place: str, row: Any, sample: Sample | RowError, error: BadSampleError, videos: Path
-) -> dict[str, str]:
+def _line(place: str, row: Any, sample: Sample | RowError, error: BadSampleError, videos: Path) -> dict[str, str]:
     """The line of a list for data.drop: a video's where that is to blame, else the row's."""
     why = {"kind": error.kind, "reason": str(error)}
     if isinstance(sample, RowError):

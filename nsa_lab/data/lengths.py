@@ -55,9 +55,7 @@ def _length(sample: Sample, shape: Shape | BadSampleError, tokenizer: Any, confi
     return length
 
 
-def sample_tokens(
-    sample: Sample, shape: Shape, tokenizer: Any, config: DataConfig
-) -> tuple[int, tuple[int, int, int]]:
+def sample_tokens(sample: Sample, shape: Shape, tokenizer: Any, config: DataConfig) -> tuple[int, tuple[int, int, int]]:
     """How many tokens the sample has at most, and frames, height and width of its video as it is shown.
 
     Raises BadSampleError where its text holds a reserved token, or its video is too narrow.

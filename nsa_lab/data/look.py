@@ -72,7 +72,7 @@ def look_at_all(
         if isinstance(found, Look) and (key := keys[video]):
             ledger.add(key, found)
         say(len(seen), len(videos), bad)
-    return seen
+    return {video: seen[video] for video in videos}
 
 
 def _stored(shape: tuple[int, int, int, float], decode_s: float | None) -> Look:

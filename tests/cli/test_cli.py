@@ -86,6 +86,7 @@ def test_show_without_a_file_takes_settings_that_choose_no_task(nsa_lab, setting
         "runs",
         "runs list",
         "runs diff",
+        "data check",
     ],
 )
 def test_help_of_each_command_gives_an_example(nsa_lab, command):
