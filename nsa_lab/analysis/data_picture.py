@@ -16,11 +16,15 @@ SIZE = (10.0, 3.1)
 def draw_data(found: Check, config: ExperimentConfig) -> Figure:
     """Histograms of videos' seconds and frames and of rows' tokens, with the limits that are set."""
     rows, videos = len(found.good), len(found.looks)
-    title = f"{rows:,} rows and {videos:,} videos that can be used"
+    title = f"{rows:,} rows that can be used, {videos:,} videos that can be read"
     lost = ", ".join(f"{count:,} with {kind}" for kind, count in found.lost.items()) or "none"
     figure = framed(title, f"{config.data.annotations}; rows that cannot be used: {lost}.", SIZE)
     limits: dict[str, dict[str, int | None]] = {
-        "frames at data.fps": {"data.max_frames": config.data.max_frames},
+        "frames at data.fps": {
+            "data.max_frames": config.data.max_frames,
+            "data.fewest_frames": config.data.fewest_frames,
+            "data.most_frames": config.data.most_frames,
+        },
         "tokens of a row": {
             "data.max_tokens": config.data.max_tokens,
             "training.tokens_per_batch": config.training.tokens_per_batch,

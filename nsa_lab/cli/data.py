@@ -135,7 +135,9 @@ def _print(found: "Check", config: "ExperimentConfig", rate: int) -> None:
         print()
     lost = sum(found.lost.values())
     reasons = [f"{count:,} with {kind}" for kind, count in found.lost.items()]
-    print(", ".join([f"not usable: {lost:,} of {lost + len(found.good):,} rows", *reasons]))
+    print(", ".join([f"not usable: {lost:,} of {lost + found.outside + len(found.good):,} rows", *reasons]))
+    if found.outside:
+        print(f"left out: {found.outside:,} rows, by data.fewest_frames and data.most_frames")
     if taken := decoding(found):
         print(
             f"decoding takes {taken.seconds:.3g} s of a core a video: {taken.per_second:.3g} videos/s and"

@@ -243,6 +243,11 @@ def _data_rules(config: ExperimentConfig) -> Iterator[Problem]:
     if (data.annotations is None) != (data.videos is None):
         lonely, missing = ("annotations", "videos") if data.videos is None else ("videos", "annotations")
         yield Problem(f"data.{missing}", f"is not set, but data.{lonely} is; give both")
+    for name, frames in (("fewest_frames", data.fewest_frames), ("most_frames", data.most_frames)):
+        if frames is not None and frames < 1:
+            yield Problem(f"data.{name}", f"{frames} is not positive; leave it null to keep videos of any length")
+    if data.fewest_frames and data.most_frames and data.fewest_frames > data.most_frames:
+        yield Problem("data.fewest_frames", f"{data.fewest_frames} is more than data.most_frames={data.most_frames}")
     if data.min_pixels > data.max_pixels:
         yield Problem("data.min_pixels", f"{data.min_pixels} is more than data.max_pixels={data.max_pixels}")
 

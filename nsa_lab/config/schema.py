@@ -65,6 +65,8 @@ class DataConfig:
     `annotations` (JSON or JSONL in LLaVA-Video-178K's form) and `videos` (the folder its paths are relative to)
     replace the tasks; `absolute_videos` lets rows name files elsewhere by absolute paths. Pixels are per frame.
     Validation is on `val_annotations`; without them, on a fixed tenth of the videos, which is not trained on.
+    `fewest_frames` and `most_frames` keep those rows of `annotations` whose videos have so many frames at `fps`, before
+    `max_frames` caps them (the paper: 350 to 550 at 4); what is validated on apart or evaluated is not concerned.
     `drop` is a list of videos and rows that are left out, as `nsa-lab data check` writes it.
     `blind` shows grey frames, to measure what the questions give away.
     `positions` says where text goes on after a video: `qwen`, as the published weights were trained, or `transformers`,
@@ -89,6 +91,8 @@ class DataConfig:
     on_bad_sample: Literal["error", "skip"] = "error"
     absolute_videos: bool = False
     drop: str | None = None
+    fewest_frames: int | None = None
+    most_frames: int | None = None
 
 
 @dataclass

@@ -12,7 +12,7 @@ from nsa_lab.data.annotations import parsed_rows
 from nsa_lab.data.drop import read_drop, row_digest, video_name, write_drop
 from nsa_lab.data.errors import BAD_ROW, MISSING, UNREADABLE, BadSampleError, check_length
 from nsa_lab.data.ledger import open_ledger
-from nsa_lab.data.lengths import sample_tokens
+from nsa_lab.data.lengths import is_kept, sample_tokens
 from nsa_lab.data.look import Look, OnProgress, look_at_all
 from nsa_lab.data.rows import RowError, Sample
 from nsa_lab.data.tokenizer import load_tokenizer
@@ -36,13 +36,15 @@ class Check:
     """What was found of all rows but those in data.drop; `good` are those that can be used.
 
     looks: what was seen of each video that can be read. drop: a line for each video or row that cannot be used, with
-    `kind` and `reason`; lost: how many rows that are, by kind.
+    `kind` and `reason`; lost: how many rows that are, by kind. outside: how many rows data.fewest_frames and
+    data.most_frames leave out.
     """
 
     good: list[Good]
     looks: dict[Path, Look]
     drop: list[dict[str, str]]
     lost: dict[str, int]
+    outside: int
 
 
 def check(
@@ -83,22 +85,25 @@ def _rows(data: DataConfig) -> Iterator[tuple[str, Any, Sample | RowError]]:
 
 
 def _judged(config: ExperimentConfig, seen: Mapping[Path, Look | str], tokenizer: Any) -> Check:
-    good, drop, lost = [], {}, Counter[str]()
+    good, drop, lost, outside = [], {}, Counter[str](), 0
     for place, row, sample in _rows(config.data):
+        look = seen.get(sample.video) if isinstance(sample, Sample) else None
+        if isinstance(look, Look) and not is_kept(look.shape, config.data):
+            outside += 1
+            continue
         try:
-            good.append(_good(sample, seen, tokenizer, config))
+            good.append(_good(sample, look, tokenizer, config))
         except BadSampleError as error:
             lost[error.kind] += 1
             line = _line(place, row, sample, error, Path(config.data.videos or "."))
             drop[line.get("row", line.get("video"))] = line
     looks = {video: look for video, look in seen.items() if isinstance(look, Look)}
-    return Check(good, looks, list(drop.values()), dict(lost))
+    return Check(good, looks, list(drop.values()), dict(lost), outside)
 
 
-def _good(sample: Sample | RowError, seen: Mapping[Path, Look | str], tokenizer: Any, config: ExperimentConfig) -> Good:
+def _good(sample: Sample | RowError, look: Look | str | None, tokenizer: Any, config: ExperimentConfig) -> Good:
     if isinstance(sample, RowError):
         raise BadSampleError(str(sample), BAD_ROW)
-    look = seen.get(sample.video)
     if look is None:
         raise BadSampleError(f"{sample.video} is no file", MISSING)
     if isinstance(look, str):

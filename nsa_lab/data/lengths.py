@@ -1,6 +1,7 @@
 """How many tokens each sample has, known without decoding its video, and kept from one run to the next."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from nsa_lab.data.ledger import file_key, open_ledger
 from nsa_lab.data.pixels import smart_resize
 from nsa_lab.data.rows import Sample
 from nsa_lab.data.video import Shape, at_most, read_shape
+from nsa_lab.errors import NsaLabError
 from nsa_lab.layout import FRAMES_PER_PATCH, TOKEN_PIXELS
 
 FILE = "video-shapes.jsonl"
@@ -44,6 +46,36 @@ def measured(samples: Samples, tokenizer: Any, config: DataConfig, most: int) ->
     if bad:
         _leave_out(good, bad, len(samples))
     return good, lengths
+
+
+def is_kept(shape: Shape, config: DataConfig) -> bool:
+    """Whether a video has data.fewest_frames to data.most_frames at data.fps."""
+    return (config.fewest_frames or 0) <= shape.frames <= (config.most_frames or math.inf)
+
+
+def kept(samples: Samples, config: DataConfig) -> Samples:
+    """The samples whose videos have data.fewest_frames to data.most_frames; all where neither is set.
+
+    How many are left out is told in a warning. A video that cannot be read is refused by name, or with
+    data.on_bad_sample=skip left out and counted. Shapes of videos are kept in data.cache_dir. Raises NsaLabError where
+    none remains.
+    """
+    if config.fewest_frames is None and config.most_frames is None:
+        return samples
+    shapes = _shapes({sample.video for sample in samples}, config)
+    bad = [(s, shape) for s in samples if isinstance(shape := shapes[s.video], BadSampleError)]
+    if bad and config.on_bad_sample == "error":
+        sample, error = bad[0]
+        raise error.of(sample.id) from error
+    found = Samples(skipped=samples.skipped)
+    found += [s for s in samples if isinstance(shape := shapes[s.video], Shape) and is_kept(shape, config)]
+    if bad:
+        _leave_out(found, [error.of(sample.id) for sample, error in bad], len(samples))
+    span = f"{config.fewest_frames or 0} to {config.most_frames or 'any number of'} frames at {config.fps:g} a second"
+    if not found:
+        raise NsaLabError(f"no video of {len(samples)} samples has {span}; change data.fewest_frames or most_frames")
+    logger.warning("%d of %d samples are kept, whose videos have %s", len(found), len(samples), span)
+    return found
 
 
 def _length(sample: Sample, shape: Shape | BadSampleError, tokenizer: Any, config: DataConfig, most: int) -> int:

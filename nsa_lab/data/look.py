@@ -11,6 +11,7 @@ from torch import Tensor
 from nsa_lab.config.schema import DataConfig
 from nsa_lab.data.errors import BadSampleError
 from nsa_lab.data.ledger import Ledger, file_key
+from nsa_lab.data.lengths import is_kept
 from nsa_lab.data.pixels import resize
 from nsa_lab.data.processes import in_processes
 from nsa_lab.data.video import Shape, read_clip, read_shape
@@ -34,7 +35,8 @@ class Look(NamedTuple):
 def look_at(video: Path, data: DataConfig, decode: bool) -> Look | str:
     """What is seen of a video, or why it cannot be used."""
     try:
-        return Look(read_shape(video, data.fps), _decode_seconds(video, data) if decode else None)
+        shape = read_shape(video, data.fps)
+        return Look(shape, _decode_seconds(video, data) if decode and is_kept(shape, data) else None)
     except BadSampleError as error:
         return str(error)
 
@@ -58,11 +60,16 @@ def look_at_all(
 ) -> dict[Path, Look | str]:
     """What is seen of each video, or why it cannot be used, found on `workers` processes.
 
+    With `decode` those are decoded that data.fewest_frames and data.most_frames keep.
     What can be read is kept in `ledger`, and not looked at again while the file, data.fps and data.max_frames stay.
     """
     keys = {video: file_key(video, data.fps, data.max_frames) for video in videos}
     known = {video: _stored(*ledger.known[key]) for video, key in keys.items() if key in ledger.known}
-    seen: dict[Path, Look | str] = {v: look for v, look in known.items() if look.decode_s is not None or not decode}
+    seen: dict[Path, Look | str] = {
+        video: look
+        for video, look in known.items()
+        if look.decode_s is not None or not decode or not is_kept(look.shape, data)
+    }
     left, bad = [video for video in videos if video not in seen], 0
     say = on_progress or (lambda *_: None)
     say(len(seen), len(videos), bad)

@@ -8,6 +8,7 @@ from nsa_lab.config.rules import enabled_tasks, shown_frames
 from nsa_lab.config.schema import ExperimentConfig
 from nsa_lab.data.annotations import Samples, read_annotations
 from nsa_lab.data.drop import read_drop, video_name
+from nsa_lab.data.lengths import kept
 from nsa_lab.tasks import task_settings
 from nsa_lab.tasks.clips import ensure_clips
 
@@ -68,7 +69,7 @@ def file_samples(config: ExperimentConfig, path: str | Path, videos: str | Path 
 
 def _annotated(config: ExperimentConfig) -> dict[str, Samples]:
     data = config.data
-    samples = file_samples(config, data.annotations or "")
+    samples = kept(file_samples(config, data.annotations or ""), data)
     if data.val_annotations:
         return {"train": samples, "val": file_samples(config, data.val_annotations)}
     return _hold_out(samples, Path(data.videos or "."))

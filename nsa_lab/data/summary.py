@@ -84,6 +84,7 @@ def as_plain(found: Check, facts: dict[str, Any]) -> dict[str, Any]:
     taken = decoding(found)
     return facts | {
         "lost": found.lost,
+        "outside": found.outside,
         "groups": [vars(group) for group in groups(found)],
         "quantiles": {what: quantiles(values) for what, values in sizes(found).items() if values},
         "decoding": None if taken is None else vars(taken),

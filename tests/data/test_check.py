@@ -122,6 +122,18 @@ def test_without_decoding_damage_is_not_seen_and_with_it_later_it_is(config, tmp
     assert whole.looks.items() <= known.items(), "what was decoded is not looked at again"
 
 
+def test_videos_of_other_lengths_are_no_fault_and_are_not_decoded(config, tmp_path):
+    """Frames at 8 a second: 6, 8, 11 and 14."""
+    found = check(config(**{"data.fewest_frames": 7, "data.most_frames": 11}), tmp_path)
+    assert sorted(found.looks[row.video].shape.frames for row in found.good) == [8, 11]
+    assert found.outside == 6 and found.lost == {"unreadable video": 2, "missing video file": 1, "unusable row": 1}
+    assert {look.shape.frames for look in found.looks.values() if look.decode_s is None} == {6, 14}
+    told = []
+    again = check(config(**{"data.fewest_frames": 7}), tmp_path, on_progress=lambda *numbers: told.append(numbers))
+    assert told[0] == (3, 6, 0), "of the one that is not outside any more, not decoded yet, and the two unreadable ones"
+    assert sorted(again.looks[row.video].shape.frames for row in again.good) == [8, 11, 14]
+
+
 def dies(item, folder):
     """The process ends while it has `once` in hand for the first time, and `always` each time."""
     name, number = item
