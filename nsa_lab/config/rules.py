@@ -13,7 +13,7 @@ from nsa_lab.config.sizes import is_run, model_size
 from nsa_lab.config.tree import flatten, layer_attention, parse_layer_range, read_settings, to_dict
 from nsa_lab.errors import Problem
 from nsa_lab.files import unfit_for_a_folder
-from nsa_lab.layout import FRAMES_PER_PATCH
+from nsa_lab.layout import FRAMES_AS, FRAMES_PER_PATCH
 from nsa_lab.plugin import at, in_use, problems_of, settings, switched_on
 from nsa_lab.tasks import TASKS, task_settings
 
@@ -116,8 +116,9 @@ def clip_tokens(config: ExperimentConfig) -> dict[str, int]:
 
 
 def _tokens(config: ExperimentConfig, name: str, task: Any) -> int:
-    shown = shown_frames(config, task.frames)
-    return TASKS[name].video_tokens(dataclasses.replace(task, frames=shown + shown % FRAMES_PER_PATCH))
+    per_token = FRAMES_AS[config.data.frames_as]
+    patches = -(-shown_frames(config, task.frames) // per_token)
+    return patches * TASKS[name].video_tokens(dataclasses.replace(task, frames=FRAMES_PER_PATCH))
 
 
 def _task_rules(config: ExperimentConfig) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from nsa_lab.data.drop import Drop
 from nsa_lab.data.errors import BAD_ROW, MISSING
+from nsa_lab.data.images import first_file
 from nsa_lab.data.rows import RowError, Sample, parse_row
 from nsa_lab.errors import NsaLabError
 
@@ -90,7 +91,7 @@ def annotation_files(path: Path) -> list[Path]:
 
 def _beside(sample: Sample, videos: Path, sub: Path) -> Sample:
     """The sample with the video in folder `sub` of `videos`, where that is one."""
-    if sub.parts and sample.video.is_relative_to(videos):
+    if sub.parts and isinstance(sample.video, Path) and sample.video.is_relative_to(videos):
         own = videos / sub / sample.video.relative_to(videos)
         if os.path.isfile(own):
             return dataclasses.replace(sample, video=own)
@@ -98,11 +99,11 @@ def _beside(sample: Sample, videos: Path, sub: Path) -> Sample:
 
 
 def _existing(path: Path, samples: Samples, places: list[str], videos: Path, skip: bool) -> Samples:
-    known = {video: os.path.isfile(video) for video in dict.fromkeys(sample.video for sample in samples)}
+    known = {video: os.path.isfile(first_file(video)) for video in dict.fromkeys(sample.video for sample in samples)}
     missing = [at for at, sample in enumerate(samples) if not known[sample.video]]
     if not missing:
         return samples
-    first = samples[missing[0]].video
+    first = first_file(samples[missing[0]].video)
     what = "is a folder, not a video file" if os.path.isdir(first) else "does not exist"
     count = f"{len(missing)} of {len(samples)} rows have no video file"
     if not skip or len(missing) == len(samples):

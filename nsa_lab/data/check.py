@@ -11,6 +11,7 @@ from nsa_lab.config.schema import DataConfig, ExperimentConfig
 from nsa_lab.data.annotations import parsed_rows
 from nsa_lab.data.drop import read_drop, row_digest, video_name, write_drop
 from nsa_lab.data.errors import BAD_ROW, MISSING, UNREADABLE, BadSampleError, check_length
+from nsa_lab.data.images import Video, first_file
 from nsa_lab.data.ledger import open_ledger
 from nsa_lab.data.lengths import is_kept, sample_tokens
 from nsa_lab.data.look import Look, OnProgress, look_at_all
@@ -27,7 +28,7 @@ class Good:
 
     group: str
     questions: int
-    video: Path
+    video: Video
     tokens: int
 
 
@@ -41,7 +42,7 @@ class Check:
     """
 
     good: list[Good]
-    looks: dict[Path, Look]
+    looks: dict[Video, Look]
     drop: list[dict[str, str]]
     lost: dict[str, int]
     outside: int
@@ -66,7 +67,7 @@ def check(
     data, out = config.data, Path(out)
     tokenizer = load_tokenizer(data.tokenizer, Path(data.cache_dir))
     named = {sample.video for _, _, sample in _rows(data) if isinstance(sample, Sample)}
-    videos = sorted(video for video in named if os.path.isfile(video))
+    videos = sorted((video for video in named if os.path.isfile(first_file(video))), key=str)
     with open_ledger(out / LEDGER, f"another process checks into {out}; waiting") as ledger:
         seen = look_at_all(videos, data, ledger, workers, decode, on_progress)
         found = _judged(config, seen, tokenizer)
@@ -84,7 +85,7 @@ def _rows(data: DataConfig) -> Iterator[tuple[str, Any, Sample | RowError]]:
             yield place, row, sample
 
 
-def _judged(config: ExperimentConfig, seen: Mapping[Path, Look | str], tokenizer: Any) -> Check:
+def _judged(config: ExperimentConfig, seen: Mapping[Video, Look | str], tokenizer: Any) -> Check:
     good, drop, lost, outside = [], {}, Counter[str](), 0
     for place, row, sample in _rows(config.data):
         look = seen.get(sample.video) if isinstance(sample, Sample) else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nsa_lab.data.images import Video, first_file
 from nsa_lab.data.rows import RowError, Sample
 from nsa_lab.errors import NsaLabError, short
 from nsa_lab.files import digest, whole
@@ -55,9 +56,10 @@ def write_drop(file: Path, entries: Iterable[Mapping[str, Any]]) -> None:
         unfinished.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), "utf-8")
 
 
-def video_name(video: Path, videos: Path) -> str:
-    """A video as a list names it: relative to the folder `videos` where it is inside, else in full."""
-    return (video.relative_to(videos) if video.is_relative_to(videos) else video).as_posix()
+def video_name(video: Video, videos: Path) -> str:
+    """A video, or its first frame, as a list names it: relative to the folder `videos` where it is inside."""
+    file = first_file(video)
+    return (file.relative_to(videos) if file.is_relative_to(videos) else file).as_posix()
 
 
 def row_digest(row: Any) -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nsa_lab.data.images import FrameFiles, Video, first_file
 from nsa_lab.files import locked, writing
 
 logger = logging.getLogger("nsa_lab")
@@ -36,12 +37,18 @@ def open_ledger(file: Path, waiting: str) -> Iterator[Ledger]:
         yield Ledger(file)
 
 
-def file_key(file: Path, *more: Any) -> str | None:
-    """A file as it is now, by its place, size and time of change, and what else a value depends on; None: no file."""
+def video_key(video: Video, *more: Any) -> str | None:
+    """A video as it is now, by its place, size and time of change, and what else a value depends on; None: no file.
+
+    Of frames that are images by the first, and their number.
+    """
+    file = first_file(video)
     try:
         now = os.stat(file)
     except OSError:
         return None
+    if isinstance(video, FrameFiles):
+        more = (f"{len(video)} images", *more)
     return " ".join(map(str, (file.resolve(), now.st_size, now.st_mtime_ns, *more)))
 
 

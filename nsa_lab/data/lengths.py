@@ -10,14 +10,14 @@ from typing import Any
 
 from nsa_lab.config.schema import DataConfig
 from nsa_lab.data.annotations import Samples
-from nsa_lab.data.chat import encode_chat
+from nsa_lab.data.chat import MARKS, encode_chat
 from nsa_lab.data.errors import SKIPPED, BadSampleError, check_length, refuse_most
-from nsa_lab.data.ledger import file_key, open_ledger
-from nsa_lab.data.pixels import smart_resize
+from nsa_lab.data.images import Video
+from nsa_lab.data.ledger import open_ledger, video_key
+from nsa_lab.data.pixels import smart_resize, vision_tokens
 from nsa_lab.data.rows import Sample
 from nsa_lab.data.video import Shape, at_most, read_shape
 from nsa_lab.errors import NsaLabError
-from nsa_lab.layout import FRAMES_PER_PATCH, TOKEN_PIXELS
 
 FILE = "video-shapes.jsonl"
 THREADS = 16
@@ -94,9 +94,10 @@ def sample_tokens(sample: Sample, shape: Shape, tokenizer: Any, config: DataConf
     """
     frames = at_most(shape.frames, config.max_frames)
     tall, wide = smart_resize(shape.height, shape.width, config.min_pixels, config.max_pixels)
-    video = -(-frames // FRAMES_PER_PATCH) * (tall // TOKEN_PIXELS) * (wide // TOKEN_PIXELS)
+    vision = vision_tokens(frames, tall, wide, config.frames_as)
+    marked = sum(vision) + len(MARKS) * len(vision)
     system = config.system_prompt if sample.system is None else sample.system
-    return video + len(encode_chat(sample.turns, 0, tokenizer, system).input_ids), (frames, tall, wide)
+    return marked + len(encode_chat(sample.turns, [], tokenizer, system).input_ids), (frames, tall, wide)
 
 
 def _leave_out(good: Samples, bad: Sequence[BadSampleError], count: int) -> None:
@@ -106,12 +107,12 @@ def _leave_out(good: Samples, bad: Sequence[BadSampleError], count: int) -> None
     good.skipped = dict(counts + Counter(good.skipped))
 
 
-def _shapes(videos: Iterable[Path], config: DataConfig) -> dict[Path, Shape | BadSampleError]:
+def _shapes(videos: Iterable[Video], config: DataConfig) -> dict[Video, Shape | BadSampleError]:
     """Of each video its shape at data.fps, or why it cannot be read."""
     file = Path(config.cache_dir) / FILE
     with open_ledger(file, f"another process measures videos for {file}; waiting") as ledger:
-        keys = {video: file_key(video, config.fps) for video in sorted(videos)}
-        found: dict[Path, Shape | BadSampleError] = {
+        keys = {video: video_key(video, config.fps) for video in sorted(videos, key=str)}
+        found: dict[Video, Shape | BadSampleError] = {
             video: Shape(*ledger.known[key]) for video, key in keys.items() if key in ledger.known
         }
         missing = [video for video in keys if video not in found]
@@ -125,7 +126,7 @@ def _shapes(videos: Iterable[Path], config: DataConfig) -> dict[Path, Shape | Ba
     return found
 
 
-def _shape(video: Path, config: DataConfig) -> Shape | BadSampleError:
+def _shape(video: Video, config: DataConfig) -> Shape | BadSampleError:
     try:
         return read_shape(video, config.fps)
     except BadSampleError as error:

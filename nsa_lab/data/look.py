@@ -3,14 +3,14 @@
 import functools
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
 from nsa_lab.config.schema import DataConfig
 from nsa_lab.data.errors import BadSampleError
-from nsa_lab.data.ledger import Ledger, file_key
+from nsa_lab.data.images import Video
+from nsa_lab.data.ledger import Ledger, video_key
 from nsa_lab.data.lengths import is_kept
 from nsa_lab.data.pixels import resize
 from nsa_lab.data.processes import in_processes
@@ -32,7 +32,7 @@ class Look(NamedTuple):
     decode_s: float | None
 
 
-def look_at(video: Path, data: DataConfig, decode: bool) -> Look | str:
+def look_at(video: Video, data: DataConfig, decode: bool) -> Look | str:
     """What is seen of a video, or why it cannot be used."""
     try:
         shape = read_shape(video, data.fps)
@@ -41,7 +41,7 @@ def look_at(video: Path, data: DataConfig, decode: bool) -> Look | str:
         return str(error)
 
 
-def _decode_seconds(video: Path, data: DataConfig) -> float:
+def _decode_seconds(video: Video, data: DataConfig) -> float:
     def fit(image: Tensor) -> Tensor:
         return resize(image, data.min_pixels, data.max_pixels)[..., :1, :1]
 
@@ -51,21 +51,21 @@ def _decode_seconds(video: Path, data: DataConfig) -> float:
 
 
 def look_at_all(
-    videos: Sequence[Path],
+    videos: Sequence[Video],
     data: DataConfig,
     ledger: Ledger,
     workers: int,
     decode: bool,
     on_progress: OnProgress | None = None,
-) -> dict[Path, Look | str]:
+) -> dict[Video, Look | str]:
     """What is seen of each video, or why it cannot be used, found on `workers` processes.
 
     With `decode` those are decoded that data.fewest_frames and data.most_frames keep.
     What can be read is kept in `ledger`, and not looked at again while the file, data.fps and data.max_frames stay.
     """
-    keys = {video: file_key(video, data.fps, data.max_frames) for video in videos}
+    keys = {video: video_key(video, data.fps, data.max_frames) for video in videos}
     known = {video: _stored(*ledger.known[key]) for video, key in keys.items() if key in ledger.known}
-    seen: dict[Path, Look | str] = {
+    seen: dict[Video, Look | str] = {
         video: look
         for video, look in known.items()
         if look.decode_s is not None or not decode or not is_kept(look.shape, data)

@@ -1,4 +1,4 @@
-"""One row of annotations to a sample: LLaVA-Video-178K's `conversations`, or `messages`."""
+"""One row of annotations to a sample: LLaVA-Video-178K's `conversations`, or `messages`, of a video or its frames."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nsa_lab.data.images import FrameFiles, Video
 from nsa_lab.errors import short
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -26,13 +27,15 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """One video with its turns. `task` groups accuracies; `system` replaces data.system_prompt where it is given.
+    """One video, a file or its frames, with its turns.
+
+    `task` groups accuracies; `system` replaces data.system_prompt where it is given.
 
     `meta` is what the row says about the video for those who study it: `events` or `cuts` (see nsa_lab.analysis).
     """
 
     id: str
-    video: Path
+    video: Video
     turns: tuple[Turn, ...]
     task: str
     system: str | None = None
@@ -56,13 +59,13 @@ def parse_row(row: Any, videos: Path, absolute: bool, default_id: str) -> Sample
         raise row
     if not isinstance(row, Mapping):
         raise RowError(f"is a {type(row).__name__}, not an object; write {{id, video, conversations}}")
-    if row.get("image") or row.get("images"):
+    if row.get("image") or (row.get("images") and (row.get("video") or row.get("videos"))):
         raise RowError("has an image, and only its video would be shown; give rows of one video each")
     messages = _messages(row)
     system = messages.pop(0)[1] if messages and messages[0][0] == "system" else None
     return Sample(
         id=_id(row, default_id),
-        video=_video_file(_video_path(row), videos, absolute),
+        video=_frames(row, videos, absolute) or _video_file(_video_path(row), videos, absolute),
         turns=_turns(messages),
         task=_task(row),
         system=system,
@@ -71,10 +74,10 @@ def parse_row(row: Any, videos: Path, absolute: bool, default_id: str) -> Sample
 
 
 def _id(row: Mapping[str, Any], default: str) -> str:
-    value = row.get("id")
-    if value is None:
+    key = next((key for key in ("id", "video_id") if row.get(key) is not None), None)
+    if key is None:
         return default
-    return str(value) if type(value) is int else _string(value, "id", "a text or a whole number")
+    return str(row[key]) if type(row[key]) is int else _string(row[key], key, "a text or a whole number")
 
 
 def _task(row: Mapping[str, Any]) -> str:
@@ -151,6 +154,25 @@ def _turns(messages: list[tuple[str, str]]) -> tuple[Turn, ...]:
         )
     texts = [text for _, text in messages]
     return tuple(Turn(question, answer) for question, answer in zip(texts[::2], texts[1::2], strict=True))
+
+
+def _frames(row: Mapping[str, Any], videos: Path, absolute: bool) -> FrameFiles | None:
+    """The row's `images`, which are its video's frames, one `<image>` each before the first question."""
+    images = row.get("images")
+    if not images:
+        return None
+    if not isinstance(images, list):
+        raise RowError(f"`images` is {short(images)}; write a list with the path of each frame")
+    names = [_string(image, f"images[{at}]", "the path of an image") for at, image in enumerate(images)]
+    marks = [str(message).count("<image>") for message in row.get("conversations", row.get("messages", []))]
+    if sum(marks) != len(names) or sum(mark > 0 for mark in marks) != 1:
+        raise RowError(
+            f"has {len(names)} images and {sum(marks)} <image>; write as many before the first question, in one message"
+        )
+    folder = _video_file(names[0], videos, absolute).parent
+    if any(os.path.dirname(name) != os.path.dirname(names[0]) for name in names):
+        raise RowError("has images in several folders; those of one video belong into one")
+    return FrameFiles.of(folder, [os.path.basename(name) for name in names])
 
 
 def _video_path(row: Mapping[str, Any]) -> str:

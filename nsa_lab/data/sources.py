@@ -8,6 +8,7 @@ from nsa_lab.config.rules import enabled_tasks, shown_frames
 from nsa_lab.config.schema import ExperimentConfig
 from nsa_lab.data.annotations import Samples, read_annotations
 from nsa_lab.data.drop import read_drop, video_name
+from nsa_lab.data.images import Video
 from nsa_lab.data.lengths import kept
 from nsa_lab.tasks import task_settings
 from nsa_lab.tasks.clips import ensure_clips
@@ -87,5 +88,5 @@ def _hold_out(samples: Samples, videos: Path) -> dict[str, Samples]:
     }
 
 
-def _digest(video: Path, videos: Path) -> str:
+def _digest(video: Video, videos: Path) -> str:
     return hashlib.sha256(video_name(video, videos).encode()).hexdigest()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nsa_lab.data.container import REMEDY, video_file
 from nsa_lab.data.errors import BadSampleError
+from nsa_lab.data.images import FrameFiles, Video, read_image, read_images
 from nsa_lab.data.orientation import Orientation, orientation
 from nsa_lab.data.times import FrameTimes, read_times
 
@@ -27,18 +28,22 @@ class Clip:
     seconds: Tensor
 
 
-def read_clip(path: Path, fps: float, max_frames: int, transform: Transform | None = None) -> Clip:
+def read_clip(path: Video, fps: float, max_frames: int, transform: Transform | None = None) -> Clip:
     """The frames shown at each 1/fps second, at most `max_frames` of them, spread evenly, the right way up.
 
     At each tick the frame at or before it is taken, and none is taken twice, so a video slower than `fps` gives all
     its frames. They are turned and mirrored as the display matrix says. `transform` ([1, 3, H, W] to [1, 3, H', W'],
-    uint8) is applied frame by frame, to keep a long video small. Raises BadSampleError where the file is not a
+    uint8) is applied frame by frame, to keep a long video small. Of frames that are images there is one at each 1/fps
+    second. Raises BadSampleError where the file is not a
     readable video, was cut off, is damaged before the last frame asked for, or has no sane times.
     """
+    if isinstance(path, FrameFiles):
+        places = _spread(np.arange(len(path)), max_frames)
+        return Clip(read_images(path, places, transform), torch.from_numpy(places / fps))
     times = read_times(path)
     chosen = _sample(times.seconds, fps, max_frames, tolerance=0.51 * times.unit)
-    places, frames = _decode(path, times, chosen.tolist(), transform)
-    return Clip(frames, torch.from_numpy(times.seconds[places]))
+    shown, frames = _decode(path, times, chosen.tolist(), transform)
+    return Clip(frames, torch.from_numpy(times.seconds[shown]))
 
 
 class Shape(NamedTuple):
@@ -50,13 +55,16 @@ class Shape(NamedTuple):
     seconds: float
 
 
-def read_shape(path: Path, fps: float) -> Shape:
+def read_shape(path: Video, fps: float) -> Shape:
     """What read_clip gives without a transform and a cap of frames, by decoding the first frame alone.
 
     The video's seconds count its last frame as long as the others are on average. Where a codec makes one frame of two
     packets read_clip may give fewer frames. Raises BadSampleError as that does, but for damage, which only decoding
     shows.
     """
+    if isinstance(path, FrameFiles):
+        height, width = read_image(path[0]).shape[-2:]
+        return Shape(len(path), height, width, len(path) / fps)
     times = read_times(path)
     chosen = _ticked(times.seconds, fps, tolerance=0.51 * times.unit)
     for _, frame in _shown(path, times):
@@ -73,7 +81,11 @@ def at_most(frames: int, max_frames: int) -> int:
 
 def _sample(seconds: np.ndarray, fps: float, max_frames: int, tolerance: float) -> np.ndarray:
     """Indices into the sorted times `seconds`; `tolerance` absorbs the rounding of stored timestamps."""
-    shown = _ticked(seconds, fps, tolerance)
+    return _spread(_ticked(seconds, fps, tolerance), max_frames)
+
+
+def _spread(shown: np.ndarray, max_frames: int) -> np.ndarray:
+    """At most `max_frames` of the frames `shown`, spread evenly."""
     cap = at_most(len(shown), max_frames)
     if cap < len(shown):
         shown = shown[np.linspace(0, len(shown) - 1, cap).round().astype(int)]
