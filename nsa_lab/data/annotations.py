@@ -1,5 +1,6 @@
 """Annotations to samples: LLaVA-Video-178K's `conversations` rows and `messages` rows, as a JSON array or JSONL."""
 
+import codecs
 import dataclasses
 import json
 import logging
@@ -15,6 +16,7 @@ from nsa_lab.data.rows import RowError, Sample, parse_row
 from nsa_lab.errors import NsaLabError
 
 ENDINGS = (".json", ".jsonl")
+PEEK = 1 << 12
 
 logger = logging.getLogger(__name__)
 
@@ -123,18 +125,22 @@ def _read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     that they are the fault of the row they stand in.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+        with open(path, "rb") as file:
+            if file.peek(PEEK).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+                yield from _array_rows(_text(file.read()), path)
+                return
+            # By lines, as a file may be larger than memory, and not at separators that JSON allows inside strings.
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _line_row(_text(line).rstrip("\n"), number)
     except FileNotFoundError as error:
         raise NsaLabError(f"annotations {path} do not exist; correct the path") from error
     except OSError as error:
         raise NsaLabError(f"annotations {path} cannot be read: {error}; give a UTF-8 JSON or JSONL file") from error
-    if text.lstrip().startswith("["):
-        yield from _array_rows(text, path)
-        return
-    # Not splitlines(), which also breaks at separators that JSON allows inside strings.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield _line_row(line, number)
+
+
+def _text(content: bytes) -> str:
+    return content.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape")
 
 
 def _array_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
