@@ -32,7 +32,9 @@ def read_drop(file: Path) -> Drop:
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise NsaLabError(f"data.drop={file} cannot be read ({error}); name a list of `nsa-lab data check`") from error
+        raise NsaLabError(
+            f"data.drop={file} cannot be read ({error}); name a list of `nsa-lab data check`, or null for none"
+        ) from error
     found = [_named(line, f"{file}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
     by_key = {key: frozenset(name for named, name in found if named == key) for key in ("video", "row")}
     return Drop(file, by_key["video"], by_key["row"])

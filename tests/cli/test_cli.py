@@ -9,24 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nsa_lab import cli
 from nsa_lab.config import load_config
 from nsa_lab.tasks import base
 
 HEAVY = ("torch", "transformers", "lightning", "mlflow", "optuna", "matplotlib", "plotly", "av", "omegaconf")
-
-
-@pytest.fixture
-def nsa_lab(capfd):
-    """Runs one command in this process; gives exit code, stdout and stderr."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return end.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture

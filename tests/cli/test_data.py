@@ -6,20 +6,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from nsa_lab import cli
 from nsa_videos import write
 
 TALK = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "Red."}]
-
-
-@pytest.fixture
-def nsa_lab(capfd):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in arguments])
-        return end.value.code or 0, *capfd.readouterr()
-
-    return call
 
 
 @pytest.mark.usefixtures("workers")
