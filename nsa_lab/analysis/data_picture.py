@@ -3,14 +3,18 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from nsa_lab.analysis.attention.style import OKABE_ITO, dress, framed, legend
+from nsa_lab.analysis.attention.style import OKABE_ITO, dress, framed
+from nsa_lab.analysis.sheet import INK
 from nsa_lab.config import ExperimentConfig
 from nsa_lab.data.check import Check
 from nsa_lab.data.summary import sizes
 
 BINS = 40
 SIZE = (10.0, 3.1)
+ROOM = 1.4
+"""How high the axes are, in units of the highest bar: the names of the limits stand above."""
 
 
 def draw_data(found: Check, config: ExperimentConfig) -> Figure:
@@ -31,10 +35,13 @@ def draw_data(found: Check, config: ExperimentConfig) -> Figure:
         },
     }
     for axes, (what, values) in zip(figure.subplots(1, 3), sizes(found).items(), strict=True):
-        axes.hist(values, bins=_bins(values), color=OKABE_ITO[0])
+        counts, *_ = axes.hist(values, bins=_bins(values), color=OKABE_ITO[0])
+        axes.set_ylim(0, ROOM * max(1, *counts))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         dress(axes, what, "", "rows" if "row" in what else "videos")
         _draw_limits(axes, limits.get(what, {}), max(values, default=0.0))
-        legend(axes)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="upper right", fontsize=8, frameon=False, labelcolor=INK)
     return figure
 
 
@@ -47,4 +54,4 @@ def _draw_limits(axes: Axes, limits: dict[str, int | None], most: float) -> None
     """A line at each limit that is not far beyond all values."""
     for number, (setting, limit) in enumerate(limits.items(), start=1):
         if limit and limit <= 2 * most:
-            axes.axvline(limit, color=OKABE_ITO[number], linewidth=1.5, label=f"{setting}={limit}")
+            axes.axvline(limit, color=OKABE_ITO[number], linewidth=1.5, ymax=1 / ROOM, label=f"{setting}={limit}")

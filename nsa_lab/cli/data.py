@@ -138,6 +138,14 @@ def _print(found: "Check", config: "ExperimentConfig", rate: int) -> None:
     print(", ".join([f"not usable: {lost:,} of {lost + found.outside + len(found.good):,} rows", *reasons]))
     if found.outside:
         print(f"left out: {found.outside:,} rows, by data.fewest_frames and data.most_frames")
+    if (budget := config.training.tokens_per_batch) and found.good:
+        from nsa_lab.training.data import FilledBatches
+        from nsa_lab.training.packing import fill_rate
+
+        lengths = [row.tokens for row in found.good]
+        batches = FilledBatches(lengths, budget, config.seed).epoch(0)
+        share = fill_rate(batches, lengths, budget)
+        print(f"packing: {len(batches):,} batches of up to {budget:,} tokens an epoch, {share:.1%} full")
     if taken := decoding(found):
         print(
             f"decoding takes {taken.seconds:.3g} s of a core a video: {taken.per_second:.3g} videos/s and"

@@ -17,6 +17,7 @@ from nsa_lab.data.lengths import is_kept, sample_tokens
 from nsa_lab.data.look import Look, OnProgress, look_at_all
 from nsa_lab.data.rows import RowError, Sample
 from nsa_lab.data.tokenizer import load_tokenizer
+from nsa_lab.errors import NsaLabError
 from nsa_lab.files import writing
 
 LEDGER, DROP = "videos.jsonl", "drop.jsonl"
@@ -62,9 +63,14 @@ def check(
     folder `out` gets DROP, a list for data.drop, and LEDGER, by which the same call goes on where it was ended: a video
     is looked at again where its file changed, data.fps or data.max_frames did, or it could not be read. `on_progress`
     is told at first and after each video how many are done, of how many, and how many of them cannot be read. Raises
-    NsaLabError where the annotations or the tokenizer cannot be read, or nothing can be written.
+    NsaLabError where the annotations or the tokenizer cannot be read, nothing can be written, or the list would take
+    the place of data.drop.
     """
     data, out = config.data, Path(out)
+    if data.drop and Path(data.drop).resolve() == (out / DROP).resolve():
+        raise NsaLabError(
+            f"data.drop={data.drop} is the list that would be written; give another --out, or leave it out"
+        )
     tokenizer = load_tokenizer(data.tokenizer, Path(data.cache_dir))
     named = {sample.video for _, _, sample in _rows(data) if isinstance(sample, Sample)}
     videos = sorted((video for video in named if os.path.isfile(first_file(video))), key=str)

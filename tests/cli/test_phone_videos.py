@@ -55,6 +55,7 @@ def test_phone_videos_are_checked_trained_on_evaluated_and_asked_about(nsa_lab, 
     dropped = [json.loads(line) for line in (folder / "found/drop.jsonl").read_text().splitlines()]
     assert [line["video"] for line in dropped] == ["broken.mp4", "empty.MP4"], dropped
     assert "was cut off" in dropped[0]["reason"] and "not usable: 4 of 14 rows, 4 with unreadable video" in out
+    assert "packing: 3 batches of up to 200 tokens an epoch, 83.3% full" in out
     seconds = json.loads((folder / "found/summary.json").read_text())["quantiles"]["seconds of a video"]
     assert seconds["least"] == pytest.approx(40 / 30, abs=0.01) and seconds["most"] == pytest.approx(2.5 * 13 / 12)
 

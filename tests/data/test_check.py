@@ -12,6 +12,7 @@ from nsa_lab.data import VideoDataset, load_samples
 from nsa_lab.data.check import DROP, LEDGER, check
 from nsa_lab.data.processes import in_processes
 from nsa_lab.data.summary import decoding, groups, quantiles, sizes
+from nsa_lab.errors import NsaLabError
 from nsa_videos import write
 
 TALK = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "Red."}]
@@ -84,6 +85,8 @@ def test_all_is_counted_and_what_the_list_names_is_all_that_a_training_could_not
     (tmp_path / "val.json").write_text(json.dumps([row("0.mp4", 0)]))
     data = VideoDataset(load_samples(left)["train"], tokenizer, left.data)
     assert sorted(len(data[at].input_ids) for at in range(len(data))) == sorted(good.tokens for good in found.good)
+    with pytest.raises(NsaLabError, match="is the list that would be written; give another --out"):
+        check(left, tmp_path)
     again = check(left, tmp_path / "again", workers=2)
     assert (len(again.good), again.drop, again.lost) == (5, [], {})
 

@@ -56,7 +56,9 @@ def test_a_dense_model_is_transformers_own_on_images(make):
     assert_close(logits(model, inputs(example)), logits(dense_qwen(model), images), 1e-5)
 
 
-@pytest.mark.parametrize("kind", ["uniform", "frame", "scene", "tile"])
+@pytest.mark.parametrize(
+    "kind", ["uniform", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("frame", "scene", "tile"))]
+)
 def test_packed_samples_of_images_are_those_alone(make, kind):
     model, examples = make([5, 2, 8], f"attention.partition.kind={kind}")
     packed, start = logits(model, inputs(*examples)), 0
