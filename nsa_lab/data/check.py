@@ -12,8 +12,8 @@ from nsa_lab.data.annotations import parsed_rows
 from nsa_lab.data.drop import read_drop, row_digest, video_name, write_drop
 from nsa_lab.data.errors import BAD_ROW, MISSING, UNREADABLE, BadSampleError, check_length
 from nsa_lab.data.images import Video, first_file
-from nsa_lab.data.ledger import open_ledger
-from nsa_lab.data.lengths import is_kept, sample_tokens
+from nsa_lab.data.ledger import open_ledger, video_key
+from nsa_lab.data.lengths import is_kept, remember, sample_tokens
 from nsa_lab.data.look import Look, OnProgress, look_at_all
 from nsa_lab.data.rows import RowError, Sample
 from nsa_lab.data.tokenizer import load_tokenizer
@@ -61,24 +61,25 @@ def check(
 
     With `decode` each video is decoded as far as it would be shown; without, its header and times are read alone. The
     folder `out` gets DROP, a list for data.drop, and LEDGER, by which the same call goes on where it was ended: a video
-    is looked at again where its file changed, data.fps or data.max_frames did, or it could not be read. `on_progress`
+    is looked at again where its file changed, data.fps or data.max_frames did, or it could not be read. A training
+    that needs to know lengths finds them in data.cache_dir. `on_progress`
     is told at first and after each video how many are done, of how many, and how many of them cannot be read. Raises
     NsaLabError where the annotations or the tokenizer cannot be read, nothing can be written, or the list would take
     the place of data.drop.
     """
     data, out = config.data, Path(out)
     if data.drop and Path(data.drop).resolve() == (out / DROP).resolve():
-        raise NsaLabError(
-            f"data.drop={data.drop} is the list that would be written; give another --out, or leave it out"
-        )
+        raise NsaLabError(f"data.drop={data.drop} is the list that would be written; give another --out")
     tokenizer = load_tokenizer(data.tokenizer, Path(data.cache_dir))
     named = {sample.video for _, _, sample in _rows(data) if isinstance(sample, Sample)}
     videos = sorted((video for video in named if os.path.isfile(first_file(video))), key=str)
+    keys = {video: video_key(video, data.fps) for video in videos}
     with open_ledger(out / LEDGER, f"another process checks into {out}; waiting") as ledger:
         seen = look_at_all(videos, data, ledger, workers, decode, on_progress)
         found = _judged(config, seen, tokenizer)
         with writing(out / DROP, "make room and run the same command again"):
             write_drop(out / DROP, found.drop)
+    remember({key: look.shape for video, look in found.looks.items() if (key := keys[video])}, data)
     return found
 
 

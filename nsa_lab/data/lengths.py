@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,14 @@ def _shapes(videos: Iterable[Video], config: DataConfig) -> dict[Video, Shape | 
                 if isinstance(shape, Shape) and (key := keys[video]):
                     ledger.add(key, shape)
     return found
+
+
+def remember(shapes: Mapping[str, Shape], config: DataConfig) -> None:
+    """Keep shapes of videos, by `video_key` with data.fps, so that no training with this data.cache_dir does it."""
+    file = Path(config.cache_dir) / FILE
+    with open_ledger(file, f"another process measures videos for {file}; waiting") as ledger:
+        for key in shapes.keys() - ledger.known.keys():
+            ledger.add(key, shapes[key])
 
 
 def _shape(video: Video, config: DataConfig) -> Shape | BadSampleError:

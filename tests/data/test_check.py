@@ -1,6 +1,7 @@
 """Annotations and videos looked at before a training: nothing stops it, nothing is lost, the list holds."""
 
 import json
+import multiprocessing
 import os
 import signal
 from functools import partial
@@ -8,7 +9,7 @@ from functools import partial
 import pytest
 
 from nsa_lab.config import load_config
-from nsa_lab.data import VideoDataset, load_samples
+from nsa_lab.data import VideoDataset, lengths, load_samples
 from nsa_lab.data.check import DROP, LEDGER, check
 from nsa_lab.data.processes import in_processes
 from nsa_lab.data.summary import decoding, groups, quantiles, sizes
@@ -17,7 +18,12 @@ from nsa_videos import write
 
 TALK = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "Red."}]
 
-pytestmark = pytest.mark.usefixtures("workers")
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Processes are forked; those tests that ask for `workers` spawn them as well, where all tests are run."""
+    context = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +62,7 @@ def config(films, clips):
     return make
 
 
+@pytest.mark.usefixtures("workers")
 def test_all_is_counted_and_what_the_list_names_is_all_that_a_training_could_not_use(config, tmp_path, tokenizer):
     found = check(config(), tmp_path, workers=2)
     assert found.lost == {
@@ -91,6 +98,7 @@ def test_all_is_counted_and_what_the_list_names_is_all_that_a_training_could_not
     assert (len(again.good), again.drop, again.lost) == (5, [], {})
 
 
+@pytest.mark.usefixtures("forked")
 def test_it_goes_on_where_it_was_ended_and_looks_again_at_what_changed(config, films, tmp_path):
     told = []
 
@@ -112,6 +120,7 @@ def test_it_goes_on_where_it_was_ended_and_looks_again_at_what_changed(config, f
     assert second.drop == first.drop and second.good == first.good and second.looks.keys() == first.looks.keys()
 
 
+@pytest.mark.usefixtures("forked")
 def test_without_decoding_damage_is_not_seen_and_with_it_later_it_is(config, tmp_path):
     quick = check(config(), tmp_path, decode=False)
     assert quick.lost["unreadable video"] == 2 and decoding(quick) is None
@@ -125,6 +134,17 @@ def test_without_decoding_damage_is_not_seen_and_with_it_later_it_is(config, tmp
     assert whole.looks.items() <= known.items(), "what was decoded is not looked at again"
 
 
+@pytest.mark.usefixtures("forked")
+def test_a_training_measures_nothing_that_was_looked_at(config, tmp_path, monkeypatch):
+    own = {"data.cache_dir": str(tmp_path / "cache"), "data.on_bad_sample": "skip", "data.fewest_frames": 7}
+    check(config(**own), tmp_path / "found")
+    drop = {"data.drop": str(tmp_path / "found" / DROP)}
+    monkeypatch.setattr(lengths, "read_shape", None)
+    split = load_samples(config(**own | drop))
+    assert {sample.video.name for part in split.values() for sample in part} == {"1.mp4", "2.mp4", "3.mp4"}
+
+
+@pytest.mark.usefixtures("forked")
 def test_videos_of_other_lengths_are_no_fault_and_are_not_decoded(config, tmp_path):
     """Frames at 8 a second: 6, 8, 11 and 14."""
     found = check(config(**{"data.fewest_frames": 7, "data.most_frames": 11}), tmp_path)
@@ -147,6 +167,7 @@ def dies(item, folder):
     return number
 
 
+@pytest.mark.usefixtures("workers")
 @pytest.mark.parametrize("bad", ["once", "always"])
 def test_a_process_that_dies_costs_no_result_but_of_what_kills_it_twice(tmp_path, bad):
     items = [("fine-a", 0), ("fine-b", 1), (bad, 2), *((f"fine-{n}", n) for n in range(3, 12))]
