@@ -1,7 +1,11 @@
 """`nsa-lab data check` on the command line."""
 
 import json
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 import yaml
 from PIL import Image
@@ -49,3 +53,29 @@ def test_what_is_wrong_with_the_arguments_is_said(nsa_lab, arguments, said, tmp_
     monkeypatch.chdir(tmp_path)
     code, out, err = nsa_lab("data", "check", *arguments)
     assert (code, out) == (2, "") and said in err, err
+
+
+@pytest.mark.slow
+def test_a_check_that_is_killed_leaves_no_process_and_goes_on(clips, tmp_path):
+    rows = []
+    film = write(tmp_path / "film.mp4", times=range(90), size=(320, 240), noise=True).read_bytes()
+    for number in range(12):
+        (tmp_path / f"{number}.mp4").write_bytes(film)
+        rows.append({"video": f"{number}.mp4", "conversations": TALK})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    places = [tmp_path / "rows.json", f"data.cache_dir={clips}", "--videos", tmp_path, "--out", tmp_path / "found"]
+    command = [sys.executable, "-m", "nsa_lab.cli", "data", "check", *map(str, places), "--workers", "2", "--quiet"]
+    ledger = tmp_path / "found/videos.jsonl"
+    process = subprocess.Popen(command)
+    while not (ledger.exists() and ledger.read_text().count("\n")) and process.poll() is None:
+        time.sleep(0.02)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert len(children) >= 2 and not psutil.wait_procs(children, timeout=30)[1]
+    before = ledger.read_text().splitlines()
+    assert 0 < len(before) < 12
+    subprocess.run(command, check=True)
+    after = ledger.read_text().splitlines()
+    assert after[: len(before)] == before and len({json.loads(line)[0] for line in after}) == len(after) == 12
+    assert json.loads((tmp_path / "found/summary.json").read_text())["groups"][0]["rows"] == 12
