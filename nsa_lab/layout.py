@@ -17,6 +17,8 @@ PATCH = 14
 TOKEN_PIXELS = MERGE * PATCH
 FRAMES_PER_PATCH = 2
 """How Qwen2.5-VL cuts a video: a token is 2 x 2 patches of 14 x 14 pixels over two frames."""
+FRAMES_AS = {"video": FRAMES_PER_PATCH, "images": 1}
+"""How many frames a token is of, by data.frames_as: an image is shown twice."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from nsa_lab.analysis.view import Video, make_blocks, make_choice, make_video
 from nsa_lab.config import ExperimentConfig, layer_attention
 from nsa_lab.data import VideoDataset, pack
 from nsa_lab.errors import NsaLabError
+from nsa_lab.layout import FRAMES_AS
 from nsa_lab.model import VideoNSAForConditionalGeneration
 from nsa_lab.plugin import settings
 
@@ -35,7 +36,7 @@ def watch(
         raise NsaLabError(f"sample {index} does not exist: there are {len(data)}, numbered from 0; correct --sample")
     sample = data.samples[index]
     example, clip = data.example(sample), data.clip(sample)
-    frames, tokens = int(example.grid_thw[0, 0]), int((example.token_types > 0).sum())
+    frames, tokens = int(example.grid_thw[:, 0].sum()), int((example.token_types > 0).sum())
     if query is None:
         query = 3 * frames // 4 * (tokens // frames) + tokens // frames // 2
     if not 0 <= query < tokens:
@@ -47,7 +48,8 @@ def watch(
     batch["pixel_values_videos"] = batch["pixel_values_videos"].to(model.dtype)
     seen = look(model, batch, query)
     tasks_fps = None if config.data.annotations else config.tasks.fps
-    return make_video(sample, clip.frames, clip.seconds, seen.embeddings, tasks_fps), seen
+    per_token = FRAMES_AS[config.data.frames_as]
+    return make_video(sample, clip.frames, clip.seconds, seen.embeddings, tasks_fps, per_token), seen
 
 
 def draw_choice(

@@ -80,13 +80,20 @@ class Choice:
     num_groups: int
 
 
-def make_video(sample: Sample, images: Tensor, seconds: Tensor, embeddings: Tensor, tasks_fps: float | None) -> Video:
-    """The video of `sample`, `images` [n, 3, H, W] uint8 at `seconds` [n], H and W whole tokens.
+def make_video(
+    sample: Sample,
+    images: Tensor,
+    seconds: Tensor,
+    embeddings: Tensor,
+    tasks_fps: float | None,
+    per_token: int = FRAMES_PER_PATCH,
+) -> Video:
+    """The video of `sample`, `images` [n, 3, H, W] uint8 at `seconds` [n], H and W whole tokens, of `per_token` frames.
 
     embeddings [V, hidden] are the video tokens' as they enter the decoder.
     """
-    first = images[::FRAMES_PER_PATCH]
-    times = seconds[::FRAMES_PER_PATCH].numpy()
+    first = images[::per_token]
+    times = seconds[::per_token].numpy()
     step = float(seconds.diff().mean()) if len(seconds) > 1 else 1.0
     height, width = (side // TOKEN_PIXELS for side in images.shape[-2:])
     return Video(

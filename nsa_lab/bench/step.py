@@ -94,7 +94,7 @@ def random_batch(video_tokens: int, tokenizer: Any, config: ExperimentConfig, an
     side = MERGE * math.isqrt(FRAME_TOKENS)
     grid = torch.tensor([[frames, side, side]])
     turns = [Turn("Which colour came first?", answer)]
-    chat = encode_chat(turns, video_tokens, tokenizer, config.data.system_prompt)
+    chat = encode_chat(turns, [video_tokens], tokenizer, config.data.system_prompt)
     is_video = chat.input_ids == tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
     seconds = torch.arange(frames, dtype=torch.float64) * 2 / config.data.fps
     example = Example(

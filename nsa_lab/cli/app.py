@@ -16,6 +16,7 @@ from nsa_lab.cli.ablate import ablate
 from nsa_lab.cli.analyze import analyze_app
 from nsa_lab.cli.ask import ask
 from nsa_lab.cli.compare import compare, report
+from nsa_lab.cli.data import data_app
 from nsa_lab.cli.evaluate import evaluate
 from nsa_lab.cli.export import export
 from nsa_lab.cli.group import OneLineGroup
@@ -74,6 +75,7 @@ app.command()(promote)
 app.command()(export)
 app.command()(evaluate)
 app.command()(ask)
+app.add_typer(data_app, name="data")
 app.add_typer(analyze_app, name="analyze")
 app.add_typer(runs_app, name="runs")
 app.add_typer(tasks_app, name="tasks")

@@ -1,7 +1,5 @@
 """`nsa-lab evaluate`: how many questions a model answers rightly."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,6 +45,7 @@ def evaluate(
     _check_overrides(overrides or [])
     check_data(data)
     from nsa_lab import api
+    from nsa_lab.cli.bar import progress_bar
     from nsa_lab.cli.output import say
     from nsa_lab.origin import training_device
     from nsa_lab.tracking import annotate, attach
@@ -57,7 +56,7 @@ def evaluate(
     name = Path(data).stem
     at_home = Path(model) if Path(model).is_dir() else Path(config.output.dir) / model.replace("/", "--")
     folder = output or at_home / "evaluation" / name
-    with _progress(quiet) as tell:
+    with progress_bar("answered", quiet) as tell:
         found = api.evaluate(
             loaded.to(training_device(config.training.accelerator)),  # type: ignore[arg-type]
             data,
@@ -65,7 +64,7 @@ def evaluate(
             videos=videos,
             batch=batch,
             max_new_tokens=max_new_tokens,
-            on_progress=tell,
+            on_progress=lambda done, total, right: tell(done, total, f"{right / done:.1%} right" if done else ""),
         )
     _print(found)
     print(f"\npredictions: {folder}")
@@ -81,22 +80,6 @@ def _check_overrides(overrides: list[str]) -> None:
         for key, place in PLACES.items():
             if text.startswith(key) and (key != "tasks." or text.partition("=")[0].endswith(".enabled")):
                 raise NsaLabError(f"{text}: evaluate asks what DATA says; give {place}")
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[int, int, int], None]]:
-    """What to tell of done, total and right answers: a bar on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("answered"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=quiet) as bar:
-        task = bar.add_task("evaluate", total=None, note="")
-
-        def tell(done: int, total: int, right: int) -> None:
-            bar.update(task, total=total, completed=done, note=f"{right / done:.1%} right" if done else "")
-
-        yield tell
 
 
 def _print(found: "Evaluation") -> None:

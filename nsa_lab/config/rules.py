@@ -13,7 +13,7 @@ from nsa_lab.config.sizes import is_run, model_size
 from nsa_lab.config.tree import flatten, layer_attention, parse_layer_range, read_settings, to_dict
 from nsa_lab.errors import Problem
 from nsa_lab.files import unfit_for_a_folder
-from nsa_lab.layout import FRAMES_PER_PATCH
+from nsa_lab.layout import FRAMES_AS, FRAMES_PER_PATCH
 from nsa_lab.plugin import at, in_use, problems_of, settings, switched_on
 from nsa_lab.tasks import TASKS, task_settings
 
@@ -117,8 +117,9 @@ def clip_tokens(config: ExperimentConfig) -> dict[str, int]:
 
 
 def _tokens(config: ExperimentConfig, name: str, task: Any) -> int:
-    shown = shown_frames(config, task.frames)
-    return TASKS[name].video_tokens(dataclasses.replace(task, frames=shown + shown % FRAMES_PER_PATCH))
+    per_token = FRAMES_AS[config.data.frames_as]
+    patches = -(-shown_frames(config, task.frames) // per_token)
+    return patches * TASKS[name].video_tokens(dataclasses.replace(task, frames=FRAMES_PER_PATCH))
 
 
 def _task_rules(config: ExperimentConfig) -> Iterator[Problem]:
@@ -251,6 +252,11 @@ def _data_rules(config: ExperimentConfig) -> Iterator[Problem]:
     if (data.annotations is None) != (data.videos is None):
         lonely, missing = ("annotations", "videos") if data.videos is None else ("videos", "annotations")
         yield Problem(f"data.{missing}", f"is not set, but data.{lonely} is; give both")
+    for name, frames in (("fewest_frames", data.fewest_frames), ("most_frames", data.most_frames)):
+        if frames is not None and frames < 1:
+            yield Problem(f"data.{name}", f"{frames} is not positive; leave it null to keep videos of any length")
+    if data.fewest_frames and data.most_frames and data.fewest_frames > data.most_frames:
+        yield Problem("data.fewest_frames", f"{data.fewest_frames} is more than data.most_frames={data.most_frames}")
     if data.min_pixels > data.max_pixels:
         yield Problem("data.min_pixels", f"{data.min_pixels} is more than data.max_pixels={data.max_pixels}")
 

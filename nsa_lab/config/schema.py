@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nsa_lab.attention.backends import BACKENDS
 from nsa_lab.attention.methods import METHODS
 from nsa_lab.baselines import ReducerConfig
+from nsa_lab.layout import FRAMES_AS
 from nsa_lab.plugin import chosen
 from nsa_lab.tasks import TasksConfig
 
@@ -65,6 +66,11 @@ class DataConfig:
     `annotations` (JSON or JSONL in LLaVA-Video-178K's form) and `videos` (the folder its paths are relative to)
     replace the tasks; `absolute_videos` lets rows name files elsewhere by absolute paths. Pixels are per frame.
     Validation is on `val_annotations`; without them, on a fixed tenth of the videos, which is not trained on.
+    `fewest_frames` and `most_frames` keep those rows of `annotations` whose videos have so many frames at `fps`, before
+    `max_frames` caps them (the paper: 350 to 550 at 4); what is validated on apart or evaluated is not concerned.
+    `frames_as` lays the frames out as one `video`, two of them in a token, or as `images`, each between two marks and
+    without a time: twice the tokens, and how VideoNSA's released training had them.
+    `drop` is a list of videos and rows that are left out, as `nsa-lab data check` writes it.
     `blind` shows grey frames, to measure what the questions give away.
     `positions` says where text goes on after a video: `qwen`, as the published weights were trained, or `transformers`,
     as transformers counts since 5.3 (nsa_lab/data/positions.py).
@@ -87,6 +93,10 @@ class DataConfig:
     blind: bool = False
     on_bad_sample: Literal["error", "skip"] = "error"
     absolute_videos: bool = False
+    drop: str | None = None
+    fewest_frames: int | None = None
+    most_frames: int | None = None
+    frames_as: Literal[*FRAMES_AS] = "video"  # type: ignore[valid-type]
 
 
 @dataclass

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nsa_lab.data.annotations import Turn
 from nsa_lab.data.errors import RESERVED, BadSampleError
+from nsa_lab.data.rows import Turn
 
 IGNORED = -100
 VIDEO_TOKEN = "<|video_pad|>"
+MARKS = ("<|vision_start|>", "<|vision_end|>")
+"""Before and after each stretch of vision tokens."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Chat:
     answer_index: Tensor
 
 
-def encode_chat(turns: Sequence[Turn], video_tokens: int, tokenizer: Any, system_prompt: str) -> Chat:
-    """The conversation about one video of `video_tokens` tokens, which precedes the first question.
+def encode_chat(turns: Sequence[Turn], vision: Sequence[int], tokenizer: Any, system_prompt: str) -> Chat:
+    """The conversation about a video, which precedes the first question, in stretches of `vision` tokens.
 
     Answers and the <|im_end|> that closes each are labelled; an answer of None ends the conversation there. An empty
     `system_prompt` writes no system turn.
@@ -34,8 +36,8 @@ def encode_chat(turns: Sequence[Turn], video_tokens: int, tokenizer: Any, system
     ids: list[int] = []
     answers: list[int] = []
 
-    def add(text: str, answer: int = -1, repeat: int = 1) -> None:
-        piece = tokenizer.encode(text, add_special_tokens=False) * repeat
+    def add(text: str, answer: int = -1) -> None:
+        piece = tokenizer.encode(text, add_special_tokens=False)
         ids.extend(piece)
         answers.extend([answer] * len(piece))
 
@@ -44,9 +46,8 @@ def encode_chat(turns: Sequence[Turn], video_tokens: int, tokenizer: Any, system
     for number, turn in enumerate(turns):
         add("<|im_start|>user\n")
         if number == 0:
-            add("<|vision_start|>")
-            add(VIDEO_TOKEN, repeat=video_tokens)
-            add("<|vision_end|>")
+            ids += _marked(vision, tokenizer)
+            answers += [-1] * (len(ids) - len(answers))
         add(f"{turn.question}<|im_end|>\n<|im_start|>assistant\n")
         if turn.answer is None:
             break
@@ -54,6 +55,12 @@ def encode_chat(turns: Sequence[Turn], video_tokens: int, tokenizer: Any, system
         add("\n")
     input_ids, answer_index = torch.tensor(ids), torch.tensor(answers)
     return Chat(input_ids, torch.where(answer_index >= 0, input_ids, IGNORED), answer_index)
+
+
+def _marked(vision: Sequence[int], tokenizer: Any) -> list[int]:
+    """Each stretch of vision tokens between its two marks."""
+    begin, end, pad = (tokenizer.convert_tokens_to_ids(token) for token in (*MARKS, VIDEO_TOKEN))
+    return [token for count in vision for token in (begin, *[pad] * count, end)]
 
 
 def _check_texts(texts: Sequence[str], tokenizer: Any) -> None:

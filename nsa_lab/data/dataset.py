@@ -13,14 +13,15 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from nsa_lab.config.schema import DataConfig
-from nsa_lab.data.annotations import Sample, Samples
+from nsa_lab.data.annotations import Samples
 from nsa_lab.data.chat import VIDEO_TOKEN, encode_chat
-from nsa_lab.data.errors import KINDS, SKIPPED, TOO_LONG, BadSampleError, refuse_most
-from nsa_lab.data.pixels import patchify, resize
+from nsa_lab.data.errors import KINDS, SKIPPED, BadSampleError, check_length, refuse_most
+from nsa_lab.data.pixels import laid_out, resize, vision_tokens
 from nsa_lab.data.positions import VIDEO, mrope_positions
+from nsa_lab.data.rows import Sample
 from nsa_lab.data.video import Clip, read_clip
 from nsa_lab.errors import NsaLabError
-from nsa_lab.layout import FRAMES_PER_PATCH, MERGE, PATCH
+from nsa_lab.layout import FRAMES_AS
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +30,10 @@ GREY = 128
 
 @dataclass(frozen=True)
 class Example:
-    """One sample as tensors: L tokens, P patches, one video.
+    """One sample as tensors: L tokens, P patches, one video, or V images (data.frames_as).
 
     input_ids, labels (-100 outside answers), answer_index (-1 or turn number), token_types (0 text, 2 video): [L]
-    int64; position_ids [3, L] int64; pixel_values [P, 1176] float32; grid_thw [1, 3] int64.
+    int64; position_ids [3, L] int64; pixel_values [P, 1176] float32; grid_thw [V, 3] int64.
     """
 
     input_ids: Tensor
@@ -118,13 +119,12 @@ class VideoDataset(Dataset):
         """`sample` as tensors. Raises BadSampleError where it cannot be used."""
         clip = self.clip(sample)
         frames = torch.full_like(clip.frames, GREY) if self.config.blind else clip.frames
-        t, h, w = -(-len(frames) // FRAMES_PER_PATCH), frames.shape[-2] // PATCH, frames.shape[-1] // PATCH
+        size = (len(frames), frames.shape[-2], frames.shape[-1])
         system = self.config.system_prompt if sample.system is None else sample.system
-        chat = encode_chat(sample.turns, t * h * w // MERGE**2, self.tokenizer, system)
-        self._check_length(len(chat.input_ids), frames)
-        pixel_values, grid = patchify(frames)
-        grid_thw = torch.tensor([grid])
-        is_video, seconds = chat.input_ids == self._video_token, clip.seconds[::FRAMES_PER_PATCH]
+        chat = encode_chat(sample.turns, vision_tokens(*size, self.config.frames_as), self.tokenizer, system)
+        check_length(len(chat.input_ids), size, {"data.max_tokens": self.config.max_tokens})
+        pixel_values, grid_thw = laid_out(frames, self.config.frames_as)
+        is_video, seconds = chat.input_ids == self._video_token, clip.seconds[:: FRAMES_AS[self.config.frames_as]]
         return Example(
             input_ids=chat.input_ids,
             labels=chat.labels,
@@ -137,15 +137,6 @@ class VideoDataset(Dataset):
             task=sample.task,
             token_types=is_video.long() * VIDEO,
         )
-
-    def _check_length(self, tokens: int, frames: Tensor) -> None:
-        if tokens > self.config.max_tokens:
-            count, _, height, width = frames.shape
-            raise BadSampleError(
-                f"{tokens} tokens ({count} frames of {width}x{height}) are more than"
-                f" data.max_tokens={self.config.max_tokens}; lower data.fps, data.max_frames or data.max_pixels",
-                TOO_LONG,
-            )
 
     def clip(self, sample: Sample) -> Clip:
         """The sample's clip, resized; kept while the budget lasts, since all are used once per epoch."""

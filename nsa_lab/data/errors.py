@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from nsa_lab.errors import NsaLabError
 
 UNREADABLE = "unreadable video"
-TOO_LONG = "more than data.max_tokens tokens"
+OVER = {key: f"more than {key} tokens" for key in ("data.max_tokens", "training.tokens_per_batch")}
+"""By the setting that limits a sample's tokens."""
 RESERVED = "reserved token in its text"
 BAD_ROW = "unusable row"
 MISSING = "missing video file"
-OVER_BUDGET = "more than training.tokens_per_batch tokens"
-KINDS = (UNREADABLE, TOO_LONG, RESERVED, BAD_ROW, MISSING, OVER_BUDGET)
+KINDS = (UNREADABLE, *OVER.values(), RESERVED, BAD_ROW, MISSING)
 SKIPPED = "skipped (data.on_bad_sample=skip), others are only counted: %s"
 """What is said of the first."""
 
@@ -26,6 +26,21 @@ class BadSampleError(NsaLabError):
     def of(self, sample: str) -> "BadSampleError":
         """The same, with the id of its sample."""
         return BadSampleError(f"sample {sample}: {self}", self.kind)
+
+
+def check_length(tokens: int, frames: tuple[int, int, int], limits: Mapping[str, int]) -> None:
+    """Raise BadSampleError where a sample of so many tokens is over one of `limits`, by setting.
+
+    frames: how many its video has, and their height and width in pixels.
+    """
+    count, height, width = frames
+    for setting, limit in limits.items():
+        if tokens > limit:
+            raise BadSampleError(
+                f"{tokens} tokens ({count} frames of {width}x{height}) are more than {setting}={limit}; raise it,"
+                " or lower data.fps, data.max_frames or data.max_pixels",
+                OVER[setting],
+            )
 
 
 def refuse_most(counts: Mapping[str, int], samples: int, last: BadSampleError) -> None:

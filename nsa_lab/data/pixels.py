@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nsa_lab.data.errors import BadSampleError
-from nsa_lab.layout import FRAMES_PER_PATCH, MERGE, PATCH, TOKEN_PIXELS
+from nsa_lab.layout import FRAMES_AS, FRAMES_PER_PATCH, MERGE, PATCH, TOKEN_PIXELS
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -38,6 +38,22 @@ def resize(frames: Tensor, min_pixels: int, max_pixels: int) -> Tensor:
         return frames
     # On uint8, as the Hugging Face processor does: resizing floats differs by up to 0.34 after normalisation.
     return F.interpolate(frames, size=size, mode="bicubic", antialias=True)
+
+
+def vision_tokens(frames: int, height: int, width: int, frames_as: str) -> list[int]:
+    """Tokens of each stretch in which so many frames of height x width pixels are shown: a video's, or each image's."""
+    patches = -(-frames // FRAMES_AS[frames_as])
+    tokens = (height // TOKEN_PIXELS) * (width // TOKEN_PIXELS)
+    return [patches * tokens] if frames_as == "video" else [tokens] * patches
+
+
+def laid_out(frames: Tensor, frames_as: str) -> tuple[Tensor, Tensor]:
+    """pixel_values [P, 1176] of frames [F, 3, H, W] uint8, and the grids [V, 3] int64 of the video or of the images."""
+    if frames_as == "video":
+        pixels, grid = patchify(frames)
+        return pixels, torch.tensor([grid])
+    pixels, (count, height, width) = patchify(frames.repeat_interleave(FRAMES_PER_PATCH, 0))
+    return pixels, torch.tensor([[1, height, width]]).repeat(count, 1)
 
 
 def patchify(frames: Tensor) -> tuple[Tensor, tuple[int, int, int]]:

@@ -7,6 +7,9 @@ from pathlib import Path
 from nsa_lab.config.rules import enabled_tasks, shown_frames
 from nsa_lab.config.schema import ExperimentConfig
 from nsa_lab.data.annotations import Samples, read_annotations
+from nsa_lab.data.drop import read_drop, video_name
+from nsa_lab.data.images import Video
+from nsa_lab.data.lengths import kept
 from nsa_lab.tasks import task_settings
 from nsa_lab.tasks.clips import ensure_clips
 
@@ -56,12 +59,18 @@ def file_samples(config: ExperimentConfig, path: str | Path, videos: str | Path 
     """All samples of an annotation file, read as `config.data` says; `videos` stands in for data.videos."""
     data = config.data
     folder = Path(videos or data.videos or ".")
-    return read_annotations(Path(path), folder, skip=data.on_bad_sample == "skip", absolute=data.absolute_videos)
+    return read_annotations(
+        Path(path),
+        folder,
+        skip=data.on_bad_sample == "skip",
+        absolute=data.absolute_videos,
+        drop=read_drop(Path(data.drop)) if data.drop else None,
+    )
 
 
 def _annotated(config: ExperimentConfig) -> dict[str, Samples]:
     data = config.data
-    samples = file_samples(config, data.annotations or "")
+    samples = kept(file_samples(config, data.annotations or ""), data)
     if data.val_annotations:
         return {"train": samples, "val": file_samples(config, data.val_annotations)}
     return _hold_out(samples, Path(data.videos or "."))
@@ -79,6 +88,5 @@ def _hold_out(samples: Samples, videos: Path) -> dict[str, Samples]:
     }
 
 
-def _digest(video: Path, videos: Path) -> str:
-    path = video.relative_to(videos) if video.is_relative_to(videos) else video
-    return hashlib.sha256(path.as_posix().encode()).hexdigest()
+def _digest(video: Video, videos: Path) -> str:
+    return hashlib.sha256(video_name(video, videos).encode()).hexdigest()

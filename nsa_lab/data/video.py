@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from nsa_lab.data.container import REMEDY, video_file
 from nsa_lab.data.errors import BadSampleError
+from nsa_lab.data.images import FrameFiles, Video, read_image, read_images
 from nsa_lab.data.orientation import Orientation, orientation
 from nsa_lab.data.times import FrameTimes, read_times
 
@@ -26,44 +28,75 @@ class Clip:
     seconds: Tensor
 
 
-def read_clip(path: Path, fps: float, max_frames: int, transform: Transform | None = None) -> Clip:
+def read_clip(path: Video, fps: float, max_frames: int, transform: Transform | None = None) -> Clip:
     """The frames shown at each 1/fps second, at most `max_frames` of them, spread evenly, the right way up.
 
     At each tick the frame at or before it is taken, and none is taken twice, so a video slower than `fps` gives all
     its frames. They are turned and mirrored as the display matrix says. `transform` ([1, 3, H, W] to [1, 3, H', W'],
-    uint8) is applied frame by frame, to keep a long video small. Raises BadSampleError where the file is not a
+    uint8) is applied frame by frame, to keep a long video small. Of frames that are images there is one at each 1/fps
+    second. Raises BadSampleError where the file is not a
     readable video, was cut off, is damaged before the last frame asked for, or has no sane times.
     """
+    if isinstance(path, FrameFiles):
+        places = _spread(np.arange(len(path)), max_frames)
+        return Clip(read_images(path, places, transform), torch.from_numpy(places / fps))
     times = read_times(path)
     chosen = _sample(times.seconds, fps, max_frames, tolerance=0.51 * times.unit)
-    places, frames = _decode(path, times, chosen.tolist(), transform)
-    return Clip(frames, torch.from_numpy(times.seconds[places]))
+    shown, frames = _decode(path, times, chosen.tolist(), transform)
+    return Clip(frames, torch.from_numpy(times.seconds[shown]))
 
 
-def read_shape(path: Path, fps: float, max_frames: int) -> tuple[int, int, int]:
-    """Frames, height and width of what read_clip gives without a transform, by decoding the first frame alone.
+class Shape(NamedTuple):
+    """A video as it is sampled: frames, uncapped, their height and width as shown, and the seconds of the video."""
 
-    Where a codec makes one frame of two packets read_clip may give fewer frames. Raises BadSampleError as that does,
-    but for damage, which only decoding shows.
+    frames: int
+    height: int
+    width: int
+    seconds: float
+
+
+def read_shape(path: Video, fps: float) -> Shape:
+    """What read_clip gives without a transform and a cap of frames, by decoding the first frame alone.
+
+    The video's seconds count its last frame as long as the others are on average. Where a codec makes one frame of two
+    packets read_clip may give fewer frames. Raises BadSampleError as that does, but for damage, which only decoding
+    shows.
     """
+    if isinstance(path, FrameFiles):
+        height, width = read_image(path[0]).shape[-2:]
+        return Shape(len(path), height, width, len(path) / fps)
     times = read_times(path)
-    chosen = _sample(times.seconds, fps, max_frames, tolerance=0.51 * times.unit)
+    chosen = _ticked(times.seconds, fps, tolerance=0.51 * times.unit)
     for _, frame in _shown(path, times):
         height, width = _Converter(path, None)(frame).shape[-2:]
-        return len(chosen), height, width
+        span, steps = float(times.seconds[-1] - times.seconds[0]), len(times.stamps) - 1
+        return Shape(len(chosen), height, width, span * (steps + 1) / steps if steps else 0.0)
     raise BadSampleError(f"video {path} ends early: 0 of {len(times.stamps)} frames decode; {REMEDY}")
+
+
+def at_most(frames: int, max_frames: int) -> int:
+    """How many of so many frames are shown: the cap is even, so that it never leaves half a temporal patch."""
+    return min(frames, max(1, max_frames - max_frames % 2))
 
 
 def _sample(seconds: np.ndarray, fps: float, max_frames: int, tolerance: float) -> np.ndarray:
     """Indices into the sorted times `seconds`; `tolerance` absorbs the rounding of stored timestamps."""
-    last_tick = int((seconds[-1] - seconds[0] + tolerance) * fps)
-    first_ticks: np.ndarray = np.append(_first_ticks(seconds, fps, tolerance), last_tick + 1)
-    shown = np.flatnonzero(np.diff(first_ticks) > 0)
-    # An even cap, so that the cap itself never leaves half a temporal patch.
-    cap = max(1, max_frames - max_frames % 2)
-    if len(shown) > cap:
+    return _spread(_ticked(seconds, fps, tolerance), max_frames)
+
+
+def _spread(shown: np.ndarray, max_frames: int) -> np.ndarray:
+    """At most `max_frames` of the frames `shown`, spread evenly."""
+    cap = at_most(len(shown), max_frames)
+    if cap < len(shown):
         shown = shown[np.linspace(0, len(shown) - 1, cap).round().astype(int)]
     return shown
+
+
+def _ticked(seconds: np.ndarray, fps: float, tolerance: float) -> np.ndarray:
+    """Indices of the frames that are shown at a tick, uncapped."""
+    last_tick = int((seconds[-1] - seconds[0] + tolerance) * fps)
+    first_ticks: np.ndarray = np.append(_first_ticks(seconds, fps, tolerance), last_tick + 1)
+    return np.flatnonzero(np.diff(first_ticks) > 0)
 
 
 def _first_ticks(seconds: np.ndarray, fps: float, tolerance: float) -> np.ndarray:
@@ -141,8 +174,9 @@ class _Converter:
     def __call__(self, frame: "av.VideoFrame") -> Tensor:
         width, height, turn = self.shown = self.shown or (frame.width, frame.height, self._orientation(frame))
         rgb = self.reformatter.reformat(frame, width, height, format="rgb24")
-        image = turn.apply(torch.from_numpy(rgb.to_ndarray()).permute(2, 0, 1)[None]).contiguous()
-        return self.transform(image) if self.transform else image
+        # Resized as it lies in memory, channels last, which takes half the time; copied once it is small.
+        image = turn.apply(torch.from_numpy(rgb.to_ndarray()).permute(2, 0, 1)[None])
+        return (self.transform(image) if self.transform else image).contiguous()
 
     def _orientation(self, frame: "av.VideoFrame") -> Orientation:
         try:

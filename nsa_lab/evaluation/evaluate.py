@@ -183,7 +183,8 @@ def weights_digest(model: VideoNSAForConditionalGeneration) -> str:
 
 def _settings_digest(config: Any) -> str:
     """Twelve hex digits over what else an answer depends on: the design, and how a video becomes tokens."""
-    places = ("data.annotations", "data.val_annotations", "data.videos", "data.on_bad_sample", "data.absolute_videos")
+    names = ("annotations", "val_annotations", "videos", "drop", "on_bad_sample", "absolute_videos")
+    places = [f"data.{name}" for name in names]
     read = {
         key: value
         for key, value in identity(config).items()

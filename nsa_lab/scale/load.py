@@ -7,7 +7,7 @@ import torch
 
 from nsa_lab.config import ExperimentConfig
 from nsa_lab.config.rules import clip_tokens, enabled_tasks
-from nsa_lab.layout import FRAMES_PER_PATCH, TOKEN_PIXELS, TokenLayout, layout_from_token_ids
+from nsa_lab.layout import FRAMES_AS, FRAMES_PER_PATCH, TOKEN_PIXELS, TokenLayout, layout_from_token_ids
 from nsa_lab.tasks import TASKS
 
 BEFORE = 16
@@ -79,7 +79,7 @@ def load_of(config: ExperimentConfig, video_tokens: int | None = None, text: int
 
 
 def frame_and_clip(config: ExperimentConfig) -> tuple[int, int]:
-    """Tokens of one temporal patch (two frames), and of the longest clip."""
+    """Tokens of one temporal patch (two frames, or one image), and of the longest clip."""
     tasks, tokens = enabled_tasks(config), clip_tokens(config)
     clips = [(tokens[name], TASKS[name].video_tokens(replace(tasks[name], frames=FRAMES_PER_PATCH))) for name in tasks]
     if clips:
@@ -87,4 +87,5 @@ def frame_and_clip(config: ExperimentConfig) -> tuple[int, int]:
         return per_frame, longest
     data = config.data
     per_frame = max(1, data.max_pixels // TOKEN_PIXELS**2)
-    return per_frame, max(per_frame, min(data.max_tokens - TEXT, data.max_frames // FRAMES_PER_PATCH * per_frame))
+    patches = data.max_frames // FRAMES_AS[data.frames_as]
+    return per_frame, max(per_frame, min(data.max_tokens - TEXT, patches * per_frame))

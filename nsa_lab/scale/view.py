@@ -16,7 +16,7 @@ def print_plan(plan: Plan, console: Console, samples: int, price: float | None) 
     load, setup, (name, gib) = plan.load, plan.setup, GPUS[plan.gpu]
     console.print(
         f"{setup.gpus} x {name}; a micro-batch of {load.samples} x ({load.video_tokens:,} video + {load.text} text"
-        f" tokens), {load.answer} of them labelled, {load.frame_tokens} a pair of frames; {setup.precision},"
+        f" tokens), {load.answer} of them labelled, {load.frame_tokens} a temporal patch; {setup.precision},"
         f" checkpointing {setup.policy}, {'compiled' if setup.compiled else 'eager'} dense parts"
         + (f", shared by {load.context} GPUs" if load.context > 1 else "")
         + ("" if setup.optimizer else ", no optimizer"),

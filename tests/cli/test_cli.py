@@ -9,24 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nsa_lab import cli
 from nsa_lab.config import load_config
 from nsa_lab.tasks import base
 
 HEAVY = ("torch", "transformers", "lightning", "mlflow", "optuna", "matplotlib", "plotly", "av", "omegaconf")
-
-
-@pytest.fixture
-def nsa_lab(capfd):
-    """Runs one command in this process; gives exit code, stdout and stderr."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return end.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture
@@ -86,6 +72,7 @@ def test_show_without_a_file_takes_settings_that_choose_no_task(nsa_lab, setting
         "runs",
         "runs list",
         "runs diff",
+        "data check",
     ],
 )
 def test_help_of_each_command_gives_an_example(nsa_lab, command):

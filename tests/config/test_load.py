@@ -347,6 +347,10 @@ RULES = [
     ("data={annotations: a.json, videos: .}", "data.annotations", "beside the task needle"),
     ("data.videos=clips", "data.annotations", "is not set, but data.videos is; give both"),
     ("data.min_pixels=60000", "data.min_pixels", "more than data.max_pixels=50176"),
+    ("data.fewest_frames=0", "data.fewest_frames", "not positive; leave it null"),
+    ("data.most_frames=-1", "data.most_frames", "not positive; leave it null"),
+    ("data={fewest_frames: 9, most_frames: 8}", "data.fewest_frames", "more than data.most_frames=8"),
+    ("data.frames_as=stills", "data.frames_as", "images"),
     # Tasks
     ("tasks.needle.width=30", "tasks.needle.width", "not a multiple of 28 pixels"),
     ("tasks.needle.height=0", "tasks.needle.height", "not a multiple of 28 pixels"),

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from nsa_lab.data.annotations import Turn, read_annotations
+from nsa_lab.data.annotations import read_annotations
+from nsa_lab.data.rows import Turn
 from nsa_lab.errors import NsaLabError
 
 QUESTION = {"from": "human", "value": "<image>\nWhat is it?"}

@@ -1,8 +1,8 @@
 import pytest
 
-from nsa_lab.data.annotations import Turn
 from nsa_lab.data.chat import encode_chat
 from nsa_lab.data.errors import RESERVED, BadSampleError
+from nsa_lab.data.rows import Turn
 
 TURNS = [Turn("What colour was the flash?", "red"), Turn("Where was it?\n(one word)", "It was northwest. \U0001f642")]
 
@@ -21,17 +21,17 @@ def template_ids(tokenizer, turns, video_tokens, system):
 @pytest.mark.parametrize("turns", [TURNS[:1], TURNS])
 @pytest.mark.parametrize("video_tokens", [1, 54])
 def test_equals_the_chat_template(tokenizer, system, turns, video_tokens):
-    chat = encode_chat(turns, video_tokens, tokenizer, system or "You are a helpful assistant.")
+    chat = encode_chat(turns, [video_tokens], tokenizer, system or "You are a helpful assistant.")
     assert chat.input_ids.tolist() == template_ids(tokenizer, turns, video_tokens, system)
 
 
 def test_no_system_turn(tokenizer):
-    chat = encode_chat(TURNS, 2, tokenizer, "")
+    chat = encode_chat(TURNS, [2], tokenizer, "")
     assert tokenizer.decode(chat.input_ids).startswith("<|im_start|>user\n<|vision_start|><|video_pad|><|video_pad|>")
 
 
 def test_labels_on_answers_only(tokenizer):
-    chat = encode_chat(TURNS, 3, tokenizer, "")
+    chat = encode_chat(TURNS, [3], tokenizer, "")
     labelled = chat.labels != -100
     assert (chat.labels[labelled] == chat.input_ids[labelled]).all()
     assert ((chat.answer_index >= 0) == labelled).all()
@@ -44,5 +44,5 @@ def test_labels_on_answers_only(tokenizer):
 )
 def test_reserved_tokens_in_text(tokenizer, turn):
     with pytest.raises(BadSampleError, match=r"reserved token .*; remove it") as error:
-        encode_chat([turn], 1, tokenizer, "")
+        encode_chat([turn], [1], tokenizer, "")
     assert error.value.kind == RESERVED

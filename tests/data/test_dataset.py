@@ -104,7 +104,7 @@ def test_cache_stops_at_its_limit(make_video, tokenizer):
 
 def test_too_long(make_video, tokenizer):
     data = VideoDataset([sample(make_video())], tokenizer, DataConfig(max_tokens=40))
-    with pytest.raises(BadSampleError, match=r"sample clip: \d+ tokens .*max_tokens=40; lower data.fps"):
+    with pytest.raises(BadSampleError, match=r"sample clip: \d+ tokens .*max_tokens=40; raise it, or lower data.fps"):
         data[0]
 
 

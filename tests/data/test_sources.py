@@ -4,6 +4,7 @@ import pytest
 
 from nsa_lab.config import load_config
 from nsa_lab.data import VideoDataset, load_samples, load_tokenizer, pack
+from nsa_lab.errors import NsaLabError
 
 
 def row(video, answer="red"):
@@ -68,6 +69,30 @@ def test_both_tasks_and_a_warning_where_frames_go_unseen(tmp_path, caplog, overr
     assert [sample.task for sample in samples["train"]] == ["needle", "needle", "order", "order"]
     assert [sample.task for sample in samples["val"]] == ["needle", "order"]
     assert ("8 of the 16 frames" in caplog.text) == warned
+
+
+def test_videos_of_a_number_of_frames_are_kept(make_video, tmp_path, caplog):
+    rows = [row(make_video(f"{frames}.mp4", frames).name) for frames in (2, 4, 6, 8, 8 + 2)]
+    made = write_rows(tmp_path / "rows.json", rows)
+    places = (f"data.val_annotations={made}", f"data.cache_dir={tmp_path / 'cache'}", "data.max_frames=4")
+    samples = load_samples(user_config(tmp_path, made, *places, "data.fewest_frames=4", "data.most_frames=8"))
+    assert [sample.id for sample in samples["train"]] == ["4.mp4", "6.mp4", "8.mp4"] and len(samples["val"]) == 5
+    assert "3 of 5 samples are kept, whose videos have 4 to 8 frames at 2 a second" in caplog.text
+    held = load_samples(user_config(tmp_path, made, *places[1:], "data.most_frames=4"))
+    assert sorted(len(part) for part in held.values()) == [1, 1], "the tenth is of those that are kept"
+    with pytest.raises(NsaLabError, match="no video of 5 samples has 99 to any number of frames at 2 a second"):
+        load_samples(user_config(tmp_path, made, *places, "data.fewest_frames=99"))
+
+
+def test_a_video_that_cannot_be_measured_is_named_or_counted(make_video, tmp_path):
+    rows = [row(make_video(f"{number}.mp4", 4).name) for number in range(4)]
+    (tmp_path / "2.mp4").write_bytes(b"no video")
+    made = write_rows(tmp_path / "rows.json", rows)
+    given = (f"data.val_annotations={made}", f"data.cache_dir={tmp_path / 'cache'}", "data.fewest_frames=2")
+    with pytest.raises(NsaLabError, match=r"sample 2.mp4: video .*2.mp4 cannot be read"):
+        load_samples(user_config(tmp_path, made, *given))
+    samples = load_samples(user_config(tmp_path, made, *given, "data.on_bad_sample=skip"))["train"]
+    assert (len(samples), samples.skipped) == (3, {"unreadable video": 1})
 
 
 def test_rows_left_out_are_counted_with_the_samples(make_video, tmp_path):

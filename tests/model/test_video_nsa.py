@@ -2,7 +2,6 @@ import copy
 
 import pytest
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from nsa_lab.attention.trace import Trace
 from nsa_lab.config.sizes import model_size
@@ -15,7 +14,7 @@ from nsa_lab.model import (
     measure_budget,
 )
 from nsa_lab.model.config import config_from_size
-from nsa_testing import ODD_SHAPES, assert_close, model_batch, tiny_config
+from nsa_testing import ODD_SHAPES, assert_close, dense_qwen, model_batch, tiny_config
 
 SHAPES = [(3, (4, 2, 3), 5), (2, (3, 2, 2), 4)]
 COVER_ALL = (
@@ -34,17 +33,6 @@ def make(tokenizer, *overrides, seed=0):
         if ".sparse." in name:
             torch.nn.init.normal_(parameter, std=0.1)
     return model
-
-
-def dense_qwen(model):
-    """transformers' own Qwen2.5-VL with the weights that `model` shares with it."""
-    stored = model.config.to_dict() | {"model_type": "qwen2_5_vl"}
-    stored["text_config"].pop("video_nsa")
-    stored.pop("positions")
-    qwen = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(stored)).eval()
-    shared = {k: v for k, v in model.state_dict().items() if ".sparse." not in k}
-    qwen.load_state_dict(shared)
-    return qwen
 
 
 @torch.no_grad()

@@ -183,6 +183,19 @@ def model_batch(model: Any, shapes: Sequence[Shape], seed: int = 0) -> dict[str,
     return batch
 
 
+def dense_qwen(model: Any) -> Any:
+    """transformers' own Qwen2.5-VL with the weights that `model` shares with it."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    stored = model.config.to_dict() | {"model_type": "qwen2_5_vl"}
+    stored["text_config"].pop("video_nsa")
+    stored.pop("positions")
+    qwen = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(stored)).eval()
+    shared = {k: v for k, v in model.state_dict().items() if ".sparse." not in k}
+    qwen.load_state_dict(shared)
+    return qwen
+
+
 def published_positions(
     types: Sequence[int],
     images: Sequence[Sequence[int]],

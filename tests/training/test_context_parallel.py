@@ -32,6 +32,7 @@ CASES = {
     "blocks by content, two samples": {"attention.partition.kind": "scene", "training.batch_size": 2},
     "clusters and a compressor": {"attention.partition.kind": "cluster", "attention.compressor.kind": "mlp"},
     "a partition a layer": {"attention.partition.kind": "tile"},
+    "frames as images": {"data.frames_as": "images"},
     "computed again": {"training.activation_checkpointing": True},
     "half of it computed again": {"training.activation_checkpointing": True, "training.recompute": "selective"},
     "two groups": {"training.devices": 4},
