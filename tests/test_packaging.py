@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nsa_lab.benchmark import read_benchmarks
 from nsa_lab.comparison import read_comparison
 from nsa_lab.comparison.plan import trainings
 from nsa_lab.comparison.spec import load_comparison
@@ -23,7 +24,8 @@ from nsa_lab.search.spec import load_sweep
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "nsa_lab").rglob("*.py"))
 ABLATIONS = sorted((ROOT / "experiments/ablations").glob("*.yaml"))
-EXPERIMENTS = sorted({*(ROOT / "experiments").rglob("*.yaml")} - {*ABLATIONS})
+BENCHMARKS = sorted((ROOT / "experiments/evaluate").glob("*.yaml"))
+EXPERIMENTS = sorted({*(ROOT / "experiments").rglob("*.yaml")} - {*ABLATIONS, *BENCHMARKS})
 COMPARISONS = sorted((ROOT / "experiments").rglob("*.py"))
 SWEEPS = sorted((ROOT / "sweeps").glob("*.py"))
 SOURCES = [*MODULES, *sorted((ROOT / "kernels").rglob("*.py")), *COMPARISONS, *SWEEPS]
@@ -34,6 +36,7 @@ LIBRARIES = {
     "mlflow": ("nsa_lab/tracking/",),
     "lightning": ("nsa_lab/training/",),
     "omegaconf": ("nsa_lab/config/",),
+    "lmms_eval": ("nsa_lab/benchmark/",),
     "torchvision": (),
     "kernels": (),
     "pytest": (),
@@ -52,7 +55,9 @@ FLOORS = (
     ("training", "comparison"),
     ("search",),
     ("analysis", "evaluation"),
-    ("api", "bench", "report", "scale"),
+    ("api", "bench", "scale"),
+    ("benchmark",),
+    ("report",),
     ("cli",),
 )
 
@@ -176,6 +181,7 @@ for name in sys.argv[2:]:
 def test_every_module_imports_without_torchvision_and_a_run_without_optuna_and_mlflow(tmp_path):
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES]
     names.remove("nsa_lab.cli.__main__")
+    names.remove("nsa_lab.benchmark.model")  # which lmms-eval imports, where it is installed
     command = [sys.executable, "-c", EVERYTHING, str(tmp_path), *names]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -212,6 +218,14 @@ def test_every_ablation_opens_with_its_question_and_all_its_variants_load(file):
     for preset in ("", "quick"):
         comparison = read_comparison(file, preset)
         assert len(trainings(comparison, list(comparison.variants), [0], ())) > len(comparison.variants)
+
+
+@pytest.mark.parametrize("file", BENCHMARKS, ids=lambda file: file.stem)
+def test_every_benchmark_opens_with_its_question_and_loads(file):
+    for line, word in zip(file.read_text().splitlines(), ("Question", "Command", "Cost", "Expected"), strict=False):
+        assert re.match(rf"# {word}: +\S", line), line
+    assert f"nsa-lab benchmark MODEL --tasks {file.stem}\n" in file.read_text()
+    assert [one.task for one in read_benchmarks([file.stem], file.parent)] == [file.stem]
 
 
 @pytest.mark.parametrize("file", [*SWEEPS, *COMPARISONS], ids=lambda file: f"{file.parent.name}-{file.stem}")

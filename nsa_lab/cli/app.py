@@ -15,6 +15,7 @@ from nsa_lab import origin
 from nsa_lab.cli.ablate import ablate
 from nsa_lab.cli.analyze import analyze_app
 from nsa_lab.cli.ask import ask
+from nsa_lab.cli.benchmark import benchmark
 from nsa_lab.cli.compare import compare, report
 from nsa_lab.cli.data import data_app
 from nsa_lab.cli.evaluate import evaluate
@@ -75,6 +76,7 @@ app.command()(promote)
 app.command()(export)
 app.command()(evaluate)
 app.command()(ask)
+app.command()(benchmark)
 app.add_typer(data_app, name="data")
 app.add_typer(analyze_app, name="analyze")
 app.add_typer(runs_app, name="runs")

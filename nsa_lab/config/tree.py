@@ -14,6 +14,8 @@ from nsa_lab.config.values import fault, unknown_key, widened
 from nsa_lab.errors import ConfigError, Problem
 from nsa_lab.plugin import unread
 
+Kind = typing.TypeVar("Kind")
+
 RENAMED = {
     "mode": "method (dense, or nsa for what was sparse)",
     "semantics": "method (nsa is the paper's, released the published code's)",
@@ -111,6 +113,18 @@ def attention_from_dict(tree: Mapping[str, Any]) -> AttentionConfig:
     return typing.cast(AttentionConfig, OmegaConf.to_object(root))
 
 
+def read_dict(kind: type[Kind], tree: Mapping[str, Any], where: str) -> Kind:
+    """The dataclass `kind` from plain dicts; `where` is the file they are from. Raises ConfigError, all faults at once:
+    unknown keys, wrong types, and keys without a default that are not there."""
+    root = schema_of(kind)
+    problems: list[Problem] = []
+    apply(root, tree, where, problems)
+    problems += [Problem(where, f"{key} is missing") for key in sorted(OmegaConf.missing_keys(root) - set(tree))]
+    if problems:
+        raise ConfigError(problems)
+    return typing.cast(Kind, OmegaConf.to_object(root))
+
+
 def parse_layer_range(key: str) -> tuple[int, int]:
     """`"0-3"` as (0, 3) and `"7"` as (7, 7). Raises ValueError on anything else."""
     first, dash, last = key.partition("-")
@@ -128,7 +142,7 @@ def apply(node: DictConfig, tree: Any, path: str, problems: list[Problem]) -> No
         return
     for key, value in tree.items():
         where = f"{path}.{key}" if path else str(key)
-        if key not in node:
+        if key not in list(node):  # `in node` leaves out keys that have no default
             problems.append(Problem(where, _unknown(key, node)))
         elif _is_section(node, key):
             apply(node[key], value, where, problems)
@@ -188,7 +202,7 @@ def _covered(key: str, unread_keys: set[str]) -> bool:
 
 
 def _is_section(node: DictConfig, key: str) -> bool:
-    return isinstance(node[key], DictConfig) and key != "layers"
+    return not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig) and key != "layers"
 
 
 def _unknown(key: Any, node: DictConfig) -> str:

@@ -34,9 +34,12 @@ def _opened(path: Path) -> "av.container.InputContainer":
     if path.exists() and not path.is_file() and not path.is_dir():
         raise BadSampleError(f"video {path} cannot be read: not a regular file; point the row to a video file")
     try:
-        # Without "file:" FFmpeg takes what stands before a colon for a protocol.
-        return av.open(f"file:{path}", options=OPTIONS, **TITLES)
-    except av.ArgumentError as error:
+        # Without "file:" FFmpeg takes what stands before a colon for a protocol. PyAV 15 crashes on options of streams
+        # that a container (mpeg, flv) tells late; these are of the container alone.
+        return av.open(f"file:{path}", container_options=OPTIONS, **TITLES)
+    except av.FFmpegError as error:
+        if not isinstance(error, ValueError):  # which PyAV has called ArgumentError since 16
+            raise
         raise BadSampleError(
             f"video {path} cannot be read: no container of frames ({', '.join(FORMATS)}), or a damaged one; {REMEDY}"
         ) from error

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from nsa_lab.config import ExperimentConfig
 from nsa_lab.data import BadSampleError, Example, Sample, Turn, VideoDataset, load_tokenizer
 from nsa_lab.errors import NsaLabError
@@ -44,9 +46,18 @@ class Answerer:
         return self.data.example(sample)
 
     def answers(self, examples: Sequence[Example]) -> list[str]:
-        """The answer to each example, all in one batch."""
+        """The answer to each example, all in one batch. Raises NsaLabError where the GPU has no room for it."""
+        if not examples:
+            return []
         end = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
-        written = greedy(self.model, examples, end, self.max_new_tokens)
+        try:
+            written = greedy(self.model, examples, end, self.max_new_tokens)
+        except torch.OutOfMemoryError as error:
+            tokens = sum(len(example.input_ids) for example in examples)
+            raise NsaLabError(
+                f"the GPU has no room for {len(examples)} prompts of {tokens:,} tokens together; lower the batch,"
+                " data.max_frames or data.max_pixels"
+            ) from error
         return [str(self.tokenizer.decode(ids)).strip() for ids in written]
 
 

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nsa_lab.comparison.statistics import share_interval
 from nsa_lab.config import identity
 from nsa_lab.data import BadSampleError, Example
@@ -81,7 +79,7 @@ def evaluate(
     questions, asked = read_questions(config, data, videos)
     about = {
         "weights": weights_digest(model),
-        "settings": _settings_digest(config),
+        "settings": settings_digest(config),
         "data": asked,
         "max_new_tokens": str(max_new_tokens),
     }
@@ -120,18 +118,7 @@ def _rows(answerer: Answerer, questions: Sequence[Question], skip: bool) -> list
                 raise NsaLabError(f"{named}; or leave such samples out with data.on_bad_sample=skip") from error
             logger.warning("left out: %s", named)
             bad.append(_row(question, None) | {"bad": str(error)})
-    return bad + [_row(*pair) for pair in zip(good, _answers(answerer, examples), strict=True)]
-
-
-def _answers(answerer: Answerer, examples: Sequence[Example]) -> list[str]:
-    try:
-        return answerer.answers(examples) if examples else []
-    except torch.OutOfMemoryError as error:
-        tokens = sum(len(example.input_ids) for example in examples)
-        raise NsaLabError(
-            f"the GPU has no room for {len(examples)} prompts of {tokens:,} tokens together; lower --batch,"
-            " data.max_frames or data.max_pixels"
-        ) from error
+    return bad + [_row(*pair) for pair in zip(good, answerer.answers(examples), strict=True)]
 
 
 def _row(question: Question, answer: str | None) -> Row:
@@ -181,7 +168,7 @@ def weights_digest(model: VideoNSAForConditionalGeneration) -> str:
     return made.hexdigest()[:12]
 
 
-def _settings_digest(config: Any) -> str:
+def settings_digest(config: Any) -> str:
     """Twelve hex digits over what else an answer depends on: the design, and how a video becomes tokens."""
     names = ("annotations", "val_annotations", "videos", "drop", "on_bad_sample", "absolute_videos")
     places = [f"data.{name}" for name in names]

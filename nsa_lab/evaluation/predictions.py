@@ -11,7 +11,8 @@ from nsa_lab.files import FileLock, no_folder, read_json, write_json, writing
 
 ABOUT, LINES, LOCK = "about.json", "predictions.jsonl", "evaluation.lock"
 KEYS = ("place", "turn", "id", "group", "question", "expected", "answer", "understood", "correct")
-"""What every line says; of a sample that cannot be used `answer` and `correct` are null, and `bad` says why."""
+"""What every line says; of a sample that cannot be used `answer` is null, and `bad` says why; `correct` is null too
+where another scores."""
 
 Row = dict[str, Any]
 
@@ -83,7 +84,7 @@ def _read(file: Path) -> dict[tuple[int, int], Row]:
     rows = {}
     for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
         row = _row(line, f"{file}:{number}")
-        if row["correct"] is not None:
+        if row["answer"] is not None:
             rows[row["place"], row["turn"]] = row
     return rows
 

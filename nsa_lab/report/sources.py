@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from nsa_lab.analysis.runs import find_runs
+from nsa_lab.benchmark.run import SCORE, Score
 from nsa_lab.comparison.compare import ROWS
 from nsa_lab.comparison.rows import Row, check_one_training_each, read_rows
 from nsa_lab.comparison.spec import Comparison
@@ -46,6 +47,7 @@ class Found:
     studies: list[Pictures]
     trained: list[PlainRun]
     runs: list[Pictures]
+    scores: list[Score]
     faults: list[str]
 
 
@@ -65,12 +67,13 @@ def find(folders: Sequence[Path]) -> Found:
     runs = [Pictures(place, place.parent.name, _pictures(place)) for place in places if _pictures(place)]
     alone = {home.resolve(): home for folder in folders for home in find_runs(folder)}
     trained = list(_readable(read_plain_run, alone.values(), faults))
-    if not (compared or studies or runs or trained or faults):
+    scores = list(_readable(Score.read, [file.parent for file in _each(folders, SCORE)], faults))
+    if not (compared or studies or runs or trained or scores or faults):
         raise NsaLabError(
-            f"{', '.join(map(str, folders))}: nothing to report on; a training, a comparison, an ablation, a sweep or"
-            " `nsa-lab analyze` leaves something there"
+            f"{', '.join(map(str, folders))}: nothing to report on; a training, a comparison, an ablation, a sweep, a"
+            " benchmark or `nsa-lab analyze` leaves something there"
         )
-    return Found(compared, studies, trained, runs, faults)
+    return Found(compared, studies, trained, runs, scores, faults)
 
 
 def _readable(read: Callable[[Path], Source | None], homes: Iterable[Path], faults: list[str]) -> Iterator[Source]:

@@ -27,7 +27,8 @@ from nsa_lab.training.directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 IN_GIT = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()
-EXPERIMENTS = sorted({*(ROOT / "experiments").rglob("*.yaml")} - {*(ROOT / "experiments/ablations").glob("*.yaml")})
+OTHERS = [*(ROOT / "experiments/ablations").glob("*.yaml"), *(ROOT / "experiments/evaluate").glob("*.yaml")]
+EXPERIMENTS = sorted({*(ROOT / "experiments").rglob("*.yaml")} - {*OTHERS})
 GOLDEN = ROOT / "tests/golden/hashes.json"
 NEEDLE = "tasks.needle.enabled=true"
 
