@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nsa_lab.baselines.reducer import Reducer
+from nsa_lab.baselines.reducer import AskedHeads, Reducer, Sight
 from nsa_lab.plugin import chosen
 
 REDUCERS: dict[str, type[Reducer]] = {
@@ -18,4 +18,4 @@ class ReducerConfig:
     kind: str = "none"
 
 
-__all__ = ["REDUCERS", "Reducer", "ReducerConfig"]
+__all__ = ["REDUCERS", "AskedHeads", "Reducer", "ReducerConfig", "Sight"]
