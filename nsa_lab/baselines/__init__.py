@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from nsa_lab.baselines.fastv import FastV
 from nsa_lab.baselines.reducer import AskedHeads, Reducer, Sight
 from nsa_lab.baselines.visionzip import VisionZip
+from nsa_lab.baselines.vscan import VScan
 from nsa_lab.plugin import chosen
 
 REDUCERS: dict[str, type[Reducer]] = {
     "none": Reducer,
     "fastv": FastV,
     "visionzip": VisionZip,
+    "vscan": VScan,
 }
 
 
