@@ -81,11 +81,19 @@ class AttentionPlan:
 
     @cached_property
     def asked(self) -> Tensor:
-        """[S] int64: the last token of each sample's question; where nothing is said of an answer, its last token."""
+        """[S] int64: the last token of each sample's question; where nothing is said of an answer, its last token.
+
+        Raises NsaLabError where the input ends before the question, as in generate() with prefill_chunk_size.
+        """
         ends = self.layout.cu_seqlens[1:]
         if self.answering is None:
             return ends - 1
         missing = self.batch_shape[1] - self.answering.shape[1]
+        if missing < 0:
+            raise NsaLabError(
+                f"the reducer chooses by a question's end, {-missing} tokens after the end of this input; give the"
+                " whole prompt to one forward (no prefill_chunk_size)"
+            )
         marked = F.pad(self.answering, (0, missing)).flatten()[self.layout.rows].nonzero().flatten()
         first = ends - 1
         return first.scatter_reduce(0, self.layout.sample[marked], marked, "amin")

@@ -225,7 +225,9 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
         return self.language_model.reducer.looks_at(sorted(self.visual.fullatt_block_indexes))
 
     def _watch(self, layout: TokenLayout) -> TowerWatch | None:
-        return TowerWatch(self.visual, layout.grids, self.watched_blocks) if self.watched_blocks else None
+        """Who looks at the tower for the reducer, if it wants to and there is a video."""
+        blocks = self.watched_blocks if len(layout.grids) else ()
+        return TowerWatch(self.visual, layout.grids, blocks) if blocks else None
 
     def get_image_features(self, *args: Any, watch: TowerWatch | None = None, **kwargs: Any) -> Any:
         """As Qwen2.5-VL's; only videos are looked at."""

@@ -89,6 +89,20 @@ def test_a_stored_checkpoint_answers_as_it_is_scored(tokenizer, tmp_path, name):
 
 
 @torch.no_grad()
+@every_reducer
+@pytest.mark.parametrize("grid", [None, [[1, 4, 4]]], ids=["text", "an image"])
+def test_without_a_video_nothing_is_dropped(tokenizer, name, grid):
+    model, plain = make_model(tokenizer, name), make_model(tokenizer, "none")
+    own = [model.config.image_token_id] * 4 if grid else [33, 34]
+    batch = {"input_ids": torch.tensor([[30, model.config.vision_start_token_id, *own, 31, 32]])}
+    if grid:
+        pixels = torch.randn(16, 1176, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        batch |= {"pixel_values": pixels, "image_grid_thw": torch.tensor(grid)}
+    found, expected = (m(**batch, use_cache=False).logits for m in (model, plain))
+    assert_close(found, expected, 1e-12)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("method", METHODS)
 @every_reducer
 @pytest.mark.singly

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nsa_lab.baselines.fastv import FastV, Pruning
+from nsa_lab.errors import NsaLabError
 from nsa_reducers import (
     SAMPLES,
     TOLERANCE,
@@ -80,6 +81,16 @@ def test_the_question_ends_before_the_first_answer(tokenizer, way):
         found = model(**batch, use_cache=False, **given).logits[0, own]
         assert_close(found[has[-1]], logits[has[-1]], TOLERANCE)
         assert not found[~has[-1]].any()
+
+
+@torch.no_grad()
+def test_a_prompt_in_chunks_is_refused(tokenizer):
+    model = make_model(tokenizer, "attention.reducer.kind=fastv")
+    sample = sample_of(model, [3, (2, 2, 2), 9], 0)
+    batch = {"input_ids": sample.ids[None], "pixel_values_videos": sample.pixels[0]}
+    batch |= {"video_grid_thw": sample.patches(), "position_ids": sample.positions[:, None]}
+    with pytest.raises(NsaLabError, match=r"6 tokens after the end of this input; give the whole prompt"):
+        model.generate(**batch, max_new_tokens=2, prefill_chunk_size=14)
 
 
 def test_the_papers_setting_leaves_53_6_percent_over_28_layers():
