@@ -32,9 +32,10 @@ class LayerLook:
 
 @dataclass(frozen=True)
 class Look:
-    """What one forward over one sample showed: the sparse layers by number, and embeddings [V, hidden] float32.
+    """What one forward over one sample showed: its sparse layers by number, and embeddings [V, hidden] float32.
 
-    The embeddings are those of the V video tokens as they enter the decoder; `query` counts among these tokens.
+    Layers that a reducer leaves less than the whole video are not among them. The embeddings are those of the V video
+    tokens as the tower gives them; `query` counts among these tokens.
     """
 
     layers: dict[int, LayerLook]
@@ -62,7 +63,8 @@ def look(model: VideoNSAForConditionalGeneration, batch: Mapping[str, Any], quer
         model.train(was_training)
         hook.remove()
     choices = trace.of("choice")
-    layers = {layer: _look(found, choices.get(layer), query) for layer, found in trace.of("inputs").items()}
+    whole = {layer: found for layer, found in trace.of("inputs").items() if len(found.q) == len(embeddings[0])}
+    layers = {layer: _look(found, choices.get(layer), query) for layer, found in whole.items()}
     return Look(layers, embeddings[0], query)
 
 

@@ -92,7 +92,10 @@ def check_layer(model: VideoNSAForConditionalGeneration, seen: Look, layer: int 
     """Raise NsaLabError unless `layer` (None: any) was `seen`: sparse, of a method that tells of its partition."""
     count, shown = model.config.text_config.num_hidden_layers, list(seen.layers)
     if not shown:
-        raise NsaLabError("no layer of this run shows a partition; choose a run with attention.method=nsa")
+        raise NsaLabError(
+            "no layer of this run shows a partition of the whole video; choose a run with attention.method=nsa and"
+            " without a reducer"
+        )
     if layer is not None and not 0 <= layer < count:
         raise NsaLabError(f"layer {layer} does not exist: the model has layers 0 to {count - 1}; correct --layer")
     if layer is not None and layer not in shown:

@@ -11,8 +11,8 @@ class Trace:
 
     Names: `gates` [Tq, H, R]; `gate_means` by branch; `choice` [Tq, G, n] int64, the blocks read; `cost`, a Cost by
     branch; `partition`, of the first layer that uses it; `inputs`, a sparse layer's BranchInputs, recorded last;
-    `dense`, a dense layer's DenseInputs. A value that comes again (activation checkpointing repeats a layer) replaces
-    the one before.
+    `dense`, a dense layer's DenseInputs; `kept` [V] int64, the tokens that a reducer left of each video. A value that
+    comes again (activation checkpointing repeats a layer) replaces the one before.
     """
 
     def __init__(self, *wanted: str):

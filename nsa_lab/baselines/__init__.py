@@ -2,11 +2,17 @@
 
 from dataclasses import dataclass
 
-from nsa_lab.baselines.reducer import Reducer
+from nsa_lab.baselines.fastv import FastV
+from nsa_lab.baselines.reducer import AskedHeads, Reducer, Sight
+from nsa_lab.baselines.visionzip import VisionZip
+from nsa_lab.baselines.vscan import VScan
 from nsa_lab.plugin import chosen
 
 REDUCERS: dict[str, type[Reducer]] = {
     "none": Reducer,
+    "fastv": FastV,
+    "visionzip": VisionZip,
+    "vscan": VScan,
 }
 
 
@@ -18,4 +24,4 @@ class ReducerConfig:
     kind: str = "none"
 
 
-__all__ = ["REDUCERS", "Reducer", "ReducerConfig"]
+__all__ = ["REDUCERS", "AskedHeads", "Reducer", "ReducerConfig", "Sight"]

@@ -2,21 +2,24 @@
 
 import dataclasses
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from nsa_lab.baselines import REDUCERS
 from nsa_lab.config import ExperimentConfig
 from nsa_lab.config.rules import clip_tokens
+from nsa_lab.config.sizes import decoder_layers
 from nsa_lab.plugin import settings
 
 if TYPE_CHECKING:
     from nsa_lab.training import RunResult
 
 PAPER_LENGTH = 128_000
-PERCENT = ("accuracy", "paper_ratio", "ratio_to_dense", "share_of_step", "data_wait", "mfu")
+PERCENT = ("accuracy", "paper_ratio", "ratio_to_dense", "tokens_kept", "share_of_step", "data_wait", "mfu")
 HIDDEN = ("gate/", "gradient_norm", "learning_rate")
 
 
@@ -49,21 +52,34 @@ def format_metric(name: str, value: float) -> str:
 
 
 def describe_budget(config: ExperimentConfig) -> list[str]:
-    """The paper's budget, 2K/(L-1), for the clips of each task and for 128K tokens."""
+    """The paper's budget, 2K/(L-1), for the clips of each task and for 128K tokens, and what a reducer leaves."""
+    return [_describe_method(config), *_describe_reducer(config)]
+
+
+def _describe_method(config: ExperimentConfig) -> str:
     from nsa_lab.attention.budget import paper_ratio
     from nsa_lab.attention.methods import METHODS
 
     method = METHODS[config.attention.method]
     attended = method.attended(settings(config.attention, "method"))
     if attended is None:
-        return [f"{config.attention.method} attention: {method.reads}"]
+        return f"{config.attention.method} attention: {method.reads}"
     lengths = {f"a {name} clip": tokens for name, tokens in clip_tokens(config).items()}
     shares = ", ".join(
         f"{100 * paper_ratio(attended, length):.3g}% of dense for {what} ({length:,} tokens)"
         for what, length in {**lengths, "the paper's length": PAPER_LENGTH}.items()
     )
     layers = "; layers differ, see attention.layers" if config.attention.layers else ""
-    return [f"{attended:,} tokens a query: {shares}{layers}"]
+    return f"{attended:,} tokens a query: {shares}{layers}"
+
+
+def _describe_reducer(config: ExperimentConfig) -> Iterator[str]:
+    reducer, layers = config.attention.reducer, decoder_layers(config.model)
+    share = None if layers is None else REDUCERS[reducer.kind].share(settings(reducer), layers)
+    if reducer.kind != "none" and share is None:
+        yield f"{reducer.kind} leaves fewer video tokens, how many is known in a run (budget/tokens_kept)"
+    elif share is not None:
+        yield f"{reducer.kind} leaves {share:.1%} of the video tokens, the mean over {layers} layers, but for rounding"
 
 
 def describe_tasks() -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from nsa_lab.attention.backends import BACKENDS
 from nsa_lab.attention.methods import METHODS
+from nsa_lab.baselines import REDUCERS
 from nsa_lab.config.identity import defaults
 from nsa_lab.config.schema import AttentionConfig, ExperimentConfig, ModelConfig
 from nsa_lab.config.sizes import is_run, model_size
@@ -204,7 +205,9 @@ def _model_rules(config: ExperimentConfig) -> Iterator[Problem]:
 
 
 def beyond_the_last_layer(attention: AttentionConfig, layers: int) -> Iterator[Problem]:
-    """Layer overrides that a model of `layers` decoder layers does not have."""
+    """Layer overrides, and layers of the reducer, that a model of `layers` decoder layers does not have."""
+    reducer = attention.reducer
+    yield from at("attention.reducer", REDUCERS[reducer.kind].beyond(settings(reducer), layers))
     for key in attention.layers:
         if parse_layer_range(key)[1] >= layers:
             yield Problem(f"attention.layers.{key}", f"the model has layers 0 to {layers - 1}; shorten the range")

@@ -9,6 +9,7 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from nsa_lab.attention.dims import HeadDims
 from nsa_lab.attention.methods import Method
+from nsa_lab.baselines import AskedHeads
 from nsa_lab.config import layer_attention
 from nsa_lab.model.cache import VideoCache
 from nsa_lab.model.config import get_design
@@ -44,6 +45,8 @@ class VideoNSAAttention(qwen.Qwen2_5_VLAttention):
         else:
             if past_key_values is not None:
                 self._fill(past_key_values, k, v, plan)
+            if self.layer_idx in plan.watched:
+                plan.heads[self.layer_idx] = AskedHeads(q[plan.asked].detach(), k.detach(), self.design.text_window)
             if plan.shared:
                 k, v = plan.all_rows(torch.cat([k, v], 1)).chunk(2, 1)
             out = self.method.prefill(hidden_states, q, k, v, plan)

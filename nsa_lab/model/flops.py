@@ -29,11 +29,13 @@ class StepFlops:
         self.patch = _weights(vision.blocks) + _weights(vision.patch_embed)
         self.patches_per_token = model.config.vision_config.spatial_merge_size**2
 
-    def of(self, batch: Mapping[str, Any], attention: float) -> float:
-        """Of a packed batch; attention: its forward FLOPs a video token (budget/flops_per_token)."""
+    def of(self, batch: Mapping[str, Any], attention: float, kept: float = 1.0) -> float:
+        """Of a packed batch; attention: its forward FLOPs a video token (budget/flops_per_token); kept: the share of
+        the video tokens that a decoder layer has (budget/tokens_kept)."""
         patches = len(batch["pixel_values_videos"])
         video = patches // self.patches_per_token
-        dense = self.token * batch["input_ids"].numel() + self.patch * patches + self.merged * video
+        rows = batch["input_ids"].numel() - (1 - kept) * video
+        dense = self.token * rows + self.patch * patches + self.merged * video
         return 6.0 * (dense + self.label * len(batch["label_rows"])) + 3 * attention * video
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
@@ -11,9 +12,42 @@ from nsa_lab.model.cache import VideoCache
 class Generation(Qwen2_5_VLForConditionalGeneration):
     """Qwen2.5-VL's generate() over our caches and positions; `model` is a VideoNSAModel."""
 
+    @property
+    def by_question(self) -> bool:
+        """Whether the model has to know where a sample's question ends."""
+        return bool(self.model.language_model.reducer.by_question)
+
+    def _supports_mm_encoder_outputs(self) -> bool:
+        """Whether generate() may run the tower beforehand: not where a reducer looks at it in the forward."""
+        return not self.model.watched_blocks and super()._supports_mm_encoder_outputs()
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **model_kwargs: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """As transformers', but videos that the tower has not seen yet are repeated row by row, not patch by patch."""
+        pixels, grids = model_kwargs.get("pixel_values_videos"), model_kwargs.get("video_grid_thw")
+        if pixels is not None and grids is not None:
+            patches = (input_ids == self.config.video_token_id).sum(1) * self.config.vision_config.spatial_merge_size**2
+            before = torch.searchsorted(grids.prod(1).cumsum(0), patches.cumsum(0), right=True)
+            own = {
+                "pixel_values_videos": _repeated(pixels, patches, expand_size),
+                "video_grid_thw": _repeated(grids, before.diff(prepend=before.new_zeros(1)), expand_size),
+            }
+            model_kwargs |= dict.fromkeys(own)
+        else:
+            own = {}
+        ids, expanded = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        return ids, expanded | own
+
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
-        """As transformers', but its plain cache is ours, which a reducer needs."""
+        """As transformers', but its plain cache is ours, which a reducer needs, and so is where the prompt ends."""
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        if self.by_question:
+            ids = model_kwargs["position_ids"]
+            last = torch.arange(ids.shape[-1], device=ids.device) == ids.shape[-1] - 1
+            model_kwargs["answering"] = last.expand(ids.shape[-2:])
         if type(model_kwargs.get("past_key_values")) is DynamicCache:
             model_kwargs["past_key_values"] = VideoCache(self.config.get_text_config())
 
@@ -40,3 +74,8 @@ class Generation(Qwen2_5_VLForConditionalGeneration):
     ) -> Tensor | None:
         """Padding [B, L] as it is: no mask is made from it (transformers asks this for a static cache)."""
         return attention_mask
+
+
+def _repeated(x: Tensor, counts: Tensor, times: int) -> Tensor:
+    """Each stretch of x, of `counts` [B] rows, so many times."""
+    return torch.cat([part for part in x.split(counts.tolist()) for _ in range(times)])

@@ -42,30 +42,35 @@ def measure_budget(model: VideoNSAForConditionalGeneration, batch: Mapping[str, 
     budget/paper_ratio: 2K/(L-1), at most 1, at the mean video length; budget/keys_per_query: token keys read, exactly,
     with the ramp; budget/keys_per_query_with_compressed: pooled keys too; budget/ratio_to_dense: keys_per_query over
     the causal mean of dense attention, more than 1 where branches read the same keys twice; budget/flops_per_token:
-    forward FLOPs of attention summed over layers.
+    forward FLOPs of attention summed over layers. Queries that a reducer dropped or merged read nothing;
+    budget/tokens_kept, where there is one: the share of the video tokens that a layer has.
     """
-    trace = Trace("cost", "choice")
+    trace = Trace("cost", "choice", "kept")
     inputs = {name: batch[name] for name in (*MODEL_INPUTS, "host") if name in batch}
     model(**inputs, use_cache=False, logits_to_keep=1, trace=trace)
     merge = model.config.vision_config.spatial_merge_size
     lengths = batch["video_grid_thw"].prod(1) // merge**2
     spent = [_layer_budget(attention, trace, lengths) for attention in model.attentions()]
-    return {name: sum(layer[name] for layer in spent) / len(spent) for name in spent[0] if name != FLOPS} | {
+    hidden = {FLOPS} if trace.of("kept") else {FLOPS, KEPT}
+    return {name: sum(layer[name] for layer in spent) / len(spent) for name in spent[0] if name not in hidden} | {
         FLOPS: sum(layer[FLOPS] for layer in spent)
     }
 
 
-FLOPS = "budget/flops_per_token"
+FLOPS, KEPT = "budget/flops_per_token", "budget/tokens_kept"
 
 
 def _layer_budget(attention: Any, trace: Trace, lengths: torch.Tensor) -> dict[str, float]:
-    method = attention.method
-    cost = method.cost(trace, lengths)
+    method, kept = attention.method, trace.found.get((attention.layer_idx, "kept"), lengths)
+    share = float(kept.sum() / lengths.sum())
+    cost = method.cost(trace, kept)
     attended = method.attended(settings(attention.design, "method"))
     return {
-        "budget/paper_ratio": paper_ratio(attended, round(float(lengths.double().mean()))),
-        "budget/keys_per_query": cost.keys,
-        "budget/keys_per_query_with_compressed": cost.keys + cost.pooled,
-        "budget/ratio_to_dense": cost.keys / causal_mean(lengths),
-        FLOPS: cost.flops(method.dims.num_heads, method.dims.head_dim),
+        # Of dense attention: a share of its queries is left, and each reads among a share of its keys.
+        "budget/paper_ratio": paper_ratio(attended, round(float(kept.double().mean()))) * share**2,
+        "budget/keys_per_query": cost.keys * share,
+        "budget/keys_per_query_with_compressed": (cost.keys + cost.pooled) * share,
+        "budget/ratio_to_dense": cost.keys * share / causal_mean(lengths),
+        FLOPS: cost.flops(method.dims.num_heads, method.dims.head_dim) * share,
+        KEPT: share,
     }

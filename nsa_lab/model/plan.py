@@ -1,12 +1,16 @@
 """What the layers of one prefill share: which tokens there are, their positions, the contexts and the partitions."""
 
+from collections.abc import Collection, Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from nsa_lab.attention.trace import Trace
+from nsa_lab.baselines import AskedHeads, Sight
 from nsa_lab.errors import NsaLabError
 from nsa_lab.layout import TokenLayout, moved, on_host
 from nsa_lab.model.context_parallel import Shared
@@ -23,6 +27,9 @@ class AttentionPlan:
     A layer may be computed again later (activation checkpointing), so its plan stays as it is: `keep` makes another.
     next_layer: the layer that comes next. reduced: whether tokens of the input are missing. shared: how several
     processes divide the tokens; the rows of the input are then the layout's own ones.
+    answering: [B, up to L] bool, the tokens that an answer is to follow; a sample's first one ends its question.
+    For a reducer: `layers`, the decoder's; `tower`, what it looks at there, by block; `watched`, the layers of which it
+    wants the `heads`, and these.
     """
 
     def __init__(
@@ -32,12 +39,18 @@ class AttentionPlan:
         trace: Trace,
         first_layer: int = 0,
         shared: Shared | None = None,
+        answering: Tensor | None = None,
     ):
         self.layout, self.batch_shape, self.trace, self.shared = layout, batch_shape, trace, shared
         self.first_layer = self.next_layer = first_layer
         self.reduced = False
         self.partitions: dict[int, Partition] = {}
         self._contexts: dict[str, Context] = {}
+        self.answering = answering
+        self.layers: Sequence[nn.Module] = ()
+        self.tower: dict[int, Sight] = {}
+        self.watched: Collection[int] = ()
+        self.heads: dict[int, AskedHeads] = {}
 
     def begin(self, partitioners: LayerPartitions, embeddings: Tensor, rope: Rope) -> None:
         """Before the first layer: make the partitions that rest on the embeddings [T, hidden] alone.
@@ -61,8 +74,44 @@ class AttentionPlan:
         self._check(index)
         plan = AttentionPlan(self.layout.keep(index), self.batch_shape, self.trace, self.next_layer)
         plan.reduced = True
+        plan.layers, plan.watched = self.layers, self.watched
+        plan.asked = torch.searchsorted(index, self.asked)
         plan.begin(self.partitioners, self.embeddings[index], (self.rope[0][index], self.rope[1][index]))
         return plan
+
+    @cached_property
+    def asked(self) -> Tensor:
+        """[S] int64: the last token of each sample's question; where nothing is said of an answer, its last token.
+
+        Raises NsaLabError where the input ends before the question, as in generate() with prefill_chunk_size.
+        """
+        ends = self.layout.cu_seqlens[1:]
+        if self.answering is None:
+            return ends - 1
+        missing = self.batch_shape[1] - self.answering.shape[1]
+        if missing < 0:
+            raise NsaLabError(
+                f"the reducer chooses by a question's end, {-missing} tokens after the end of this input; give the"
+                " whole prompt to one forward (no prefill_chunk_size)"
+            )
+        marked = F.pad(self.answering, (0, missing)).flatten()[self.layout.rows].nonzero().flatten()
+        first = ends - 1
+        return first.scatter_reduce(0, self.layout.sample[marked], marked, "amin")
+
+    @torch.no_grad()
+    def next_heads(self, x: Tensor) -> AskedHeads:
+        """What the layer that comes next projects of x [T, hidden], which it will get, before M-RoPE."""
+        layer: Any = self.layers[self.next_layer]
+        if isinstance(layer, FSDPModule):
+            layer.unshard()  # and stays so until it has run
+        attention, x = layer.self_attn, layer.input_layernorm(x)
+        q, k = attention.q_proj(x[self.asked]), attention.k_proj(x)
+        return AskedHeads(*(projected.unflatten(-1, (-1, attention.head_dim)) for projected in (q, k)))
+
+    @property
+    def video_lengths(self) -> Tensor:
+        """[V] int64: the tokens that are left of each video."""
+        return torch.bincount(self.layout.video[self.layout.video_index], minlength=len(self.layout.grids))
 
     @cached_property
     def text(self) -> Context:

@@ -1,6 +1,7 @@
 """Qwen2.5-VL whose decoder layers attend to video sparsely: the same weights' names, plus gates and compressors."""
 
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 from nsa_lab.attention.trace import Trace
 from nsa_lab.baselines import Reducer
 from nsa_lab.config import ExperimentConfig
+from nsa_lab.data.chat import IGNORED
 from nsa_lab.layout import OnHost, TokenLayout, layout_from_mrope, layout_from_token_ids, moved
 from nsa_lab.model.attention import VideoNSAAttention
 from nsa_lab.model.cache import VideoCache
@@ -28,7 +30,7 @@ from nsa_lab.model.plan import AttentionPlan
 from nsa_lab.model.positions import rope_index, token_types
 from nsa_lab.model.rotary import PreciseRotaryEmbedding
 from nsa_lab.model.token_loss import token_loss
-from nsa_lab.model.vision import speed_up, vision_inputs
+from nsa_lab.model.vision import TowerWatch, speed_up, vision_inputs
 from nsa_lab.plugin import build
 
 
@@ -98,8 +100,11 @@ class VideoNSATextModel(qwen.Qwen2_5_VLTextModel):
         if isinstance(cache, VideoCache):
             cache.begin(ids, plan)
         plan.begin(self.partitions, x, (cos[0], sin[0]))
+        plan.layers, plan.watched = self.layers, self.reducer.asks(len(self.layers))
         x, plan = self.reducer.after_vision(x, plan)
         for number, layer in enumerate(self.layers):
+            if plan.reduced and plan.trace.wants("kept"):
+                plan.trace.record(number, "kept", plan.video_lengths)
             x = layer(x, position_embeddings=plan.rope, past_key_values=cache, plan=plan)
             plan.next_layer = number + 1
             x, plan = self.reducer.after_layer(number, x, plan)
@@ -163,11 +168,13 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
         video_grid_thw: Tensor | None = None,
         trace: Trace | None = None,
         host: OnHost | None = None,
+        answering: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """As Qwen2.5-VL's, and: a packed batch (row 0 of position_ids restarts) never makes a cache.
 
-        `host` is what the batch says of itself, so that the forward need not wait for the device to tell.
+        answering [B, up to L] bool: the tokens that an answer is to follow (see AttentionPlan). `host` is what the
+        batch says of itself, so that the forward need not wait for the device to tell.
         Raises ValueError where video tokens come after the cache has been filled, or do not match their grids.
         """
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
@@ -182,11 +189,17 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
             if host is not None and input_ids is not None:
                 layout = moved(host.layout, source.device)
                 shared = host.shared and host.shared.to(source.device)
-                inputs_embeds = self._embed(input_ids, kwargs.pop("pixel_values_videos"), host.layout, layout, shared)
+                watch = self._watch(host.layout)
+                pixels = kwargs.pop("pixel_values_videos")
+                inputs_embeds = self._embed(input_ids, pixels, host.layout, layout, shared, watch)
                 input_ids = None
             else:
                 layout = self._layout(input_ids, inputs_embeds, attention_mask, position_ids, video_grid_thw)
-            plan = AttentionPlan(layout, (source.shape[0], source.shape[1]), trace or Trace(), shared=shared)
+                watch = self._watch(layout)
+                kwargs |= {} if watch is None else {"watch": watch}
+            shape = (source.shape[0], source.shape[1])
+            plan = AttentionPlan(layout, shape, trace or Trace(), shared=shared, answering=answering)
+            plan.tower = {} if watch is None else watch.seen
             if shared or len(layout.cu_seqlens) - 1 > source.shape[0]:
                 use_cache, past_key_values = False, None
         elif input_ids is not None and bool((input_ids == self.config.video_token_id).any()):
@@ -206,14 +219,35 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
             **kwargs,
         )
 
+    @property
+    def watched_blocks(self) -> Collection[int]:
+        """The blocks of the tower that the reducer looks at."""
+        return self.language_model.reducer.looks_at(sorted(self.visual.fullatt_block_indexes))
+
+    def _watch(self, layout: TokenLayout) -> TowerWatch | None:
+        """Who looks at the tower for the reducer, if it wants to and there is a video."""
+        blocks = self.watched_blocks if len(layout.grids) else ()
+        return TowerWatch(self.visual, layout.grids, blocks) if blocks else None
+
+    def get_image_features(self, *args: Any, watch: TowerWatch | None = None, **kwargs: Any) -> Any:
+        """As Qwen2.5-VL's; only videos are looked at."""
+        return super().get_image_features(*args, **kwargs)
+
     def _embed(
-        self, input_ids: Tensor, pixels: Tensor, host: TokenLayout, layout: TokenLayout, shared: Shared | None
+        self,
+        input_ids: Tensor,
+        pixels: Tensor,
+        host: TokenLayout,
+        layout: TokenLayout,
+        shared: Shared | None,
+        watch: TowerWatch | None,
     ) -> Tensor:
         """[1, L, hidden] of a packed batch, or of the own rows of a shared one: the embeddings of its tokens, and its
         videos in their places."""
         embeds = self.get_input_embeddings()(input_ids)
         grids = shared.grids if shared else host.grids
-        tower = self.visual(pixels.to(self.visual.dtype), **vision_inputs(self.visual, grids, pixels.device))
+        given = vision_inputs(self.visual, grids, pixels.device) | ({} if watch is None else {"watch": watch})
+        tower = self.visual(pixels.to(self.visual.dtype), **given)
         video, places = tower.pooler_output, layout.rows[layout.video_index]
         if shared:
             own = torch.searchsorted(layout.video_index, layout.tokens_of(layout.video_rows))
@@ -294,8 +328,13 @@ class VideoNSAForConditionalGeneration(Generation):
         With targets [n] int64 of the rows logits_to_keep [n] of a packed batch, their TokenLoss in place of logits.
         """
         trace = Trace() if trace is None else trace
+        if self.by_question and kwargs.get("labels") is not None:
+            kwargs["answering"] = kwargs["labels"][:, 1:] != IGNORED
         if targets is not None:
             rows = kwargs.pop("logits_to_keep")
+            if self.by_question:
+                ids = args[0] if args else kwargs["input_ids"]
+                kwargs["answering"] = torch.zeros_like(ids, dtype=torch.bool).index_fill(1, rows, True)
             hidden = self.model(*args, trace=trace, **kwargs).last_hidden_state
             return token_loss(hidden[0, rows], self.lm_head.weight, targets)
         output = super().forward(*args, trace=trace, **kwargs)

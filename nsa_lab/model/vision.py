@@ -1,5 +1,7 @@
 """Qwen2.5-VL's vision tower, the same weights and result with fewer and larger operations."""
 
+from collections.abc import Collection
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -8,6 +10,8 @@ from torch import Tensor
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
+from nsa_lab.attention.groups import PIECE_BYTES, rows_that_fit
+from nsa_lab.baselines import Sight
 from nsa_lab.layout import moved
 from nsa_lab.model.rotary import PreciseVisionRotaryEmbedding
 
@@ -17,18 +21,23 @@ class WindowedVisionAttention(qwen.Qwen2_5_VLVisionAttention):
     small frames costs more than everything else; windows of unequal length, and flash attention, go that way still.
     """
 
+    block = 0
+
     def forward(
         self,
         hidden_states: Tensor,
         cu_seqlens: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         equal_windows: tuple[int, ...] = (),
+        watch: "TowerWatch | None" = None,
         **kwargs: Any,
     ) -> Tensor:
         """hidden_states [P, hidden], P patches in windows bounded by cu_seqlens; [P, hidden].
 
-        equal_windows: the numbers of windows whose lengths are known to be equal.
+        equal_windows: the numbers of windows whose lengths are known to be equal. watch: who looks on.
         """
+        if watch is not None and self.block in watch.blocks:
+            self._show(watch, hidden_states, cu_seqlens, position_embeddings)
         lengths = cu_seqlens.diff()
         if self.config._attn_implementation != "sdpa" or not (len(lengths) in equal_windows or _equal(lengths)):
             return super().forward(hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs)
@@ -41,6 +50,47 @@ class WindowedVisionAttention(qwen.Qwen2_5_VLVisionAttention):
 
     def _rotate(self, q: Tensor, k: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return qwen.apply_rotary_pos_emb_vision(q, k, *rope)
+
+    @torch.no_grad()
+    def _show(self, watch: "TowerWatch", x: Tensor, bounds: Tensor, rope: tuple[Tensor, Tensor] | None) -> None:
+        assert rope is not None
+        plain_q, plain_k, _ = self.qkv(x).unflatten(1, (3, self.num_heads, -1)).unbind(1)
+        with torch.autocast(x.device.type, enabled=False):
+            q, k = (y.to(torch.promote_types(y.dtype, torch.float32)) for y in self._rotate(plain_q, plain_k, rope))
+            watch.see(self.block, attention_received(q, k, bounds.diff().tolist(), self.scaling), plain_k.mean(1))
+
+
+def attention_received(q: Tensor, k: Tensor, lengths: list[int], scale: float) -> Tensor:
+    """[P]: the attention that each patch gets from those of its frame, the mean over these and the heads.
+
+    q and k [P, H, D], frames one after the other, of so many patches each; never more than one frame against itself.
+    """
+    found, begin = [q.new_zeros(0)], 0
+    for length, group in groupby(length for length in lengths if length):
+        end = begin + length * len(list(group))
+        frames = (x[begin:end].unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k))
+        at_once = max(1, PIECE_BYTES // (8 * q.shape[1] * length**2))
+        for some_q, some_k in zip(*(x.split(at_once) for x in frames), strict=True):
+            rows = some_q.split(rows_that_fit(8 * len(some_q) * q.shape[1] * length), 2)
+            weights = ((part @ some_k.transpose(2, 3) * scale).softmax(-1).sum((1, 2)) for part in rows)
+            found.append((sum(weights, q.new_zeros(())) / (length * q.shape[1])).flatten())
+        begin = end
+    return torch.cat(found)
+
+
+class TowerWatch:
+    """What the tower's `blocks` say of the tokens of the videos with grids [V, 3] in tokens, by block in `seen`."""
+
+    def __init__(self, visual: Any, grids: Tensor, blocks: Collection[int]):
+        self.blocks, self.seen, self.merge = frozenset(blocks), dict[int, Sight](), visual.spatial_merge_size
+        grid_thw = grids.cpu() * torch.tensor([1, self.merge, self.merge])
+        self.index, _ = get_vision_window_index(grid_thw, self.merge, visual.window_size, visual.patch_size)
+
+    def see(self, block: int, received: Tensor, keys: Tensor) -> None:
+        """Keep what `block` says of the patches, in the tower's order of windows: received [P], keys [P, D]."""
+        in_tokens = [x.unflatten(0, (-1, self.merge**2)).mean(1) for x in (received, keys)]
+        index = self.index.to(received.device)
+        self.seen[block] = Sight(*(torch.empty_like(x).index_copy(0, index, x) for x in in_tokens))
 
 
 def _equal(lengths: Tensor) -> bool:
@@ -77,5 +127,6 @@ def speed_up(visual: Any) -> None:
     """Give a vision tower LinearPatchEmbed, precise frequencies and, uninitialised, WindowedVisionAttention."""
     visual.rotary_pos_emb.__class__ = PreciseVisionRotaryEmbedding
     visual.patch_embed.__class__ = LinearPatchEmbed  # a new one would draw start values, and shift all that come after
-    for block in visual.blocks:
+    for number, block in enumerate(visual.blocks):
         block.attn = WindowedVisionAttention(visual.config)
+        block.attn.block = number

@@ -12,7 +12,7 @@ import torch
 from nsa_lab.config.schema import TrainingConfig
 from nsa_lab.model import gate_metrics, measure_budget
 from nsa_lab.model.flops import StepFlops, peak_flops
-from nsa_lab.model.observe import FLOPS
+from nsa_lab.model.observe import FLOPS, KEPT
 from nsa_lab.model.partitions import partition_statistics
 from nsa_lab.training.clock import Clock
 from nsa_lab.training.module import VideoModule
@@ -83,7 +83,7 @@ class Reporter(L.Callback):
         stepped = (batch_idx + 1) % self.config.accumulate == 0
         self.tokens += batch["input_ids"].numel()
         if self.step_flops is not None:
-            self.flops += self.step_flops.of(batch, self.metrics[FLOPS])
+            self.flops += self.step_flops.of(batch, self.metrics[FLOPS], self.metrics.get(KEPT, 1.0))
         if not stepped:
             return
         before, self.waited = self.waited, trainer.datamodule.waited  # type: ignore[attr-defined]

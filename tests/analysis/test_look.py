@@ -46,6 +46,14 @@ def test_chosen_blocks_are_those_that_the_layer_recorded(make_model, backend):
     assert seen.layers[0].partition.block_id.tolist() == [i // 3 for i in range(24)]  # frames of 6, blocks of 4
 
 
+@pytest.mark.parametrize(
+    ("reducer", "shown"), [("{kind: fastv, fastv: {layer: 1}}", {0}), ("{kind: visionzip}", set())]
+)
+def test_layers_that_a_reducer_left_part_of_the_video_are_not_shown(make_model, reducer, shown):
+    model = make_model(f"attention.reducer={reducer}")
+    assert set(look(model, model_batch(model, [SHAPE]), 23).layers) == shown
+
+
 @pytest.mark.parametrize("query, complete", [(12, [5, 5]), (14, [5, 5, 5]), (23, [5, 5, 5, 5, 4])])
 def test_scores_are_the_softmax_over_complete_blocks_and_rank_the_chosen_ones(make_model, query, complete):
     model = make_model("attention.branches.compression.log_length_bias=true", "attention.partition.block_size=5")

@@ -165,13 +165,14 @@ def batch_of(model, shapes):
     [*(f"attention.method={name}" for name in METHODS), *(f"attention.reducer.kind={name}" for name in REDUCERS)],
 )
 def test_a_model_of_every_method_and_reducer_is_causal_in_its_text(tokenizer, override):
-    """A later question changes no earlier logit; samples packed are samples alone; the budget is counted.
+    """What comes after the question changes no earlier logit; samples packed are samples alone; the budget is counted.
 
     Training-free methods read such short samples densely: how far their choices look ahead is said in their own tests.
     """
-    model = make_model(tokenizer, override)
+    model = make_model(tokenizer, override, "model.num_layers=3")
     shapes = [(3, (4, 2, 3), 5), (2, (3, 2, 2), 4)]
     batch = batch_of(model, shapes)
+    batch["answering"] = torch.isin(torch.arange(50), torch.tensor([28, 29, 48]))[None]
     with torch.no_grad():
         logits = model(**batch, use_cache=False).logits[0]
         ids = batch["input_ids"].clone()
@@ -184,6 +185,7 @@ def test_a_model_of_every_method_and_reducer_is_causal_in_its_text(tokenizer, ov
             "mm_token_type_ids": batch["mm_token_type_ids"][:, :32],
             "pixel_values_videos": batch["pixel_values_videos"][: 4 * 4 * 6],
             "video_grid_thw": batch["video_grid_thw"][:1],
+            "answering": batch["answering"][:, :32],
         }
         assert_close(model(**first, use_cache=False).logits[0], logits[:32], 1e-10)
     budget = measure_budget(model, batch)

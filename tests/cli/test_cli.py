@@ -137,6 +137,14 @@ def test_show_needs_no_file(nsa_lab):
     assert "dense" in err
 
 
+def test_show_says_what_a_reducer_leaves(nsa_lab):
+    given = ("attention.method=dense", "attention.reducer.kind=fastv", "model.num_layers=28")
+    code, out, err = nsa_lab("show", *given)
+    assert (code, yaml.safe_load(out)["attention"]["reducer"]["fastv"]) == (0, {"layer": 2, "drop": 0.5})
+    assert "budget: fastv leaves 53.6% of the video tokens, the mean over 28 layers" in err
+    assert "reducer" not in nsa_lab("show", "attention.method=dense")[2]
+
+
 def test_tasks_says_where_nothing_was_measured(nsa_lab, monkeypatch):
     found = base._all_records()
     monkeypatch.setattr(base, "_all_records", lambda: {name: found[name] for name in found if name != "gist"})

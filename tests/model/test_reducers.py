@@ -1,11 +1,11 @@
-"""Tokens dropped on the way: throw-away reducers against runs on indices made by hand, and decoding after them."""
+"""Tokens dropped on the way: throw-away reducers against runs on indices made by hand; decoding after every reducer."""
 
 import pytest
 import torch
 from transformers import DynamicCache
 
 from nsa_lab.attention.trace import Trace
-from nsa_lab.baselines import Reducer
+from nsa_lab.baselines import REDUCERS, Reducer
 from nsa_lab.model import build_model
 from nsa_lab.model.cache import VideoCache
 from nsa_lab.model.plan import AttentionPlan
@@ -32,6 +32,9 @@ class FirstHalf(Reducer):
     def after_vision(self, x, plan):
         index = first_half(plan.layout)
         return x[index], plan.keep(index)
+
+
+EVERY = [EverySecond, FirstHalf, *REDUCERS.values()]
 
 
 def every_second(layout):
@@ -156,7 +159,7 @@ def padded(model, lengths=((2, (3, 2, 2), 3), (1, (5, 2, 2), 4))):
 
 
 @pytest.mark.parametrize("window", ["null", "5"])
-@pytest.mark.parametrize("reducer", [Reducer, EverySecond, FirstHalf])
+@pytest.mark.parametrize("reducer", EVERY)
 def test_decoding_after_a_cache_of_unequal_layers_equals_one_forward(tokenizer, reducer, window):
     """One new token, then three at once, two rows of unequal length."""
     model = make(tokenizer, reducer, f"attention.text_window={window}")
@@ -167,6 +170,7 @@ def test_decoding_after_a_cache_of_unequal_layers_equals_one_forward(tokenizer, 
         "input_ids": torch.cat([batch["input_ids"], new], 1),
         "attention_mask": torch.nn.functional.pad(batch["attention_mask"], (0, 4), value=1),
         "mm_token_type_ids": torch.nn.functional.pad(batch["mm_token_type_ids"], (0, 4)),
+        "answering": torch.arange(batch["input_ids"].shape[1]).expand(2, -1) >= batch["input_ids"].shape[1] - 1,
     }
     grids = {"video_grid_thw": batch["video_grid_thw"], "attention_mask": whole["attention_mask"]}
     positions, _ = model.model.get_rope_index(whole["input_ids"], whole["mm_token_type_ids"], **grids)
@@ -187,12 +191,12 @@ def test_decoding_after_a_cache_of_unequal_layers_equals_one_forward(tokenizer, 
             found.append(out.logits)
     assert isinstance(cache, VideoCache)
     lengths = {cache.layers[layer].keys.shape[2] for layer in range(4)}
-    assert len(lengths) == (2 if reducer is EverySecond else 1)
+    assert len(lengths) == (2 if "after_layer" in vars(reducer) and reducer is not Reducer else 1)
     assert cache.get_seq_length() == whole["input_ids"].shape[1]
     assert_close(torch.cat(found, 1), expected, 1e-10)
 
 
-@pytest.mark.parametrize("reducer", [Reducer, EverySecond, FirstHalf])
+@pytest.mark.parametrize("reducer", EVERY)
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
 def test_generation_with_and_without_a_cache(tokenizer, reducer, options):
     model = make(tokenizer, reducer)
@@ -227,8 +231,9 @@ def test_what_keep_refuses(tokenizer, wrong, said):
         model(**batch_of(model), use_cache=False)
 
 
+@pytest.mark.singly
 @pytest.mark.parametrize("partition", ["uniform", "router", "tile"])
-@pytest.mark.parametrize("reducer", [EverySecond, FirstHalf])
+@pytest.mark.parametrize("reducer", EVERY)
 def test_activation_checkpointing_gives_the_same_gradients(tokenizer, reducer, partition):
     found = []
     for checkpointing in (False, True):

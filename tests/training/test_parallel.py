@@ -46,6 +46,17 @@ def test_two_processes_start_from_the_weights_of_a_folder(uneven, tokenizer, tmp
         assert curves(both.directory)[name] == pytest.approx(values, **tolerance), name
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_reducer_reads_a_layer_that_processes_share(uneven, tmp_path):
+    """`vscan` ranks by the projections of a layer before it runs. Grey frames are not ranked: all patches are equal."""
+    vscan = "attention.reducer.vscan."
+    given = {"attention.reducer.kind": "vscan", f"{vscan}keep": 1.0, f"{vscan}late": 0.5}
+    alone = run(uneven(**given), directory=tmp_path / "one", progress_bar=False)
+    both = run(uneven(**given, **{"training.devices": 2}), directory=tmp_path / "two", progress_bar=False)
+    assert_same(curves(both.directory), curves(alone.directory))
+
+
 LONG = {"training.steps": 6, "training.val_every": 3, "training.checkpoint_every": 2}
 
 

@@ -82,6 +82,24 @@ def test_mfu_is_the_steps_flops_over_the_peak(tiny, monkeypatch):
     assert found["throughput/mfu"] == pytest.approx(expected)
 
 
+def test_tokens_that_a_reducer_drops_ask_for_no_flops(tiny, monkeypatch):
+    monkeypatch.setattr(callbacks, "_peak", lambda module: 1e9)
+    saved = []
+    of = StepFlops.of
+
+    def spy(self, batch, attention, kept):
+        video = len(batch["pixel_values_videos"]) // 4
+        saved.append((kept, of(self, batch, attention) - of(self, batch, attention, kept), self.token * video))
+        return 1.0
+
+    monkeypatch.setattr(StepFlops, "of", spy)
+    half = {"attention.reducer.kind": "visionzip", "attention.reducer.visionzip.keep": 0.5}
+    run(tiny({"training.steps": 1, **half}), progress_bar=False)
+    for kept, less, whole in saved:
+        assert kept == 0.5 and less == pytest.approx(6 * whole / 2)
+    assert saved
+
+
 def test_a_card_without_a_data_sheet_has_no_peak():
     assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989e12
     assert peak_flops("AMD EPYC") is None
