@@ -6,6 +6,7 @@ Processes that tests start find the same packages, wherever pytest was called an
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 from collections import defaultdict
 
@@ -94,3 +95,11 @@ def workers(request, monkeypatch):
     context = multiprocessing.get_context(request.param)
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
     _freeze()
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C is heard: whoever starts the tests in the background lets them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -148,6 +148,7 @@ def test_a_job_that_asks_is_told_when_to_stop(make, monkeypatch):
     assert (2, True) in heard and (4, True) in heard
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_gives_the_jobs_back_and_leaves_no_process(make, monkeypatch, number):
     pool = make("wait", "wait", "wait", workers=2)

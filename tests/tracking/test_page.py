@@ -47,14 +47,6 @@ def test_the_page_shows_the_columns_that_tell_runs_apart(store):
     assert (tags["mlflow.note.content"], tags["mlflow.experimentKind"]) == ("ours", "custom_model_development")
 
 
-@pytest.fixture
-def ctrl_c():
-    """Ctrl-C is heard: whoever starts the tests in the background lets them ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_page_leaves_no_process_behind(tmp_path, monkeypatch, number):
