@@ -42,16 +42,23 @@ class Buffer:
 
 
 class _Saved:
-    """A storage that has left the GPU: its bytes on the host, and those fetched back. Lives as long as the graph."""
+    """A storage that has left the GPU: its bytes on the host, and those fetched back. Lives as long as the graph.
+
+    stale: the buffer holds another forward's bytes by now.
+    """
 
     def __init__(self, storage: torch.UntypedStorage, buffer: Buffer):
         self.buffer, self.bytes, self.device = buffer, buffer.bytes[: storage.nbytes()], storage.device
         self.back: Tensor | None = None
+        self.stale = False
 
 
 @dataclass
 class _Layer:
-    """What one forward of a layer saves, by the storages' addresses, and the buffers that it has used so far."""
+    """What one forward of a layer saves, by the storages' addresses, and the buffers that it has used so far.
+
+    over: its backward has given the gradient of its input.
+    """
 
     number: int
     buffers: list[Buffer]
@@ -60,6 +67,18 @@ class _Layer:
     saved: "weakref.WeakValueDictionary[int, _Saved]" = field(default_factory=weakref.WeakValueDictionary)
     leaving: list[torch.UntypedStorage] = field(default_factory=list)
     sent: Any = None
+    over: bool = False
+
+    def end(self, grad: Tensor) -> None:
+        self.over = True
+
+    def free_buffers(self) -> list[Buffer]:
+        """Those that another forward may have: none while a backward is to come."""
+        if self.saved and not self.over:
+            return []
+        for saved in self.saved.values():  # of nodes that no backward runs through
+            saved.stale = True
+        return self.buffers
 
     def host_bytes(self) -> int:
         return sum(buffer.bytes.numel() for buffer in self.buffers)
@@ -89,8 +108,9 @@ class Offload:
         if self.stream is None and x.device.type == "cuda":
             self.stream = torch.cuda.Stream(x.device)
         before = self.kept.get(number)
-        free = before.buffers if before and not before.saved else []  # a graph that lives still needs its own
-        self.current = self.kept[number] = _Layer(number, free)
+        self.current = self.kept[number] = _Layer(number, before.free_buffers() if before else [])
+        if x.requires_grad:
+            x.register_hook(self.current.end)
         with saved_tensors_hooks(self._pack, self._unpack):
             out = forward(x)
         self.current.sent = self.stream.record_event() if self.stream else None
@@ -158,6 +178,8 @@ class Offload:
         if isinstance(packed, Tensor):
             return packed
         saved, dtype, size, stride, offset = packed
+        if saved.stale:
+            raise NsaLabError("a second backward came after another forward; set training.activation_offload=0")
         back = self._fetch(saved)
         if self.stream is not None:
             torch.cuda.current_stream().wait_stream(self.stream)

@@ -98,8 +98,8 @@ def test_buffers_serve_again_and_weights_stay(tokenizer, every_tensor):
     assert sent.isdisjoint(p.untyped_storage().data_ptr() for p in model.parameters())
     loss.backward()
     taken, addresses = kept.host_bytes(), [buffer.bytes.data_ptr() for buffer in buffers]
-    for shapes in (SHAPES, SHAPES[:1]):  # the second has fewer tokens
-        gradients(model, model_batch(model, shapes))
+    for seed in (1, 2):
+        gradients(model, model_batch(model, SHAPES, seed))
         assert kept.host_bytes() == taken
         assert [buffer.bytes.data_ptr() for buffer in kept.kept[0].buffers] == addresses
 
@@ -124,6 +124,18 @@ def test_a_storage_is_sent_once_and_goes_with_its_graph(every_tensor):
     del out, whole
     gc.collect()
     assert not kept.kept[0].saved
+
+
+def test_a_second_backward_is_refused_where_the_buffers_serve_another_forward(every_tensor):
+    module = torch.nn.Linear(4, 4)
+    kept = Offload(torch.nn.ModuleList([module]))
+    x = torch.randn(3, 4, requires_grad=True)
+    out = kept.run(0, lambda x: module(x).exp(), x).sum()
+    out.backward(retain_graph=True)
+    out.backward(retain_graph=True)
+    kept.run(0, lambda x: module(x).exp(), x).sum().backward()
+    with pytest.raises(NsaLabError, match="a second backward came after another forward"):
+        out.backward()
 
 
 def test_the_host_is_asked_for_what_is_allowed_and_one_layer_stays():
