@@ -185,12 +185,17 @@ def _longest(context: Context) -> int:
 
 
 def _block_groups(q: Tensor, context: Context, partition: Partition, tiles: QueryTiles | None = None) -> list[Group]:
+    in_time = partition.perm is None and q.device.type == "cpu"  # elsewhere the host would wait
+
     def block_range(sample: int, first: int, last: int) -> tuple[int, int]:
-        return partition.host_cu_blocks[sample], partition.host_cu_blocks[sample + 1]
+        begin, end = partition.host_cu_blocks[sample], partition.host_cu_blocks[sample + 1]
+        return begin, int(partition.block_id[last]) + 1 if in_time else end
 
     spans = list(zip(partition.host_cu_blocks[:-1], partition.host_cu_blocks[1:], strict=True))
     row_bytes = 4 * q.shape[1]
     max_rows = rows_that_fit(row_bytes * max((end - begin for begin, end in spans), default=1))
+    if in_time:
+        max_rows = min(max_rows, max(4 * CAUSAL_ROWS, _longest(context) // 8))
     return group_pieces(cut_rows(context, block_range, max_rows, tiles), lambda blocks: row_bytes * blocks, q.device)
 
 

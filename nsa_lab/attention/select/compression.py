@@ -23,9 +23,10 @@ class CompressionScorer(Scorer):
 
 def compression_scores(q: Tensor, pooled_k: Tensor, visible: Tensor, block_bias: Tensor | None, scale: float) -> Tensor:
     """CompressionScorer.forward; float32 or wider."""
-    logits = torch.einsum("ucghd,umgd->ucghm", q, pooled_k) * scale
+    logits = torch.einsum("ucghd,umgd->ucghm", q * scale, pooled_k)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if block_bias is not None:
         logits = logits + block_bias[:, None, None, None]
-    hidden = ~visible[:, :, None, None]
-    return logits.masked_fill(hidden, torch.finfo(logits.dtype).min).softmax(-1).masked_fill(hidden, 0).sum(3)
+    hidden = ~visible[:, :, None]
+    share = logits.masked_fill_(hidden[:, :, :, None], torch.finfo(logits.dtype).min).softmax(-1)
+    return share.sum(3).masked_fill_(hidden, 0)
