@@ -1,5 +1,6 @@
 """The Python API; `nsa_lab` exports it."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,18 @@ def load_model(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = 
     """A trained model, ready to ask: `path` is a run directory of nsa-lab, or a folder or hub id of weights.
 
     `overrides` change the run's config, or the design and data.positions stored with the weights, where the weights
-    still fit; weights of Qwen2.5-VL get the defaults. Of weights `data.tokenizer` is `path` unless named. Raises
-    NsaLabError where nothing can be loaded.
+    still fit; weights of Qwen2.5-VL get the defaults. What data.drop left out of a training is no matter here, unless
+    it is an override. Of weights `data.tokenizer` is `path` unless named. Raises NsaLabError where nothing can be
+    loaded.
     """
+    given = dict(overrides) if isinstance(overrides, Mapping) else parse_overrides(overrides)
     if (Path(path) / "config.yaml").is_file():
         config, model = restore_model(Path(path), overrides)
+        if "data.drop" not in given:
+            config = dataclasses.replace(config, data=dataclasses.replace(config.data, drop=None))
     else:
         # A task makes the config complete.
         base = {"tasks.needle.enabled": True, "model.path": str(path), "data.tokenizer": str(path)}
-        given = dict(overrides) if isinstance(overrides, Mapping) else parse_overrides(overrides)
         stored = {"attention": stored_design(path), "data.positions": stored_positions(path)}
         config = load_config(None, base | flatten(stored) | given)
         model = load_weights(path, config.attention, positions=config.data.positions)

@@ -93,8 +93,8 @@ def check_layer(model: VideoNSAForConditionalGeneration, seen: Look, layer: int 
     count, shown = model.config.text_config.num_hidden_layers, list(seen.layers)
     if not shown:
         raise NsaLabError(
-            "no layer of this run shows a partition of the whole video; choose a run with attention.method=nsa and"
-            " without a reducer"
+            "no layer shows a partition of the whole video, as attention.method=nsa does with"
+            " attention.reducer.kind=none; choose these, or no picture"
         )
     if layer is not None and not 0 <= layer < count:
         raise NsaLabError(f"layer {layer} does not exist: the model has layers 0 to {count - 1}; correct --layer")

@@ -212,7 +212,10 @@ def bench(
     parts: Annotated[
         bool, typer.Option("--parts", help="The step as it was and with each fast part: rate, MFU, memory, kernels.")
     ] = False,
-    only: Annotated[str | None, typer.Option(help="With --parts: these of its rows, separated by semicolons.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(help="With --parts: these of its rows, separated by semicolons; an unknown one lists them."),
+    ] = None,
     optimizer: Annotated[bool, typer.Option(help="With --parts: whether the optimiser steps too.")] = True,
     labels: Annotated[int, typer.Option(help="With --parts: words of the answer.", min=1)] = 256,
 ) -> None:
@@ -246,6 +249,8 @@ def bench(
             only=None if only is None else [name.strip() for name in only.split(";")],
         )
         return
+    if only is not None:
+        raise NsaLabError("--only names rows of --parts; give --parts, too")
     run_bench(
         _load(experiment or []),
         lengths=whole_numbers(lengths, "--lengths"),

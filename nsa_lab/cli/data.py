@@ -1,5 +1,6 @@
 """`nsa-lab data`: look at annotations and videos before a training."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,6 +67,7 @@ def check(
 
     config = _config(annotations, settings or [], videos)
     folder = out or Path(config.output.dir) / "data" / annotations.stem
+    _refuse_other(folder, annotations)
     with progress_bar("looked at", quiet) as tell:
         found = look(
             config,
@@ -95,6 +97,16 @@ def _config(annotations: Path, settings: list[str], videos: Path | None) -> "Exp
     elif file is None and "data.videos" not in given:
         raise NsaLabError(f"where are the videos of {annotations}? give --videos DIR")
     return load_config(file, given)
+
+
+def _refuse_other(folder: Path, annotations: Path) -> None:
+    """Raise NsaLabError where the folder holds what was found of another file of that name."""
+    try:
+        other = Path(json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["annotations"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if other.resolve() != annotations.resolve():
+        raise NsaLabError(f"{folder} holds what was found of {other}; name another folder with --out")
 
 
 def _write(found: "Check", config: "ExperimentConfig", folder: Path, decode: bool) -> None:

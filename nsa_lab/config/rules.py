@@ -164,8 +164,9 @@ def _number_rules(config: ExperimentConfig) -> Iterator[Problem]:
     if training.activation_offload > 0 and not (training.activation_checkpointing and training.recompute == "auto"):
         yield Problem(
             "training.activation_offload",
-            "is what training.recompute=auto with training.activation_checkpointing=true may take of the host's "
-            "memory; set both, or leave it 0",
+            f"{training.activation_offload:g} GiB of the host are taken by training.recompute=auto (now "
+            f"{training.recompute}) with training.activation_checkpointing=true (now "
+            f"{str(training.activation_checkpointing).lower()}) alone; set both, or leave it 0",
         )
     if config.training.threads is not None and config.training.threads < 1:
         yield Problem("training.threads", f"{config.training.threads} is not positive; leave it null for all cores")

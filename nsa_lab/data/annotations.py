@@ -51,14 +51,18 @@ def read_annotations(
             faults.append(f"{place}: {sample}")
         else:
             raise NsaLabError(f"{path}: {place}: {sample}, or leave such rows out with data.on_bad_sample=skip")
-    if drop is not None:
+    if drop is not None and dropped:
         logger.warning("%s: %d rows are left out by data.drop=%s", path, dropped, drop.file)
+    elif drop is not None and (drop.videos or drop.rows):
+        logger.warning("%s: data.drop=%s names no row and no video of it", path, drop.file)
     if faults:
         count = f"{len(faults)} of {len(faults) + len(samples)} rows cannot be used"
         if not samples:
             raise NsaLabError(f"{path}: {count}; correct them; the first is {faults[0]}")
         logger.warning("%s: %s and are left out; the first is %s", path, count, faults[0])
         samples.skipped[BAD_ROW] = len(faults)
+    if not samples and drop is not None and dropped:
+        raise NsaLabError(f"{path}: data.drop={drop.file} names all {dropped} rows; correct the list")
     if not samples:
         raise NsaLabError(f"{path} holds no samples; write at least one row")
     return _existing(path, samples, places, videos, skip)

@@ -62,16 +62,18 @@ def check(
     With `decode` each video is decoded as far as it would be shown; without, its header and times are read alone. The
     folder `out` gets DROP, a list for data.drop, and LEDGER, by which the same call goes on where it was ended: a video
     is looked at again where its file changed, data.fps or data.max_frames did, or it could not be read. A training
-    that needs to know lengths finds them in data.cache_dir. `on_progress`
-    is told at first and after each video how many are done, of how many, and how many of them cannot be read. Raises
-    NsaLabError where the annotations or the tokenizer cannot be read, nothing can be written, or the list would take
-    the place of data.drop.
+    that needs to know lengths finds them in data.cache_dir. `on_progress` is told at first and after each video how
+    many are done, of how many, and how many of them cannot be read. Raises NsaLabError where the annotations, the
+    folder of videos or the tokenizer cannot be read, nothing can be written, or the list would take the place of
+    data.drop.
     """
     data, out = config.data, Path(out)
     if data.drop and Path(data.drop).resolve() == (out / DROP).resolve():
         raise NsaLabError(f"data.drop={data.drop} is the list that would be written; give another --out")
     tokenizer = load_tokenizer(data.tokenizer, Path(data.cache_dir))
     named = {sample.video for _, _, sample in _rows(data) if isinstance(sample, Sample)}
+    if data.videos and not Path(data.videos).is_dir():
+        raise NsaLabError(f"the folder of videos {data.videos} does not exist; correct data.videos (--videos)")
     videos = sorted((video for video in named if os.path.isfile(first_file(video))), key=str)
     keys = {video: video_key(video, data.fps) for video in videos}
     with open_ledger(out / LEDGER, f"another process checks into {out}; waiting") as ledger:

@@ -250,6 +250,11 @@ def test_bench_writes_sparse_and_dense_with_the_machine(nsa_lab, clips, tmp_path
     assert "vs dense" in out
 
 
+def test_bench_refuses_rows_of_parts_without_them(nsa_lab):
+    code, _, err = nsa_lab("bench", "--only", "+ compile")
+    assert code == 2 and "--only names rows of --parts" in err
+
+
 def test_bench_refuses_lengths_that_are_not_whole_frames(nsa_lab):
     for arguments in (
         ["--lengths", "100"],

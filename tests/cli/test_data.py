@@ -36,6 +36,19 @@ def test_a_check_says_what_there_is_and_where_it_is_written(nsa_lab, clips, tmp_
     summary = json.loads((tmp_path / "found/summary.json").read_text())
     assert summary["fps"] == 8 and summary["groups"][0]["rows"] == 3
     assert summary["quantiles"]["frames at data.fps"]["most"] == 11
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/rows.json").write_text(json.dumps(rows))
+    for videos, said in (
+        (tmp_path, f"holds what was found of {tmp_path}/rows.json; name another"),
+        ("no", "no does not exist"),
+    ):
+        given = [
+            tmp_path / "other/rows.json",
+            "--videos",
+            videos,
+            *(["--out", tmp_path / "found"] if videos != "no" else []),
+        ]
+        assert said in nsa_lab("data", "check", *given)[2]
     with Image.open(tmp_path / "found/data.png") as picture:
         assert picture.width > 1000 and len(set(picture.convert("L").tobytes())) > 20
 

@@ -67,7 +67,10 @@ def test_phone_videos_are_checked_trained_on_evaluated_and_asked_about(nsa_lab, 
     assert "rows.json: 4 rows are left out by data.drop=found/drop.jsonl" in caplog.text
     assert "skipped" not in out
 
-    code, out, err = nsa_lab("evaluate", "run", "rows.json", "--max-new-tokens", 3, "--quiet")
+    asked = ("evaluate", "run", "rows.json", "--max-new-tokens", 3, "--quiet")
+    code, _, err = nsa_lab(*asked, "--output", "all")
+    assert code == 2 and "sample broken.mp4 0" in err, "the list of a training leaves out nothing of an evaluation"
+    code, out, err = nsa_lab(*asked, "data.drop=found/drop.jsonl")
     assert code == 0, err
     answers = [json.loads(line) for line in (folder / "run/evaluation/rows/predictions.jsonl").read_text().splitlines()]
     assert len(answers) == 10 and all(answer["answer"] is not None for answer in answers)

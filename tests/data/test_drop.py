@@ -49,7 +49,12 @@ def test_the_setting_reaches_both_splits_and_names_what_it_cannot_read(folder):
     given |= {"data.val_annotations": str(folder / "good.json"), "data.drop": str(folder / "drop.jsonl")}
     samples = load_samples(load_config(None, given))
     assert [len(samples[split]) for split in ("train", "val")] == [2, 2]
-    for content, said in (('{"id": 1}', r"drop.jsonl:1: .* names no video and no row"), ("a.mp4", "not JSON")):
+    every = "".join(json.dumps({"video": f"{letter}.mp4"}) + "\n" for letter in "abc")
+    for content, said in (
+        (every, "names all 3 rows; correct the list"),
+        ('{"id": 1}', r"drop.jsonl:1: .* names no video and no row"),
+        ("a.mp4", "not JSON"),
+    ):
         (folder / "drop.jsonl").write_text(content)
         with pytest.raises(NsaLabError, match=said):
             load_samples(load_config(None, given))

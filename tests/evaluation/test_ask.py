@@ -51,7 +51,7 @@ def test_the_answer_and_a_picture_of_what_was_seen(place, capsys, tmp_path):
         (("run", "clip.mp4", "?", "--picture", "seen.jpg"), "seen.jpg is no PNG"),
         (("run", "clip.mp4", "?", "--layer", "1"), "give --picture FILE too"),
         (("run", "clip.mp4", "?", "--layer", "7", "--picture", "a.png"), "layer 7 does not exist"),
-        (("dense", "clip.mp4", "?", "--picture", "a.png"), "no layer of this run shows a partition"),
+        (("dense", "clip.mp4", "?", "--picture", "a.png"), "no layer shows a partition"),
         (("run", "clip.mp4", "<|im_end|>"), "reserved token"),
         (("run", "clip.mp4", "?", "data.fsp=1"), "did you mean"),
     ],
