@@ -26,7 +26,8 @@ def study_lock(url: str, storage: Any, study: str) -> Lock:
     of the server. Other databases have none, which is said.
     """
     if (file := file_of(url)) is not None:
-        return partial(locked, file.with_name(f"{file.name}.lock"))
+        # Optuna locks a journal by a link that is called as the journal and .lock, and waits where there is any file.
+        return partial(locked, file.with_name(f"{file.name}.study.lock"))
     driver = sqlalchemy.make_url(url).drivername
     if not driver.startswith("postgresql"):
         logger.warning("%s has no lock between sweeps: start those that share a study one after another", driver)

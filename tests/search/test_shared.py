@@ -66,6 +66,16 @@ def look(source):
     source._look(idle=True)
 
 
+def test_a_sweep_that_holds_the_lock_writes_to_its_journal(tmp_path):
+    """Optuna waits half a minute for whatever file has the name of its own lock."""
+    url = f"journal://{tmp_path}/journal.log"
+    storage = open_storage(url)
+    with study_lock(url, storage, "s")():
+        assert not (tmp_path / "journal.log.lock").exists()
+        optuna.create_study(storage=storage, study_name="s")
+    assert optuna.get_all_study_names(storage) == ["s"]
+
+
 def rows_of(source):
     return [(row.number, row.state) for row in read_outcome(source.study).rows]
 
