@@ -19,7 +19,7 @@ from nsa_lab.api import load_model
 from nsa_lab.benchmark.letters import bare_letter
 from nsa_lab.benchmark.settings import answers_folder, model_settings
 from nsa_lab.config.load import parse_overrides
-from nsa_lab.data import BadSampleError, Example, Sample, Turn
+from nsa_lab.data import BadSampleError, Sample, Turn
 from nsa_lab.errors import NsaLabError
 from nsa_lab.evaluation.ask import Answerer
 from nsa_lab.evaluation.evaluate import settings_digest, weights_digest
@@ -124,35 +124,31 @@ class NsaLab(lmms):
 
     def _rows(self, answerer: Answerer, questions: Sequence[Question]) -> list[Row]:
         """Rows of `questions`. One whose video cannot be used has an empty answer, where data.on_bad_sample says so."""
-        examples: list[Example] = []
-        good, bad = [], []
-        for question in questions:
-            try:
-                examples.append(answerer.example(question.sample))
-                good.append(question)
-            except BadSampleError as error:
-                named = error.of(question.sample.id)
-                if self.config.data.on_bad_sample != "skip":
-                    raise NsaLabError(f"{named}; or count it as wrong with data.on_bad_sample=skip") from error
-                logger.warning("counted as wrong: %s", named)
-                bad.append(self._row(question, None) | {"bad": str(error)})
-        answers = answerer.answers(examples)
-        return bad + [self._row(*pair) for pair in zip(good, answers, strict=True)]
 
-    def _row(self, question: Question, answer: str | None) -> Row:
+        def refuse(named: BadSampleError) -> None:
+            if self.config.data.on_bad_sample != "skip":
+                raise NsaLabError(f"{named}; or count it as wrong with data.on_bad_sample=skip") from named
+            logger.warning("counted as wrong: %s", named)
+
+        return [self._row(*pair) for pair in answerer.answered(questions, refuse)]
+
+    def _row(self, question: Question, found: str | BadSampleError) -> Row:
         """`understood` is what lmms-eval gets; it knows what is expected and right."""
-        given = bare_letter(question.text, answer) if answer and self.bare_letters else answer or ""
-        return {
+        row = {
             "place": question.place,
             "turn": 0,
             "id": question.sample.video.name,
             "group": question.task,
             "question": question.text,
             "expected": None,
-            "answer": answer,
-            "understood": given,
+            "answer": None,
+            "understood": "",
             "correct": None,
         }
+        if isinstance(found, BadSampleError):
+            return row | {"bad": str(found)}
+        given = bare_letter(question.text, found) if found and self.bare_letters else found
+        return row | {"answer": found, "understood": given}
 
 
 def _own_device(accelerator: str) -> torch.device:

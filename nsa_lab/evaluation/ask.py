@@ -1,8 +1,9 @@
 """Ask a model about a video."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -32,6 +33,16 @@ def about(video: str | Path, question: str) -> Sample:
     return Sample(str(video), Path(video), (Turn(question, None),), "ask")
 
 
+class Asked(Protocol):
+    """What has a sample with an open question."""
+
+    @property
+    def sample(self) -> Sample: ...
+
+
+Question = TypeVar("Question", bound=Asked)
+
+
 class Answerer:
     """Answers questions with a model, greedily, under its own data settings. Raises NsaLabError where it has none."""
 
@@ -59,6 +70,25 @@ class Answerer:
                 " data.max_frames or data.max_pixels"
             ) from error
         return [str(self.tokenizer.decode(ids)).strip() for ids in written]
+
+    def answered(
+        self, questions: Sequence[Question], refuse: Callable[[BadSampleError], None]
+    ) -> list[tuple[Question, str | BadSampleError]]:
+        """Each question with its answer, all in one batch; before them those whose sample cannot be used, with why.
+
+        `refuse` is told of each of these, with the sample's id, and may raise. Raises NsaLabError as `answers`.
+        """
+        examples: list[Example] = []
+        good: list[Question] = []
+        bad: list[tuple[Question, str | BadSampleError]] = []
+        for question in questions:
+            try:
+                examples.append(self.example(question.sample))
+                good.append(question)
+            except BadSampleError as error:
+                refuse(error.of(question.sample.id))
+                bad.append((question, error))
+        return [*bad, *zip(good, self.answers(examples), strict=True)]
 
 
 def own_settings(

@@ -10,7 +10,7 @@ from typing import Any
 
 from nsa_lab.comparison.statistics import share_interval
 from nsa_lab.config import identity
-from nsa_lab.data import BadSampleError, Example
+from nsa_lab.data import BadSampleError
 from nsa_lab.errors import NsaLabError
 from nsa_lab.evaluation.answers import understood
 from nsa_lab.evaluation.ask import Answerer, own_settings
@@ -106,34 +106,31 @@ def _answered(
 
 
 def _rows(answerer: Answerer, questions: Sequence[Question], skip: bool) -> list[Row]:
-    examples: list[Example] = []
-    good, bad = [], []
-    for question in questions:
-        try:
-            examples.append(answerer.example(question.sample))
-            good.append(question)
-        except BadSampleError as error:
-            named = error.of(question.sample.id)
-            if not skip:
-                raise NsaLabError(f"{named}; or leave such samples out with data.on_bad_sample=skip") from error
-            logger.warning("left out: %s", named)
-            bad.append(_row(question, None) | {"bad": str(error)})
-    return bad + [_row(*pair) for pair in zip(good, answerer.answers(examples), strict=True)]
+    def refuse(named: BadSampleError) -> None:
+        if not skip:
+            raise NsaLabError(f"{named}; or leave such samples out with data.on_bad_sample=skip") from named
+        logger.warning("left out: %s", named)
+
+    return [_row(*pair) for pair in answerer.answered(questions, refuse)]
 
 
-def _row(question: Question, answer: str | None) -> Row:
-    told, correct = (None, None) if answer is None else understood(question.text, question.expected, answer)
-    return {
+def _row(question: Question, found: str | BadSampleError) -> Row:
+    """The row of an answer, or of a sample that cannot be used."""
+    row = {
         "place": question.place,
         "turn": question.turn,
         "id": question.sample.id,
         "group": question.sample.task,
         "question": question.text,
         "expected": question.expected,
-        "answer": answer,
-        "understood": told,
-        "correct": correct,
+        "answer": None,
+        "understood": None,
+        "correct": None,
     }
+    if isinstance(found, BadSampleError):
+        return row | {"bad": str(found)}
+    told, correct = understood(question.text, question.expected, found)
+    return row | {"answer": found, "understood": told, "correct": correct}
 
 
 def accuracies(rows: Sequence[Row]) -> list[Accuracy]:
