@@ -38,7 +38,7 @@ def load_model(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = 
     """
     given = dict(overrides) if isinstance(overrides, Mapping) else parse_overrides(overrides)
     if (Path(path) / "config.yaml").is_file():
-        config, model = restore_model(Path(path), overrides)
+        config, model = restore_model(Path(path), given)
         if "data.drop" not in given:
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, drop=None))
     else:

@@ -99,7 +99,7 @@ class _BlockMajor(torch.autograd.Function):
         out = torch.zeros(count + 1, heads * dim, dtype=wide, device=q.device)
         lse = torch.full((count + 1, heads), -torch.inf, dtype=wide, device=q.device)
         for visit in visits:
-            logits = _logits(visit, rows, keys, heads, scale)
+            logits = _logits(visit, _take(rows, visit.rows), _take(keys, visit.keys), heads, scale)
             peak = logits.amax(-1, keepdim=True).clamp_(min=least)
             weight = logits.sub_(peak).exp_()
             total = weight.sum(-1, keepdim=True)
@@ -129,8 +129,8 @@ class _BlockMajor(torch.autograd.Function):
         grad_q = torch.zeros(len(q) * groups * ctx.slots + 1, heads * dim, dtype=wide, device=q.device)
         for visit in ctx.visits:
             own, own_keys, own_grads = _take(rows, visit.rows), _take(keys, visit.keys), _take(grads, visit.rows)
+            weight = _logits(visit, own, own_keys, heads, ctx.scale).sub_(_per_head(lse, visit)).exp_()
             own, own_grads = (x.view(len(x), -1, dim) for x in (own, own_grads))
-            weight = _logits(visit, rows, keys, heads, ctx.scale).sub_(_per_head(lse, visit)).exp_()
             inner = (own_grads @ _take(values, visit.keys).transpose(1, 2)).sub_(_per_head(delta, visit))
             inner.mul_(weight).mul_(ctx.scale)
             grad_q.index_copy_(0, visit.slots.flatten(), (inner @ own_keys).view(-1, heads * dim))
@@ -159,8 +159,7 @@ def _per_head(x: Tensor, visit: Visits) -> Tensor:
 
 
 def _logits(visit: Visits, rows: Tensor, keys: Tensor, heads: int, scale: float) -> Tensor:
-    """[B, R * H/G, K], -inf on padding and on keys after the query."""
-    own, own_keys = _take(rows, visit.rows), _take(keys, visit.keys)
-    logits = (own.view(len(own), -1, keys.shape[1]) @ own_keys.transpose(1, 2)).mul_(scale)
-    logits.view(len(own), -1, heads, logits.shape[2]).masked_fill_(visit.later[:, :, None], -torch.inf)
+    """[B, R * H/G, K] of rows [B, R, H/G * D] and keys [B, K, D]; -inf on padding and on keys after the query."""
+    logits = (rows.view(len(rows), -1, keys.shape[2]) @ keys.transpose(1, 2)).mul_(scale)
+    logits.view(len(rows), -1, heads, logits.shape[2]).masked_fill_(visit.later[:, :, None], -torch.inf)
     return logits

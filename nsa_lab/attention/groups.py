@@ -69,6 +69,10 @@ class Group:
         """[U, C, ...] to the real rows of it, in packed order."""
         return x[0] if self.alone else x[self.rows >= 0]
 
+    def flat_keys(self, x: Tensor) -> Tensor:
+        """[U, K, ...] to the real keys of it, in packed order."""
+        return x[0] if self.alone else x[self.keys >= 0]
+
 
 def rows_that_fit(row_bytes: int) -> int:
     """How many rows of `row_bytes` each a piece may have."""

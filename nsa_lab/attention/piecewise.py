@@ -37,7 +37,7 @@ class _Piecewise(torch.autograd.Function):
         ctx.save_for_backward(q, k, v)
         out = torch.empty_like(q)
         for group in groups:
-            out[group.rows[group.rows >= 0]] = group.flat_rows(piece(group, *_take(group, q, k, v)))
+            out[group.flat_rows(group.rows)] = group.flat_rows(piece(group, *_take(group, q, k, v)))
         return out
 
     @staticmethod
@@ -48,10 +48,9 @@ class _Piecewise(torch.autograd.Function):
             with torch.enable_grad():
                 inputs = [x.detach().requires_grad_() for x in _take(group, q, k, v)]
                 out = group.flat_rows(ctx.piece(group, *inputs))
-            real_rows, real_keys = group.rows >= 0, group.keys >= 0
-            rows, keys = group.rows[real_rows], group.keys[real_keys]
+            rows, keys = group.flat_rows(group.rows), group.flat_keys(group.keys)
             piece_q, piece_k, piece_v = torch.autograd.grad(out, inputs, grad[rows])
-            grad_q[rows] = piece_q[real_rows]
-            grad_k.index_add_(0, keys, piece_k[real_keys])
-            grad_v.index_add_(0, keys, piece_v[real_keys])
+            grad_q[rows] = group.flat_rows(piece_q)
+            grad_k.index_add_(0, keys, group.flat_keys(piece_k))
+            grad_v.index_add_(0, keys, group.flat_keys(piece_v))
         return None, None, grad_q, grad_k, grad_v

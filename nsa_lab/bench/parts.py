@@ -20,15 +20,16 @@ PLAIN = {
     "training.activation_offload": 0.0,
 }
 """The step as it was; without `chunks` the loss holds the logits of all labelled rows at once."""
-AUTO = PLAIN | {"chunks": True, "model.compile": "true", "training.recompute": "auto"}
+COMPILED = PLAIN | {"chunks": True, "model.compile": "true"}
+AUTO = COMPILED | {"training.recompute": "auto"}
 OFFLOAD = AUTO | {"training.activation_offload": 44.0}
 """GiB of the host's memory, unless the config asks for some itself."""
 PARTS: dict[str, dict[str, Any]] = {
     "dense, as it was": PLAIN | {"attention.method": "dense"},
     "sparse, as it was": PLAIN,
     "+ chunked loss": PLAIN | {"chunks": True},
-    "+ compile": PLAIN | {"chunks": True, "model.compile": "true"},
-    "+ recompute=selective": PLAIN | {"chunks": True, "model.compile": "true", "training.recompute": "selective"},
+    "+ compile": COMPILED,
+    "+ recompute=selective": COMPILED | {"training.recompute": "selective"},
     "+ recompute=auto": AUTO,
     "+ activation_offload": OFFLOAD,
     "dense, recompute=auto": AUTO | {"attention.method": "dense"},

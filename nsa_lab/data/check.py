@@ -9,7 +9,7 @@ from typing import Any
 
 from nsa_lab.config.schema import DataConfig, ExperimentConfig
 from nsa_lab.data.annotations import parsed_rows
-from nsa_lab.data.drop import read_drop, row_digest, video_name, write_drop
+from nsa_lab.data.drop import drop_of, row_digest, video_name, write_drop
 from nsa_lab.data.errors import BAD_ROW, MISSING, UNREADABLE, BadSampleError, check_length
 from nsa_lab.data.images import Video, first_file
 from nsa_lab.data.ledger import open_ledger, video_key
@@ -88,7 +88,7 @@ def check(
 def _rows(data: DataConfig) -> Iterator[tuple[str, Any, Sample | RowError]]:
     """All rows but those in data.drop."""
     videos = Path(data.videos or ".")
-    drop = read_drop(Path(data.drop)) if data.drop else None
+    drop = drop_of(data)
     for place, row, sample in parsed_rows(Path(data.annotations or ""), videos, data.absolute_videos):
         if drop is None or not drop.names(row, sample, videos):
             yield place, row, sample

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nsa_lab.config.schema import DataConfig
 from nsa_lab.data.images import Video, first_file
 from nsa_lab.data.rows import RowError, Sample
 from nsa_lab.errors import NsaLabError, short
@@ -25,6 +26,11 @@ class Drop:
         if isinstance(sample, Sample) and video_name(sample.video, videos) in self.videos:
             return True
         return bool(self.rows) and row_digest(row) in self.rows
+
+
+def drop_of(data: DataConfig) -> Drop | None:
+    """The list that data.drop names. Raises NsaLabError as `read_drop`."""
+    return read_drop(Path(data.drop)) if data.drop else None
 
 
 def read_drop(file: Path) -> Drop:

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from nsa_lab.data.annotations import Samples
 from nsa_lab.data.chat import MARKS, encode_chat
 from nsa_lab.data.errors import SKIPPED, BadSampleError, check_length, refuse_most
 from nsa_lab.data.images import Video
-from nsa_lab.data.ledger import open_ledger, video_key
+from nsa_lab.data.ledger import Ledger, open_ledger, video_key
 from nsa_lab.data.pixels import smart_resize, vision_tokens
 from nsa_lab.data.rows import Sample
 from nsa_lab.data.video import Shape, at_most, read_shape
@@ -109,15 +110,14 @@ def _leave_out(good: Samples, bad: Sequence[BadSampleError], count: int) -> None
 
 def _shapes(videos: Iterable[Video], config: DataConfig) -> dict[Video, Shape | BadSampleError]:
     """Of each video its shape at data.fps, or why it cannot be read."""
-    file = Path(config.cache_dir) / FILE
-    with open_ledger(file, f"another process measures videos for {file}; waiting") as ledger:
+    with _known_shapes(config) as ledger:
         keys = {video: video_key(video, config.fps) for video in sorted(videos, key=str)}
         found: dict[Video, Shape | BadSampleError] = {
             video: Shape(*ledger.known[key]) for video, key in keys.items() if key in ledger.known
         }
         missing = [video for video in keys if video not in found]
         if len(missing) > THREADS:
-            logger.warning("measuring %d videos; kept in %s", len(missing), file)
+            logger.warning("measuring %d videos; kept in %s", len(missing), ledger.file)
         with ThreadPoolExecutor(THREADS) as pool:
             for video, shape in zip(missing, pool.map(lambda v: _shape(v, config), missing), strict=True):
                 found[video] = shape
@@ -128,10 +128,14 @@ def _shapes(videos: Iterable[Video], config: DataConfig) -> dict[Video, Shape | 
 
 def remember(shapes: Mapping[str, Shape], config: DataConfig) -> None:
     """Keep shapes of videos, by `video_key` with data.fps, so that no training with this data.cache_dir does it."""
-    file = Path(config.cache_dir) / FILE
-    with open_ledger(file, f"another process measures videos for {file}; waiting") as ledger:
+    with _known_shapes(config) as ledger:
         for key in shapes.keys() - ledger.known.keys():
             ledger.add(key, shapes[key])
+
+
+def _known_shapes(config: DataConfig) -> AbstractContextManager[Ledger]:
+    file = Path(config.cache_dir) / FILE
+    return open_ledger(file, f"another process measures videos for {file}; waiting")
 
 
 def _shape(video: Video, config: DataConfig) -> Shape | BadSampleError:

@@ -60,8 +60,8 @@ def look_at_all(
 ) -> dict[Video, Look | str]:
     """What is seen of each video, or why it cannot be used, found on `workers` processes.
 
-    With `decode` those are decoded that data.fewest_frames and data.most_frames keep.
-    What can be read is kept in `ledger`, and not looked at again while the file, data.fps and data.max_frames stay.
+    With `decode` those are decoded that data.fewest_frames and data.most_frames keep. What can be read is kept in
+    `ledger`, and not looked at again while the file, data.fps and data.max_frames stay.
     """
     keys = {video: video_key(video, data.fps, data.max_frames) for video in videos}
     known = {video: _stored(*ledger.known[key]) for video, key in keys.items() if key in ledger.known}

@@ -7,7 +7,7 @@ from pathlib import Path
 from nsa_lab.config.rules import enabled_tasks, shown_frames
 from nsa_lab.config.schema import ExperimentConfig
 from nsa_lab.data.annotations import Samples, read_annotations
-from nsa_lab.data.drop import read_drop, video_name
+from nsa_lab.data.drop import drop_of, video_name
 from nsa_lab.data.images import Video
 from nsa_lab.data.lengths import kept
 from nsa_lab.tasks import task_settings
@@ -64,7 +64,7 @@ def file_samples(config: ExperimentConfig, path: str | Path, videos: str | Path 
         folder,
         skip=data.on_bad_sample == "skip",
         absolute=data.absolute_videos,
-        drop=read_drop(Path(data.drop)) if data.drop else None,
+        drop=drop_of(data),
     )
 
 

@@ -34,8 +34,8 @@ def read_clip(path: Video, fps: float, max_frames: int, transform: Transform | N
     At each tick the frame at or before it is taken, and none is taken twice, so a video slower than `fps` gives all
     its frames. They are turned and mirrored as the display matrix says. `transform` ([1, 3, H, W] to [1, 3, H', W'],
     uint8) is applied frame by frame, to keep a long video small. Of frames that are images there is one at each 1/fps
-    second. Raises BadSampleError where the file is not a
-    readable video, was cut off, is damaged before the last frame asked for, or has no sane times.
+    second. Raises BadSampleError where the file is not a readable video, was cut off, is damaged before the last frame
+    asked for, or has no sane times.
     """
     if isinstance(path, FrameFiles):
         places = _spread(np.arange(len(path)), max_frames)

@@ -83,8 +83,7 @@ class Torch(Backend):
                 local = rule.rule.choose(scores, visible, forced, group.take_keys(partition.lengths))
                 first_block = group.keys[:, :1, None, None]
                 number = torch.where(local < 0, local, local + first_block)
-                real = group.rows >= 0
-                chosen[group.rows[real], :, : number.shape[-1]] = number[real]
+                chosen[group.flat_rows(group.rows), :, : number.shape[-1]] = group.flat_rows(number)
         return chosen
 
     def selection(
