@@ -1,6 +1,7 @@
 """Qwen2.5-VL whose decoder layers attend to video sparsely: the same weights' names, plus gates and compressors."""
 
 import functools
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -19,9 +20,11 @@ from nsa_lab.attention.trace import Trace
 from nsa_lab.baselines import Reducer
 from nsa_lab.config import ExperimentConfig
 from nsa_lab.data.chat import IGNORED
+from nsa_lab.errors import NsaLabError
 from nsa_lab.layout import OnHost, TokenLayout, layout_from_mrope, layout_from_token_ids, moved
 from nsa_lab.model.attention import VideoNSAAttention
 from nsa_lab.model.cache import VideoCache
+from nsa_lab.model.chunks import ChunkedPrefill
 from nsa_lab.model.config import VideoNSAConfig, get_design
 from nsa_lab.model.context_parallel import Shared
 from nsa_lab.model.generation import Generation
@@ -30,7 +33,7 @@ from nsa_lab.model.plan import AttentionPlan
 from nsa_lab.model.positions import rope_index, token_types
 from nsa_lab.model.rotary import PreciseRotaryEmbedding
 from nsa_lab.model.token_loss import token_loss
-from nsa_lab.model.vision import TowerWatch, speed_up, vision_inputs
+from nsa_lab.model.vision import TowerWatch, in_chunks, speed_up, vision_inputs
 from nsa_lab.plugin import build
 
 
@@ -49,6 +52,11 @@ class VideoNSATextModel(qwen.Qwen2_5_VLTextModel):
             module.is_plugged_in = True
         self.post_init()
 
+    @property
+    def query_tile(self) -> int:
+        """So many neighbouring queries of a frame must be computed together."""
+        return math.lcm(*(layer.self_attn.method.query_tile for layer in self.layers))
+
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
         if not getattr(module, "is_plugged_in", False):
@@ -66,13 +74,14 @@ class VideoNSATextModel(qwen.Qwen2_5_VLTextModel):
         use_cache: bool | None = None,
         plan: AttentionPlan | None = None,
         past_length: int = 0,
+        prefill_chunk: int | None = None,
         output_hidden_states: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """As Qwen2.5-VL's, for embeddings [B, L, hidden]: with a plan a prefill, without one new tokens after a cache.
 
         A prefill packs the rows before the first layer and unpacks them after the last. No L x L mask is made: the plan
-        says who sees whom, and attention_mask [B, L] is padding alone.
+        says who sees whom, and attention_mask [B, L] is padding alone. prefill_chunk: so many rows at a time.
         """
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
@@ -85,7 +94,7 @@ class VideoNSATextModel(qwen.Qwen2_5_VLTextModel):
             given = {"past_key_values": past_key_values, "padding": attention_mask, "past_length": past_length}
             x = self._new_tokens(x, ids, states, given)
         else:
-            x = self._prefill(x, ids, states, past_key_values, plan)
+            x = self._prefill(x, ids, states, past_key_values, plan, prefill_chunk)
         return BaseModelOutputWithPast(
             last_hidden_state=x,
             past_key_values=past_key_values,
@@ -93,8 +102,15 @@ class VideoNSATextModel(qwen.Qwen2_5_VLTextModel):
         )
 
     def _prefill(
-        self, embeds: Tensor, ids: Tensor, states: list[Tensor] | None, cache: Any, plan: AttentionPlan
+        self,
+        embeds: Tensor,
+        ids: Tensor,
+        states: list[Tensor] | None,
+        cache: Any,
+        plan: AttentionPlan,
+        chunk: int | None,
     ) -> Tensor:
+        chunked = None if chunk is None else ChunkedPrefill(self, chunk, plan)
         x = plan.pack(embeds)
         cos, sin = self.rotary_emb(x, plan.pack(ids.permute(1, 2, 0)).T[:, None])
         if isinstance(cache, VideoCache):
@@ -105,12 +121,15 @@ class VideoNSATextModel(qwen.Qwen2_5_VLTextModel):
         for number, layer in enumerate(self.layers):
             if plan.reduced and plan.trace.wants("kept"):
                 plan.trace.record(number, "kept", plan.video_lengths)
-            x = layer(x, position_embeddings=plan.rope, past_key_values=cache, plan=plan)
+            if chunked is None:
+                x = layer(x, position_embeddings=plan.rope, past_key_values=cache, plan=plan)
+            else:
+                x = chunked.layer(layer, x, cache, plan)
             plan.next_layer = number + 1
             x, plan = self.reducer.after_layer(number, x, plan)
             if states is not None:
                 states.append(plan.unpack(x))
-        return plan.unpack(self.norm(x))
+        return plan.unpack(self.norm(x) if chunked is None else chunked.each(self.norm, x))
 
     def _new_tokens(self, x: Tensor, ids: Tensor, states: list[Tensor] | None, given: dict[str, Any]) -> Tensor:
         rope = self.rotary_emb(x, ids)
@@ -169,16 +188,22 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
         trace: Trace | None = None,
         host: OnHost | None = None,
         answering: Tensor | None = None,
+        prefill_chunk: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """As Qwen2.5-VL's, and: a packed batch (row 0 of position_ids restarts) never makes a cache.
 
         answering [B, up to L] bool: the tokens that an answer is to follow (see AttentionPlan). `host` is what the
-        batch says of itself, so that the forward need not wait for the device to tell.
-        Raises ValueError where video tokens come after the cache has been filled, or do not match their grids.
+        batch says of itself, so that the forward need not wait for the device to tell. prefill_chunk: the tower and the
+        decoder take about so many tokens at a time, with the same result in less memory (nsa_lab/model/chunks.py).
+        Raises ValueError where video tokens come after the cache has been filled, or do not match their grids, and
+        NsaLabError where a prefill cannot be cut into chunks.
         """
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         plan = None
+        if prefill_chunk is not None and (past or host is not None):
+            after = "a training's batch" if host is not None else f"what comes after {past} cached tokens"
+            raise NsaLabError(f"prefill_chunk cuts a whole prompt, not {after}; leave it out")
         if position_ids is None:
             given = {"input_ids": input_ids, "attention_mask": attention_mask, "past_key_values": past_key_values}
             kwargs["mm_token_type_ids"] = self.ready_positions(kwargs.get("mm_token_type_ids"), **given)
@@ -204,7 +229,8 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
                 use_cache, past_key_values = False, None
         elif input_ids is not None and bool((input_ids == self.config.video_token_id).any()):
             raise ValueError(
-                f"video tokens arrive after {past} cached tokens; give the whole video to the first forward (prefill)"
+                f"video tokens arrive after {past} cached tokens; give the whole video to the first forward (prefill),"
+                " with prefill_chunk where it is long"
             )
         return super().forward(
             input_ids=input_ids,
@@ -216,6 +242,7 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
             video_grid_thw=video_grid_thw,
             plan=plan,
             past_length=past,
+            prefill_chunk=prefill_chunk,
             **kwargs,
         )
 
@@ -229,9 +256,24 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
         blocks = self.watched_blocks if len(layout.grids) else ()
         return TowerWatch(self.visual, layout.grids, blocks) if blocks else None
 
-    def get_image_features(self, *args: Any, watch: TowerWatch | None = None, **kwargs: Any) -> Any:
-        """As Qwen2.5-VL's; only videos are looked at."""
+    def get_image_features(
+        self, *args: Any, watch: TowerWatch | None = None, prefill_chunk: int | None = None, **kwargs: Any
+    ) -> Any:
+        """As Qwen2.5-VL's; only videos are looked at, and cut into chunks."""
         return super().get_image_features(*args, **kwargs)
+
+    def get_video_features(
+        self,
+        pixel_values_videos: Tensor,
+        video_grid_thw: Tensor | None = None,
+        prefill_chunk: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As Qwen2.5-VL's; with prefill_chunk the tower takes whole frames of about so many tokens at a time."""
+        run = super().get_video_features
+        if prefill_chunk is None or video_grid_thw is None:
+            return run(pixel_values_videos, video_grid_thw, **kwargs)
+        return in_chunks(run, pixel_values_videos, video_grid_thw, prefill_chunk, self.visual, **kwargs)
 
     def _embed(
         self,
