@@ -11,7 +11,7 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.model import build_model
 from nsa_lab.model.chunks import chunk_bounds
 from nsa_lab.partition import PARTITIONERS
-from nsa_testing import assert_close, model_batch, tiny_config, tiny_tokenizer, token_layout
+from nsa_testing import assert_close, model_batch, requires_gpu, tiny_config, token_layout
 
 SHAPES = [(3, (4, 3, 3), 1), (2, (3, 2, 3), 4)]
 """Frames of 9 and 6 tokens, 64 tokens with the text before, between and after them."""
@@ -39,11 +39,6 @@ DESIGNS = {
     **{kind: (f"attention.partition.kind={kind}",) for kind in PARTITIONERS if kind != "uniform"},
 }
 QUICK = ("paper", "dense, narrow text", "all keys, mlp, long blocks", "query tiles", "group of 7", "tile", "router")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def make(tokenizer, *overrides):
@@ -208,3 +203,25 @@ def test_gradients_and_caches_that_are_filled_are_refused(tokenizer):
         cache = model(input_ids=batch["input_ids"][:, :3], use_cache=True).past_key_values
         with pytest.raises(NsaLabError, match="not what comes after 3 cached tokens"):
             model(input_ids=batch["input_ids"][:, -3:], past_key_values=cache, prefill_chunk=2)
+
+
+@pytest.mark.gpu
+@requires_gpu
+@pytest.mark.parametrize("method", ["nsa", "dense"])
+@torch.no_grad()
+def test_a_long_video_on_a_gpu_takes_less_memory(tokenizer, method):
+    """By the kernels, in float32; 16,404 tokens through MLPs that are as wide beside the hidden size as the 7B's."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    wide = ("model.hidden_size=448", "model.num_heads=7", "model.num_kv_heads=1", "model.intermediate_size=2368")
+    blocks = ("attention.partition.block_size=64", "attention.branches.window.size=256")
+    model = make(tokenizer, *wide, *blocks, f"attention.method={method}").float().cuda()
+    batch = {name: x.cuda() for name, x in prompt(model, [(8, (64, 16, 16), 12)]).items()}
+    batch["pixel_values_videos"] = batch["pixel_values_videos"].float()
+    logits, peaks = [], []
+    for chunk in (None, None, 1000):  # the first one compiles kernels
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        logits.append(model(**batch, use_cache=True, prefill_chunk=chunk, logits_to_keep=512).logits)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert_close(logits[2], logits[1], 1e-3)
+    assert peaks[2] < peaks[1] / 2, f"{peaks[2] / 2**20:.0f} MiB in chunks, {peaks[1] / 2**20:.0f} whole"
