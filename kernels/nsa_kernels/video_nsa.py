@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nsa_kernels import checks
 from nsa_kernels.blocks import Blocks
+from nsa_kernels.chosen import fitting
 from nsa_kernels.compression.op import as_bias
 from nsa_kernels.layer_backward import layer_backward
 from nsa_kernels.layer_forward import Plan, layer_forward
@@ -37,6 +38,7 @@ def video_nsa(
     query_tile: int = 1,
     leader: Tensor | None = None,
     chosen: Tensor | None = None,
+    strict: bool = True,
 ) -> Tensor:
     """The gated sum of the branches (VideoNSA, section 2). [Tq, H, D].
 
@@ -44,14 +46,16 @@ def video_nsa(
     compression, selection, window; what is off costs nothing. pooled: a compressor's keys and values [N, G, D], the
     mean of each block by default. block_bias [N] is added to the compression logits. block_count, initial_blocks,
     local_blocks, token_budget, query_tile and leader: see `choose_blocks`; chosen [Tq, G, n] int32, blocks of the
-    query's sample, none twice, -1 for none, replaces the choice. scale is D ** -0.5 by default. Differentiable in q, k,
-    v, gates and pooled; two runs are bit-equal. Under autocast q, k, v and pooled are cast to its dtype. Waits for the
-    device where chosen is given. Raises ValueError for arguments that do not fit.
+    query's sample, none twice, -1 for none, replaces the choice; anything else in it is refused, for which the host
+    waits for the device, or with strict=False ignored, without waiting. scale is D ** -0.5 by default. Differentiable
+    in q, k, v, gates and pooled; two runs are bit-equal. Under autocast q, k, v and pooled are cast to its dtype.
+    Raises ValueError for arguments that do not fit.
     """
     options: dict[str, Any] = {
         "pooled": pooled, "branches": branches, "block_count": block_count, "initial_blocks": initial_blocks,
         "local_blocks": local_blocks, "token_budget": token_budget, "window": window, "scale": scale,
         "block_bias": block_bias, "query_tile": query_tile, "leader": leader, "chosen": chosen,
+        "strict": strict,
     }  # fmt: skip
     return video_nsa_with_blocks(q, k, v, gates, blocks, **options)[0]
 
@@ -75,6 +79,7 @@ def video_nsa_with_blocks(
     query_tile: int = 1,
     leader: Tensor | None = None,
     chosen: Tensor | None = None,
+    strict: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """`video_nsa`, and the blocks that were read: [Tq, G, block_count] int32, or None without selection."""
     q, k, v = autocast(q, k, v)
@@ -94,7 +99,7 @@ def video_nsa_with_blocks(
     if select:
         checks.check_length(blocks)
     if select and chosen is not None:
-        checks.check_chosen(chosen, q, k.shape[1])
+        chosen = fitting(chosen, q, k.shape[1], blocks, strict)
         block_count = chosen.shape[2]
     elif select:
         checks.check_choice(blocks, block_count, initial_blocks, local_blocks, token_budget, leader, query_tile)
@@ -105,7 +110,7 @@ def video_nsa_with_blocks(
     kept = _layer(
         q.contiguous(), k.contiguous(), v.contiguous(), gates.contiguous(), pooled_k, pooled_v,
         as_bias(block_bias), leader.contiguous() if shared and leader is not None else None,
-        None if chosen is None else chosen.contiguous(), blocks.flat(), blocks.sizes, "compression" in names,
+        chosen, blocks.flat(), blocks.sizes, "compression" in names,
         block_count if select else 0, initial_blocks, local_blocks, token_budget or 0, query_tile if shared else 1,
         window, scale,
     )  # fmt: skip
@@ -157,8 +162,6 @@ def _layer(
 ) -> list[Tensor]:  # fmt: skip
     plan = Plan(compression, slots, initial, local, budget or None, query_tile, window, scale)
     joined = Blocks.join(blocks, sizes)
-    if chosen is not None:
-        checks.check_chosen_blocks(chosen, joined)
     kept = layer_forward(q, k, v, gates, pooled_k, pooled_v, bias, leader, chosen, joined, plan)
     return [kept[name] for name in _places(compression, slots, pooled_k is not None, chosen is not None, window)]
 
