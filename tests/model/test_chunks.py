@@ -1,5 +1,6 @@
 """A prefill in chunks: logits, cache and answers are those of the whole prompt, in less memory."""
 
+import os
 from itertools import pairwise
 
 import pytest
@@ -225,3 +226,14 @@ def test_a_long_video_on_a_gpu_takes_less_memory(tokenizer, method):
         peaks.append(torch.cuda.max_memory_allocated() - before)
     assert_close(logits[2], logits[1], 1e-3)
     assert peaks[2] < peaks[1] / 2, f"{peaks[2] / 2**20:.0f} MiB in chunks, {peaks[1] / 2**20:.0f} whole"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("method", ["nsa", "dense"])
+def test_the_kernels_in_chunks(tokenizer, method):
+    """In Triton's interpreter and in float32, which is what the kernels take."""
+    model = make(tokenizer, "attention.backend=triton", f"attention.method={method}", "model.num_layers=1").float()
+    batch = prompt(model, [(2, (3, 2, 2), 3)])
+    check(model, batch | {"pixel_values_videos": batch["pixel_values_videos"].float()}, 7, 1e-5)
