@@ -146,9 +146,13 @@ class Layer:
         return [out, *grads], trace.of("choice").get(0)
 
     def check(self, found: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:
-        """Each of `found` is as far from `wanted` as `tolerance` says, relative to it or to a hundredth of `weight`."""
+        """Each of `found` is within `tolerance` of `wanted`, relative to it or to a hundredth of `weight`.
+
+        Gradients of the layer's weights within ten times that: they are sums over all queries, which may cancel.
+        """
         least = max(self.weight.norm().item() / 100, 1e-12)
-        names = ["out", "dx", "dq", "dk", "dv", *(name for name, _ in self.layer.named_parameters())]
+        inputs = ["out", "dx", "dq", "dk", "dv"]
+        names = [*inputs, *(name for name, _ in self.layer.named_parameters())]
         for name, one, other in zip(names, found, wanted, strict=True):
             error = (one.double().cpu() - other).norm().item() / max(other.norm().item(), least)
-            assert error <= tolerance, f"{name}: relative error {error:.2e}"
+            assert error <= tolerance * (1 if name in inputs else 10), f"{name}: relative error {error:.2e}"
