@@ -19,7 +19,7 @@ class Backend(ABC):
     """One way to compute the ops. It keeps no state; one instance serves all layers.
 
     fused: `video_nsa` computes the three standard branches in one call. divisible: queries may be some of the video
-    tokens alone (training.context_parallel).
+    tokens alone (training.context_parallel, prefill_chunk).
     """
 
     fused: ClassVar[bool] = False
