@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nsa_lab.config.identity import ADDED_AS
-from nsa_lab.config.rules import broken_rules
+from nsa_lab.config.rules import broken_rules, single_numbers
 from nsa_lab.config.schema import ExperimentConfig, ModelConfig
 from nsa_lab.config.sizes import RUN_CONFIG, decoder_layers, is_run, model_size, no_such_folder
 from nsa_lab.config.tree import apply, check_layer_overrides, merged, read_settings, schema_of, to_dict, unflatten
@@ -91,9 +91,10 @@ def _validated(layers: Sequence[Tree]) -> ExperimentConfig:
     for layer in layers:
         apply(root, layer, "", problems)
     check_layer_overrides(root.attention, problems)
-    if problems:
-        raise ConfigError(problems)
     config = typing.cast(ExperimentConfig, OmegaConf.to_object(root))
+    if problems:
+        faulty = {problem.path for problem in problems}  # they stand at their defaults, which is nobody's fault
+        raise ConfigError([*problems, *(own for own in single_numbers(config) if own.path not in faulty)])
     problems = broken_rules(config, decoder_layers(shape_source(config.model)))
     if problems:
         raise ConfigError(problems)

@@ -217,6 +217,13 @@ def test_all_faults_of_all_files_are_said_at_once(write):
     assert len(found) == 6
 
 
+def test_a_bad_choice_does_not_hide_a_bad_number():
+    given = ("attention.method=dens", "training.batch_size=0", "training.learning_rate=fast", "training.beta1=2")
+    found = problems(*given, "training.activation_offload=1")
+    assert list(found) == ["attention.method", "training.learning_rate", "training.batch_size", "training.beta1"]
+    assert found["training.batch_size"] == "0 is not positive"
+
+
 @pytest.mark.parametrize(
     ("override", "path", "said"),
     [

@@ -168,6 +168,15 @@ def test_predictions_of_something_else_are_refused(place, tmp_path):
     with pytest.raises(NsaLabError, match=r"something else \(weights \w+ there, \w+ here\)"):
         evaluate(model, place / "rows.json", tmp_path, videos=place / "videos", max_new_tokens=LIMIT)
     window = load_model(place / "run", ["attention.branches.window.size=5"])
+    differ = r"something else \(attention.branches.window.size \d+ there, 5 here\)"
+    with pytest.raises(NsaLabError, match=differ):
+        evaluate(window, place / "rows.json", tmp_path, videos=place / "videos", max_new_tokens=LIMIT)
+    reduced = load_model(place / "run", ["attention.reducer.kind=visionzip", "data.blind=true"])
+    differ = r"\(attention.reducer.kind by default there, 'visionzip' here, data.blind by default there, True here\)"
+    with pytest.raises(NsaLabError, match=differ):
+        evaluate(reduced, place / "rows.json", tmp_path, videos=place / "videos", max_new_tokens=LIMIT)
+    about = json.loads((tmp_path / kept.ABOUT).read_text())
+    (tmp_path / kept.ABOUT).write_text(json.dumps({key: value for key, value in about.items() if key != kept.READ}))
     with pytest.raises(NsaLabError, match=r"something else \(settings \w+ there, \w+ here\)"):
         evaluate(window, place / "rows.json", tmp_path, videos=place / "videos", max_new_tokens=LIMIT)
 
