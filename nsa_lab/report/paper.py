@@ -85,7 +85,10 @@ def _points(found: Difference) -> str:
 
 
 def _agreement(budget: str, ours: Mapping[str, Difference], scores: Mapping[str, Sequence[float]]) -> Iterator[str]:
-    """What the methods that both know do at one budget: their order, and on which side of dense attention they are."""
+    """What the methods that both know do at one budget: their order, and on which side of dense attention they are.
+
+    A side is taken where the 95% interval of the difference, of that method alone, leaves zero out.
+    """
     pairs = ((method_of(name), found) for name, found in ours.items() if name.endswith(f"-{budget}"))
     known = {method: found for method, found in pairs if method in scores}
     if len(known) < FEWEST:
@@ -93,7 +96,8 @@ def _agreement(budget: str, ours: Mapping[str, Difference], scores: Mapping[str,
     mine = {method: found.test.difference.mean for method, found in known.items()}
     apart = [(mine[a] - mine[b]) * (_theirs(scores, a) - _theirs(scores, b)) for a, b in combinations(known, 2)]
     alike = sum(product > 0 for product in apart)
-    told = [method for method, found in known.items() if found.significant]
+    halves = {method: found.test.difference.half for method, found in known.items()}
+    told = [method for method in known if abs(mine[method]) > halves[method]]
     same = [method for method in told if mine[method] * _theirs(scores, method) > 0]
     other = [method for method in told if method not in same]
     parts = [f"{alike} of {len(apart)} pairs of methods stand in the paper's order of means"]
@@ -101,7 +105,7 @@ def _agreement(budget: str, ours: Mapping[str, Difference], scores: Mapping[str,
     opposite = (f"{method} ({_theirs(scores, method):+.1f} there, {100 * mine[method]:+.1f} here)" for method in other)
     parts += [f"on the other side: {', '.join(opposite)}"] * bool(other)
     unsure = ", ".join(method for method in known if method not in told)
-    parts += [f"not told from dense here: {unsure}"] * bool(unsure)
+    parts += [f"not told from dense here (95% intervals of each alone): {unsure}"] * bool(unsure)
     yield f"At {budget} % of dense attention: {'; '.join(parts)}."
 
 
