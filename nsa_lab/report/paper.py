@@ -100,7 +100,9 @@ def _agreement(budget: str, ours: Mapping[str, Difference], scores: Mapping[str,
     told = [method for method in known if abs(mine[method]) > halves[method]]
     same = [method for method in told if mine[method] * _theirs(scores, method) > 0]
     other = [method for method in told if method not in same]
-    parts = [f"{alike} of {len(apart)} pairs of methods stand in the paper's order of means"]
+    tied = apart.count(0.0)
+    ties = f" ({tied} tied)" if tied else ""
+    parts = [f"{alike} of {len(apart)} pairs of methods stand in the paper's order of means{ties}"]
     parts += [f"on the paper's side of dense: {', '.join(same)}"] * bool(same)
     opposite = (f"{method} ({_theirs(scores, method):+.1f} there, {100 * mine[method]:+.1f} here)" for method in other)
     parts += [f"on the other side: {', '.join(opposite)}"] * bool(other)
