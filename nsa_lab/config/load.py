@@ -91,16 +91,22 @@ def _validated(layers: Sequence[Tree]) -> ExperimentConfig:
     for layer in layers:
         apply(root, layer, "", problems)
     check_layer_overrides(root.attention, problems)
-    config = typing.cast(ExperimentConfig, OmegaConf.to_object(root))
     if problems:
-        faulty = {problem.path for problem in problems}  # they stand at their defaults, which is nobody's fault
-        raise ConfigError([*problems, *(own for own in single_numbers(config) if own.path not in faulty)])
+        raise ConfigError([*problems, *_other_numbers(root, {problem.path for problem in problems})])
+    config = typing.cast(ExperimentConfig, OmegaConf.to_object(root))
     problems = broken_rules(config, decoder_layers(shape_source(config.model)))
     if problems:
         raise ConfigError(problems)
     if config.tracking.uri:
         config.tracking.uri = keep(config.tracking.uri)
     return config
+
+
+def _other_numbers(root: typing.Any, faulty: set[str]) -> Iterator[Problem]:
+    """What is wrong with numbers besides `faulty` settings, which stand at their defaults in `root`."""
+    root.attention.layers = {}  # as they were written, and perhaps no objects
+    config = typing.cast(ExperimentConfig, OmegaConf.to_object(root))
+    return (problem for problem in single_numbers(config) if problem.path not in faulty)
 
 
 def to_yaml(config: ExperimentConfig) -> str:

@@ -242,6 +242,8 @@ def test_a_bad_choice_does_not_hide_a_bad_number():
         ("attention.layers={1-0: {method: dense}}", "attention.layers.1-0", "write '7' or '0-3'"),
         ("attention.layers={0: {method: dnse}}", "attention.layers.0.method", "did you mean 'dense'?"),
         ("attention.layers={0: {layers: {1: {method: dense}}}}", "attention.layers.0.layers", "cannot be nested"),
+        ("attention.layers={0: {method: '${nope.x}'}}", "attention.layers.0.method", "write the value itself"),
+        ("attention.layers={0: {method: '???'}}", "attention.layers.0.method", "stands for a value that is missing"),
         ("name=${seed}", "name", "write the value itself"),
     ],
 )
