@@ -50,9 +50,9 @@ class FastV(Reducer):
         yield from no_such_layer("fastv.layer", config.fastv.layer, layers)
 
     @classmethod
-    def share(cls, config: Any, layers: int) -> float:
+    def shares(cls, config: Any, layers: int) -> list[float]:
         own = config.fastv
-        return float(own.layer + (layers - own.layer) * (1 - own.drop)) / layers
+        return [1.0] * own.layer + [1.0 - own.drop] * (layers - own.layer)
 
     def asks(self, layers: int) -> Collection[int]:
         return (self.config.fastv.layer - 1,)

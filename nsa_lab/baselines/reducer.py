@@ -55,8 +55,8 @@ class Reducer(Plugin, nn.Module):
         return iter(())
 
     @classmethod
-    def share(cls, config: Any, layers: int) -> float | None:
-        """The share of the video tokens that a layer has, the mean over `layers`, but for rounding; None: not known."""
+    def shares(cls, config: Any, layers: int) -> list[float] | None:
+        """The share of the video tokens that each of so many layers has, but for rounding; None: not known."""
         return None
 
     def looks_at(self, blocks: Sequence[int]) -> Collection[int]:

@@ -42,8 +42,8 @@ class VisionZip(PerFrame):
         yield from no_share("visionzip.contextual", config.visionzip.contextual, zero=True, one=True)
 
     @classmethod
-    def share(cls, config: Any, layers: int) -> float:
-        return float(config.visionzip.keep)
+    def shares(cls, config: Any, layers: int) -> list[float]:
+        return [float(config.visionzip.keep)] * layers
 
     def looks_at(self, blocks: Sequence[int]) -> Collection[int]:
         return blocks[-1:]

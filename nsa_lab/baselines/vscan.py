@@ -57,10 +57,9 @@ class VScan(PerFrame):
         yield from no_such_layer("vscan.layer", _late_layer(config.vscan, layers), layers)
 
     @classmethod
-    def share(cls, config: Any, layers: int) -> float:
-        own = config.vscan
-        late = layers - _late_layer(own, layers)
-        return float(own.keep * (layers - late + late * own.late)) / layers
+    def shares(cls, config: Any, layers: int) -> list[float]:
+        own, late = config.vscan, _late_layer(config.vscan, layers)
+        return [float(own.keep)] * late + [float(own.keep * own.late)] * (layers - late)
 
     def looks_at(self, blocks: Sequence[int]) -> Collection[int]:
         return {blocks[0], blocks[-1]}

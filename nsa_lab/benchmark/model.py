@@ -22,7 +22,7 @@ from nsa_lab.config.load import parse_overrides
 from nsa_lab.data import BadSampleError, Sample, Turn
 from nsa_lab.errors import NsaLabError
 from nsa_lab.evaluation.ask import Answerer
-from nsa_lab.evaluation.evaluate import settings_digest, weights_digest
+from nsa_lab.evaluation.evaluate import read_by_answers, weights_digest
 from nsa_lab.evaluation.predictions import Row, recorded
 from nsa_lab.files import digest
 from nsa_lab.origin import training_device
@@ -111,14 +111,14 @@ class NsaLab(lmms):
         about = {
             "task": task,
             "weights": weights_digest(self.model),
-            "settings": settings_digest(self.config),
+            "settings": digest(read_by_answers(self.config)),
             "data": digest([[q.place, q.text, q.sample.video.name] for q in questions]),
             "max_new_tokens": str(limit),
             "bare_letters": str(self.bare_letters),
         }
         answerer = Answerer(self.model, limit, self.prefill_chunk)
         home = self.predictions and answers_folder(self.predictions, self.rank, self.world_size)
-        with recorded(home, about) as predictions:
+        with recorded(home, about, read_by_answers(self.config)) as predictions:
             left = [question for question in questions if (question.place, 0) not in predictions.rows]
             for first in range(0, len(left), self.batch_size):
                 predictions.add(self._rows(answerer, left[first : first + self.batch_size]))

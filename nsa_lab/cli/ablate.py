@@ -38,8 +38,8 @@ def ablate(
     (fewer than 3 seeds have none): on the terminal, and as table.md, table.tex and table.csv in the output folder. The
     same command goes on after a kill and skips what is done. In MLflow the runs stand under comparison-NAME.
 
-    A file may hold base, settings, start, seeds, at, weights, readings, subsets, variants, references and presets; the
-    README's section Ablations says what each means, and has the smallest file that runs.
+    A file may hold base, settings, start, seeds, at, weights, converted, readings, subsets, variants, references and
+    presets; the README's section Ablations says what each means, and has the smallest file that runs.
 
     `nsa-lab ablate experiments/ablations/branches.yaml --preset quick --workers 2`
 

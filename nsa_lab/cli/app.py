@@ -209,6 +209,12 @@ def bench(
     repeats: Annotated[int, typer.Option(help="Timed steps per point; the fastest counts.", min=1)] = 3,
     out: Annotated[Path | None, typer.Option(help="CSV to append to.")] = None,
     layer: Annotated[bool, typer.Option("--layer", help="One layer's attention, forward, on random heads.")] = False,
+    methods: Annotated[
+        str | None, typer.Option(help="With --layer: the prefill of these attention methods, its choice apart.")
+    ] = None,
+    inputs: Annotated[
+        str | None, typer.Option(help="With --methods: heads that are random, or drift as a video's (video).")
+    ] = None,
     parts: Annotated[
         bool, typer.Option("--parts", help="The step as it was and with each fast part: rate, MFU, memory, kernels.")
     ] = False,
@@ -231,14 +237,17 @@ def bench(
 
     `nsa-lab bench --layer --sizes 7b --lengths 32768 --repeats 1`
 
+    `nsa-lab bench --layer --sizes 7b --lengths 8192,32768 --methods dense,x_attention training.precision=bf16-true`
+
     `nsa-lab bench --parts --no-optimizer --lengths 32768 model.size=7b training.precision=bf16-true`
     """
     from nsa_lab.bench.parts import run_parts
+    from nsa_lab.bench.prefill import run_prefill
     from nsa_lab.bench.run import run_bench
 
     if parts:
-        if sizes is not None or layer:
-            raise NsaLabError("--parts measures the config's model.size; leave out --sizes and --layer")
+        if sizes is not None or layer or methods is not None:
+            raise NsaLabError("--parts measures the config's model.size; leave out --sizes, --layer and --methods")
         run_parts(
             _load(experiment or []),
             lengths=whole_numbers(lengths, "--lengths"),
@@ -251,6 +260,19 @@ def bench(
         return
     if only is not None:
         raise NsaLabError("--only names rows of --parts; give --parts, too")
+    if methods is not None or inputs is not None:
+        if not layer or methods is None:
+            raise NsaLabError("--methods and --inputs are of one layer's prefill; give --layer and --methods")
+        run_prefill(
+            _load(experiment or []),
+            methods=methods.split(","),
+            lengths=whole_numbers(lengths, "--lengths"),
+            sizes=(sizes or "nano").split(","),
+            inputs=(inputs or "random,video").split(","),
+            repeats=repeats,
+            out=out,
+        )
+        return
     run_bench(
         _load(experiment or []),
         lengths=whole_numbers(lengths, "--lengths"),

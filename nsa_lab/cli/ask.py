@@ -30,7 +30,7 @@ def ask(
     max_new_tokens: NewTokens = 64,
     prefill_chunk: Chunk = None,
 ) -> None:
-    """Ask a model about a video; the answer, greedily written, goes to stdout.
+    """Ask a model about a video; the answer, greedily written, goes to stdout, also where no picture can be drawn.
 
     `nsa-lab ask runs/smoke-0123456789ab clip.mp4 "What colour was the flash?"`
 
@@ -48,13 +48,11 @@ def ask(
     loaded = api.load_model(model, overrides or ())
     assert loaded.experiment is not None
     loaded.to(training_device(loaded.experiment.training.accelerator))  # type: ignore[arg-type]
-    answer = api.ask(loaded, video, question, max_new_tokens=max_new_tokens, prefill_chunk=prefill_chunk)
-    drawn = None if picture is None else _draw(loaded, video, question, picture, layer)
-    typer.echo(answer)
-    if drawn:
+    typer.echo(api.ask(loaded, video, question, max_new_tokens=max_new_tokens, prefill_chunk=prefill_chunk))
+    if picture is not None:
         from nsa_lab.cli.output import say
 
-        say(drawn)
+        say(_draw(loaded, video, question, picture, layer))
 
 
 def _draw(

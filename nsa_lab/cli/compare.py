@@ -54,7 +54,8 @@ def report(
     sources: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Folders with comparisons, ablations, studies and runs; or a comparison's FILE and its runs.csv.",
+            help="Folders with comparisons, ablations, studies and runs, CSVs of `bench --layer --methods`; or a"
+            " comparison's FILE and its runs.csv.",
             metavar="FOLDER|FILE",
         ),
     ] = None,
@@ -70,6 +71,8 @@ def report(
     `nsa-lab report runs`
 
     `nsa-lab report experiments/results --out results.html`
+
+    `nsa-lab report runs/comparisons/baselines prefill.csv --out baselines.html`
 
     Of a comparison's own FILE and the rows of several machines it writes RESULTS.md beside them, each section opening
     with the FINDINGS.md beside its rows; where --out ends with .tex the tables alone, in LaTeX (booktabs):

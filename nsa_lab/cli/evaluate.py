@@ -50,13 +50,15 @@ def evaluate(
     check_data(data)
     from nsa_lab import api
     from nsa_lab.cli.bar import progress_bar
-    from nsa_lab.cli.output import say
+    from nsa_lab.cli.output import describe_reducer, say
     from nsa_lab.origin import training_device
     from nsa_lab.tracking import annotate, attach
 
     loaded = api.load_model(model, overrides or ())
     config = loaded.experiment
     assert config is not None
+    for line in describe_reducer(config, loaded.config.text_config.num_hidden_layers):
+        say(f"budget: {line}")
     name = Path(data).stem
     at_home = Path(model) if Path(model).is_dir() else Path(config.output.dir) / model.replace("/", "--")
     folder = output or at_home / "evaluation" / name

@@ -2,8 +2,9 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -52,34 +53,49 @@ def format_metric(name: str, value: float) -> str:
 
 
 def describe_budget(config: ExperimentConfig) -> list[str]:
-    """The paper's budget, 2K/(L-1), for the clips of each task and for 128K tokens, and what a reducer leaves."""
-    return [_describe_method(config), *_describe_reducer(config)]
+    """The paper's budget, 2K/(L-1), for the clips of each task and for 128K tokens, and what a reducer leaves of it."""
+    layers = decoder_layers(config.model)
+    return [_describe_method(config, _shares(config, layers) or [1.0]), *describe_reducer(config, layers)]
 
 
-def _describe_method(config: ExperimentConfig) -> str:
-    from nsa_lab.attention.budget import paper_ratio
+def _shares(config: ExperimentConfig, layers: int | None) -> list[float] | None:
+    reducer = config.attention.reducer
+    return None if layers is None else REDUCERS[reducer.kind].shares(settings(reducer), layers)
+
+
+def _describe_method(config: ExperimentConfig, shares: Sequence[float]) -> str:
     from nsa_lab.attention.methods import METHODS
 
     method = METHODS[config.attention.method]
     attended = method.attended(settings(config.attention, "method"))
     if attended is None:
-        return f"{config.attention.method} attention: {method.reads}"
+        left = "" if set(shares) == {1.0} else f", {fmean(s * s for s in shares):.1%} of it after the reducer"
+        return f"{config.attention.method} attention: {method.reads}{left}"
     lengths = {f"a {name} clip": tokens for name, tokens in clip_tokens(config).items()}
-    shares = ", ".join(
-        f"{100 * paper_ratio(attended, length):.3g}% of dense for {what} ({length:,} tokens)"
+    said = ", ".join(
+        f"{100 * _ratio(attended, length, shares):.3g}% of dense for {what} ({length:,} tokens)"
         for what, length in {**lengths, "the paper's length": PAPER_LENGTH}.items()
     )
     layers = "; layers differ, see attention.layers" if config.attention.layers else ""
-    return f"{attended:,} tokens a query: {shares}{layers}"
+    reduced = ", the reducer counted" * (set(shares) != {1.0})
+    return f"{attended:,} tokens a query: {said}{reduced}{layers}"
 
 
-def _describe_reducer(config: ExperimentConfig) -> Iterator[str]:
-    reducer, layers = config.attention.reducer, decoder_layers(config.model)
-    share = None if layers is None else REDUCERS[reducer.kind].share(settings(reducer), layers)
-    if reducer.kind != "none" and share is None:
+def _ratio(attended: int, length: int, shares: Sequence[float]) -> float:
+    """As budget/paper_ratio counts it: of a share of the tokens as few queries, each among as few keys."""
+    from nsa_lab.attention.budget import paper_ratio
+
+    return fmean(paper_ratio(attended, round(share * length)) * share**2 for share in shares)
+
+
+def describe_reducer(config: ExperimentConfig, layers: int | None) -> Iterator[str]:
+    """A line on the video tokens that a reducer leaves a model of so many decoder layers; None: not known."""
+    reducer, shares = config.attention.reducer, _shares(config, layers)
+    if reducer.kind != "none" and shares is None:
         yield f"{reducer.kind} leaves fewer video tokens, how many is known in a run (budget/tokens_kept)"
-    elif share is not None:
-        yield f"{reducer.kind} leaves {share:.1%} of the video tokens, the mean over {layers} layers, but for rounding"
+    elif shares is not None:
+        least = f"{shares[-1]:.1%} of the video tokens in the last of {layers} layers"
+        yield f"{reducer.kind} leaves {least}, {fmean(shares):.1%} on average over all, but for rounding"
 
 
 def describe_tasks() -> str:

@@ -29,7 +29,7 @@ from nsa_lab.runner.python_file import experiment_file
 YAML = (".yaml", ".yml")
 AT, BOTH = ("training", "inference"), "both"
 EXAMPLE_FILE = "experiments/ablations/branches.yaml"
-LISTS = ("at", "weights", "references")
+LISTS = ("at", "weights", "converted", "references")
 DENSE = {"attention.method": "dense"}
 Settings = dict[str, Any]
 
@@ -40,9 +40,10 @@ class Ablation:
 
     `variants` are settings by dotted key under a name; with `subsets` every set of branches is one more, and `dense`.
     `at` says whether a variant is trained, or validated with the weights of each of the variants `weights` (by default
-    the first reference), or both. `readings`
-    are settings under which everything is done once more, each with a name. `start` are the settings of the run that
-    every training starts from (conversion), none: from random weights. `presets` replace keys of the file, by name.
+    the first reference), or both; the variants `converted` are validated with the weights of their own training.
+    `readings` are settings under which everything is done once more, each with a name. `start` are the settings of the
+    run that every training starts from (conversion), none: from random weights. `presets` replace keys of the file, by
+    name.
     """
 
     base: str = ""
@@ -51,6 +52,7 @@ class Ablation:
     seeds: int = 3
     at: Sequence[str] = ("training",)
     weights: Sequence[str] = ()
+    converted: Sequence[str] = ()
     readings: dict[str, Settings] = field(default_factory=dict)
     subsets: bool = False
     variants: dict[str, Settings] = field(default_factory=dict)
@@ -130,7 +132,8 @@ def _experiments(ablation: Ablation, base: Path) -> Iterator[Experiment]:
         yield replace(training, asked="training" in ablation.at)
         for design in _weights(ablation) if "inference" in ablation.at else ():
             name = f"{trained}-inference" if len(_weights(ablation)) == 1 else f"{trained}-weights-of-{design}"
-            yield Experiment(name, base, given, weights=trained, design=design)
+            own = tuple(ablation.converted)
+            yield Experiment(name, base, given, weights=trained, design=design, converted=own)
 
 
 def _weights(ablation: Ablation) -> Sequence[str]:
@@ -200,7 +203,11 @@ def _faults(ablation: Ablation) -> Iterator[str]:
                 yield f"{family} maps {name} to {values!r}; write its settings, {{}} for none"
             if unfit := unfit_for_a_folder(str(name)):
                 yield f"{family} has {name!r}, which cannot name a folder: {unfit}"
-    for key, names in (("references", ablation.references), ("weights", _weights(ablation))):
+    for key, names in (
+        ("references", ablation.references),
+        ("weights", _weights(ablation)),
+        ("converted", ablation.converted),
+    ):
         strangers = (
             [names] if isinstance(names, str) else [str(name) for name in names if name not in ablation.variants]
         )
@@ -208,6 +215,8 @@ def _faults(ablation: Ablation) -> Iterator[str]:
             yield f"{key} names {', '.join(strangers)}; write a list of variants, of {', '.join(ablation.variants)}"
     for key in LISTS:
         yield from named_twice(key, getattr(ablation, key))
+    if ablation.converted and "inference" not in ablation.at:
+        yield "converted says whose own weights are validated, and nothing is: set at: inference"
     if not ablation.at or (unknown := [str(name) for name in ablation.at if name not in AT]):
         yield f"at is {', '.join(unknown) if ablation.at else 'empty'}; use {', '.join((*AT, BOTH))}, or a list"
 

@@ -74,7 +74,8 @@ class _Plan:
         """A design's training, or its validation where the experiment takes weights of another."""
         settings, source = dict(self.comparison.variants[name]), None
         if experiment.weights is not None and experiment.design is not None:
-            source = self.design(self.comparison.experiment(experiment.weights), experiment.design, seed)
+            trained = name if name in experiment.converted else experiment.design
+            source = self.design(self.comparison.experiment(experiment.weights), trained, seed)
             settings |= VALIDATE_ONLY
         elif experiment.start is not None:
             source = self._training(experiment, START, dict(experiment.start), seed, None)

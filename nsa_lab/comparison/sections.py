@@ -83,7 +83,9 @@ def footnotes(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
 def _whose_weights(comparison: Comparison, name: str) -> str:
     for one in comparison.experiments:
         if one.name == name and one.weights is not None:
-            return f"Nothing is trained here: validated with the weights of {one.design} as trained in {one.weights}."
+            theirs = f"validated with the weights of {one.design} as trained in {one.weights}"
+            own = f", but {', '.join(one.converted)} with their own from there" if one.converted else ""
+            return f"Nothing is trained here: {theirs}{own}."
     return ""
 
 

@@ -46,8 +46,9 @@ class Experiment:
     """What all designs of a comparison are trained on: a YAML with `settings` on top, under a name of its own.
 
     With `weights`, the name of another experiment, designs are not trained but validated on the weights that its
-    `design` was trained to. With `start` each seed's designs start from one run of these settings. Of one that is not
-    `asked` for only what others start from is trained.
+    `design` was trained to, or, those of `converted`, to which they were trained there themselves. With `start` each
+    seed's designs start from one run of these settings. Of one that is not `asked` for only what others start from is
+    trained.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Experiment:
     weights: str | None = None
     design: str | None = None
     asked: bool = True
+    converted: Sequence[str] = ()
 
     @classmethod
     def of(cls, file: Path) -> "Experiment":

@@ -59,7 +59,7 @@ def load_stored(folder: Path) -> Comparison:
     if wrong := [key for key, shape in SHAPE.items() if not _fits(tree.get(key), shape)]:
         raise NsaLabError(f"{file} is damaged ({wrong[0]} is {short(tree.get(wrong[0]))}); {remedy}")
     try:
-        experiments = tuple(Experiment(**{**one, "file": Path(one["file"])}) for one in tree["experiments"])
+        experiments = tuple(_experiment(one) for one in tree["experiments"])
         if not experiments or not all(isinstance(one.name, str) for one in experiments):
             raise ValueError("its experiments have no names")
         return Comparison(
@@ -76,6 +76,10 @@ def load_stored(folder: Path) -> Comparison:
         )
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise NsaLabError(f"{file} is damaged ({type(error).__name__}: {error}); {remedy}") from error
+
+
+def _experiment(tree: dict[str, Any]) -> Experiment:
+    return Experiment(**{**tree, "file": Path(tree["file"]), "converted": tuple(tree.get("converted", ()))})
 
 
 def _fits(value: Any, shape: Any) -> bool:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nsa_lab.config.identity import ADDED_AS
-from nsa_lab.config.rules import broken_rules
+from nsa_lab.config.rules import broken_rules, single_numbers
 from nsa_lab.config.schema import ExperimentConfig, ModelConfig
 from nsa_lab.config.sizes import RUN_CONFIG, decoder_layers, is_run, model_size, no_such_folder
 from nsa_lab.config.tree import apply, check_layer_overrides, merged, read_settings, schema_of, to_dict, unflatten
@@ -92,7 +92,7 @@ def _validated(layers: Sequence[Tree]) -> ExperimentConfig:
         apply(root, layer, "", problems)
     check_layer_overrides(root.attention, problems)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError([*problems, *_other_numbers(root, {problem.path for problem in problems})])
     config = typing.cast(ExperimentConfig, OmegaConf.to_object(root))
     problems = broken_rules(config, decoder_layers(shape_source(config.model)))
     if problems:
@@ -100,6 +100,13 @@ def _validated(layers: Sequence[Tree]) -> ExperimentConfig:
     if config.tracking.uri:
         config.tracking.uri = keep(config.tracking.uri)
     return config
+
+
+def _other_numbers(root: typing.Any, faulty: set[str]) -> Iterator[Problem]:
+    """What is wrong with numbers besides `faulty` settings, which stand at their defaults in `root`."""
+    root.attention.layers = {}  # as they were written, and perhaps no objects
+    config = typing.cast(ExperimentConfig, OmegaConf.to_object(root))
+    return (problem for problem in single_numbers(config) if problem.path not in faulty)
 
 
 def to_yaml(config: ExperimentConfig) -> str:

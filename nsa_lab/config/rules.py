@@ -79,13 +79,15 @@ def notices(config: ExperimentConfig) -> list[str]:
 
 
 def _misplaced(config: ExperimentConfig) -> Iterator[tuple[str, Any]]:
-    """Settings other than their defaults that nothing reads, in sections that are read and on."""
+    """Settings other than their defaults that nothing reads, in sections that are read and on, or of a kind not chosen
+    there."""
     read, usual = read_settings(config), defaults()
     sections = {key.rpartition(".")[0] for key in read}
     for key, value in flatten(to_dict(config)).items():
         section = key.rpartition(".")[0]
         off = read.get(f"{section}.enabled") is False
-        if key in usual.keys() - read.keys() and value != usual[key] and section in sections and not off:
+        beside = f"{section.rpartition('.')[0]}.kind" in read
+        if key in usual.keys() - read.keys() and value != usual[key] and (section in sections or beside) and not off:
             yield key, value
 
 
@@ -140,7 +142,8 @@ def _name_rules(config: ExperimentConfig) -> Iterator[Problem]:
         yield Problem("name", f"{config.name!r} cannot name a run's folder: {unfit}")
 
 
-def _number_rules(config: ExperimentConfig) -> Iterator[Problem]:
+def single_numbers(config: ExperimentConfig) -> Iterator[Problem]:
+    """Numbers that can be wrong whatever else is set."""
     endless = {k: v for k, v in flatten(to_dict(config)).items() if isinstance(v, float) and not math.isfinite(v)}
     if endless:
         yield from (Problem(path, f"{value} is not a finite number") for path, value in endless.items())
@@ -157,6 +160,10 @@ def _number_rules(config: ExperimentConfig) -> Iterator[Problem]:
     for path in FRACTIONS:
         if not 0 <= _get(config, path) <= 1:
             yield Problem(path, f"{_get(config, path)} is outside 0 to 1")
+
+
+def _number_rules(config: ExperimentConfig) -> Iterator[Problem]:
+    yield from single_numbers(config)
     budget = config.training.tokens_per_batch
     if budget is not None and budget <= 0:
         yield Problem("training.tokens_per_batch", f"{budget} is not positive; leave it null for batch_size samples")

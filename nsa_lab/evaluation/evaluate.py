@@ -81,11 +81,11 @@ def evaluate(
     questions, asked = read_questions(config, data, videos)
     about = {
         "weights": weights_digest(model),
-        "settings": settings_digest(config),
+        "settings": digest(read_by_answers(config)),
         "data": asked,
         "max_new_tokens": str(max_new_tokens),
     }
-    with recorded(None if output is None else Path(output), about) as predictions:
+    with recorded(None if output is None else Path(output), about, read_by_answers(config)) as predictions:
         for _ in _answered(answerer, predictions, questions, batch, config.data.on_bad_sample == "skip"):
             if on_progress is not None:
                 right = sum(row["correct"] is True for row in predictions.rows.values())
@@ -167,13 +167,12 @@ def weights_digest(model: VideoNSAForConditionalGeneration) -> str:
     return made.hexdigest()[:12]
 
 
-def settings_digest(config: Any) -> str:
-    """Twelve hex digits over what else an answer depends on: the design, and how a video becomes tokens."""
+def read_by_answers(config: Any) -> dict[str, Any]:
+    """What an answer depends on besides weights, by dotted key: the design, and how a video becomes tokens."""
     names = ("annotations", "val_annotations", "videos", "drop", "on_bad_sample", "absolute_videos")
     places = [f"data.{name}" for name in names]
-    read = {
+    return {
         key: value
         for key, value in identity(config).items()
         if key.startswith(("attention.", "data.")) and key not in places
     }
-    return digest(read)

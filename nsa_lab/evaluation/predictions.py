@@ -9,6 +9,8 @@ from typing import Any
 from nsa_lab.errors import NsaLabError, short
 from nsa_lab.files import FileLock, no_folder, read_json, write_json, writing
 
+READ = "read"
+"""Where ABOUT has the settings that its digest of them is of."""
 ABOUT, LINES, LOCK = "about.json", "predictions.jsonl", "evaluation.lock"
 KEYS = ("place", "turn", "id", "group", "question", "expected", "answer", "understood", "correct")
 """What every line says; of a sample that cannot be used `answer` is null, and `bad` says why; `correct` is null too
@@ -18,10 +20,13 @@ Row = dict[str, Any]
 
 
 @contextmanager
-def recorded(folder: Path | None, about: Mapping[str, str]) -> Iterator["Predictions"]:
+def recorded(
+    folder: Path | None, about: Mapping[str, str], settings: Mapping[str, Any] | None = None
+) -> Iterator["Predictions"]:
     """The predictions in `folder`, those made before among them; without a folder nothing is written.
 
-    `about` says of which model and data they are. Raises NsaLabError where the folder holds those of another, a damaged
+    `about` says of which model and data they are, `settings` what its digest `settings` is of, so that a refusal can
+    name those that differ. Raises NsaLabError where the folder holds those of another, a damaged
     line, or another process writes there.
     """
     if folder is None:
@@ -36,7 +41,7 @@ def recorded(folder: Path | None, about: Mapping[str, str]) -> Iterator["Predict
     if not taken:
         raise NsaLabError(f"another process evaluates into {folder}; wait for it, or name another --output")
     try:
-        _claim(folder, dict(about))
+        _claim(folder, dict(about), dict(settings or {}))
         yield Predictions(folder / LINES, _read(folder / LINES))
     finally:
         lock.free()
@@ -59,7 +64,7 @@ class Predictions:
                 stream.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _claim(folder: Path, about: dict[str, str]) -> None:
+def _claim(folder: Path, about: dict[str, str], settings: dict[str, Any]) -> None:
     """Write `about` into a new folder; raise NsaLabError where the folder is of something else."""
     remedy = f"remove {folder}, or name another --output"
     there = read_json(folder / ABOUT, remedy)
@@ -67,11 +72,27 @@ def _claim(folder: Path, about: dict[str, str]) -> None:
         if (folder / LINES).exists():
             raise NsaLabError(f"{folder / LINES} is there without {ABOUT}, which says of which model it is; {remedy}")
         with writing(folder, "name another --output"):
-            write_json(folder / ABOUT, about)
+            write_json(folder / ABOUT, about | {READ: settings})
         return
     if other := [key for key in about if there.get(key) != about[key]]:
-        said = ", ".join(f"{key} {there.get(key)} there, {about[key]} here" for key in other)
+        parts = {key: (there.get(key), about[key]) for key in other}
+        if "settings" in parts and (differing := _differing(there.get(READ), settings)):
+            del parts["settings"]
+            parts |= differing
+        said = ", ".join(f"{key} {theirs} there, {mine} here" for key, (theirs, mine) in parts.items())
         raise NsaLabError(f"{folder} holds predictions of something else ({said}); {remedy}")
+
+
+def _differing(there: Any, here: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The settings that are others there, with both values; those at their defaults are in neither."""
+    if not isinstance(there, dict):
+        return {}
+    keys = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
+    return {key: (_value(there, key), _value(here, key)) for key in keys}
+
+
+def _value(settings: Mapping[str, Any], key: str) -> str:
+    return short(settings[key]) if key in settings else "by default"
 
 
 def _read(file: Path) -> dict[tuple[int, int], Row]:

@@ -2,8 +2,6 @@
 
 import base64
 import datetime
-import functools
-import importlib.resources
 import json
 import shlex
 from collections.abc import Iterator, Sequence
@@ -22,6 +20,9 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.files import writing
 from nsa_lab.origin import source_state
 from nsa_lab.report.charts import budget_chart, means_chart
+from nsa_lab.report.curves import main_experiment
+from nsa_lab.report.paper import beside_branches, beside_methods
+from nsa_lab.report.prefill import Prefills, prefill_chart, prefill_grids, prefill_markdown, prefill_said
 from nsa_lab.report.runs import runs_table
 from nsa_lab.report.sources import Compared, Found, Pictures, find
 
@@ -52,13 +53,14 @@ def _tell_faults(found: Found, out: Path) -> None:
 def write_results(folders: Sequence[Path], out: Path) -> Path:
     """Write comparisons, trainings and benchmarks of `folders` as Markdown; returns `out`. Raises as `write_page`."""
     found = find(folders)
-    parts = [to_markdown(c.comparison, c.rows, c.comparison.title) for c in found.compared]
+    parts = [part for one in found.compared for part in _compared_markdown(one)]
     parts += [f"## Runs\n\n{runs_table(found.trained).markdown()}\n"] * bool(found.trained)
     parts += [f"## Benchmarks\n\n{scores_table(found.scores).filled().markdown()}\n"] * bool(found.scores)
+    parts += [prefill_markdown(found.prefills)] * bool(found.prefills)
     parts += ["\n".join(["## Not here", "", *(f"- {fault}" for fault in found.faults)])] * bool(found.faults)
     if not parts:
         raise NsaLabError(
-            f"{', '.join(map(str, folders))}: no comparison, ablation, training or benchmark;"
+            f"{', '.join(map(str, folders))}: no comparison, ablation, training, benchmark or prefill;"
             " a page (.html) shows the rest"
         )
     command = shlex.join(["nsa-lab", "report", *map(str, folders), "--out", str(out)])
@@ -84,6 +86,7 @@ def render(found: Found, folders: Sequence[str]) -> str:
         trained=runs_table(found.trained) if found.trained else None,
         benchmarks=scores_table(found.scores).filled() if found.scores else None,
         runs=[_pictures(one) for one in found.runs],
+        prefills=[_prefills(one) for one in found.prefills],
         faults=found.faults,
         folders=folders,
         date=datetime.date.today().isoformat(),
@@ -105,13 +108,34 @@ def _compared(one: Compared) -> dict[str, Any]:
         "origin": [(name, ", ".join(sorted({row[name] for row in rows}))) for name in ORIGIN if rows],
         "charts": [(_short(m), Markup(means_chart(comparison, rows, m))) for m in metrics],
         "budget": _markup(budget_chart(comparison, rows, metrics[-1])) if metrics else None,
-        "first": comparison.experiments[0].name,
+        "main": main_experiment(comparison, rows) if rows else "",
         "sections": sections(comparison, rows),
         "footnotes": footnotes(comparison, rows),
         "how": how_to_read(comparison, rows) if rows else "there are no rows yet",
         "settings": [(name, _settings(own)) for name, own in comparison.variants.items()],
-        "paper": _paper(comparison.branches),
+        "papers": [own for own in (beside_branches(comparison.branches), beside_methods(comparison, rows)) if own],
         "seeds": sorted({int(row["seed"]) for row in rows}),
+    }
+
+
+def _compared_markdown(one: Compared) -> Iterator[str]:
+    yield to_markdown(one.comparison, one.rows, one.comparison.title)
+    if paper := beside_methods(one.comparison, one.rows):
+        said = "\n".join(f"- {line}" for line in paper.said)
+        yield (
+            "\n\n".join([f"### {paper.grid.title}", paper.source, *([said] if said else []), paper.grid.markdown()])
+            + "\n"
+        )
+
+
+def _prefills(found: Prefills) -> dict[str, Any]:
+    return {
+        "title": found.title,
+        "file": str(found.file),
+        "origin": found.origin,
+        "chart": Markup(prefill_chart(found)),
+        "said": list(prefill_said(found)),
+        "grids": prefill_grids(found),
     }
 
 
@@ -138,21 +162,6 @@ def _question(text: str) -> Iterator[tuple[str, str]]:
 
 def _settings(own: Any) -> str:
     return ", ".join(f"{key}={json.dumps(value)}" for key, value in own.items()) or "the base's own"
-
-
-def _paper(branches: Any) -> dict[str, Any] | None:
-    """The paper's numbers of the same sets of branches, where designs differ in these."""
-    paper = _numbers()
-    lines = []
-    for name, own in branches.items():
-        if own and (scores := paper["branches"].get("+".join(own))) and name == "+".join(own):
-            lines.append((name, [f"{score:.1f}" for score in scores], f"{sum(scores) / len(scores):.1f}"))
-    return {**paper, "lines": lines} if len(lines) > 1 else None
-
-
-@functools.cache
-def _numbers() -> dict[str, Any]:
-    return dict(json.loads(importlib.resources.files("nsa_lab.report").joinpath("paper.json").read_text()))
 
 
 def _pictures(one: Pictures) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from nsa_lab.comparison.spec import Comparison
 from nsa_lab.comparison.stored import STORED, load_stored
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import no_folder
+from nsa_lab.report.prefill import FILES, Prefills, read_prefills
 from nsa_lab.report.runs import PlainRun, read_plain_run
 
 PICTURES = (".png", ".svg")
@@ -48,14 +49,18 @@ class Found:
     trained: list[PlainRun]
     runs: list[Pictures]
     scores: list[Score]
+    prefills: list[Prefills]
     faults: list[str]
 
 
-def find(folders: Sequence[Path]) -> Found:
-    """All that stands in or below `folders`; what is damaged becomes a fault of its own and spares the rest.
+def find(places: Sequence[Path]) -> Found:
+    """All that stands in or below folders, and CSVs of prefills, named or called FILES; what is damaged becomes a fault
+    of its own and spares the rest.
 
     Raises NsaLabError where a folder does not exist, or nothing is found.
     """
+    tables = [place for place in places if place.suffix == ".csv"]
+    folders = [place for place in places if place not in tables]
     for folder in folders:
         if not folder.is_dir():
             raise NsaLabError(f"{folder} {no_folder(folder)}; name one with comparisons, studies or runs, such as runs")
@@ -63,17 +68,19 @@ def find(folders: Sequence[Path]) -> Found:
     homes = [file.parent for file in _each(folders, STORED) if (file.parent / ROWS).is_file()]
     compared = list(_readable(_compared, homes, faults))
     studies = [Pictures(file.parent, file.parent.name, [file]) for file in _each(folders, FRONT)]
-    places = (place for place in _each(folders, ANALYSIS) if place.is_dir())
-    runs = [Pictures(place, place.parent.name, _pictures(place)) for place in places if _pictures(place)]
+    drawn = (place for place in _each(folders, ANALYSIS) if place.is_dir())
+    runs = [Pictures(place, place.parent.name, _pictures(place)) for place in drawn if _pictures(place)]
     alone = {home.resolve(): home for folder in folders for home in find_runs(folder)}
     trained = list(_readable(read_plain_run, alone.values(), faults))
     scores = list(_readable(Score.read, [file.parent for file in _each(folders, SCORE)], faults))
-    if not (compared or studies or runs or trained or scores or faults):
+    measured = {file.resolve(): file for file in (*tables, *_each(folders, FILES))}
+    prefills = [one for own in _readable(read_prefills, measured.values(), faults) for one in own]
+    if not (compared or studies or runs or trained or scores or prefills or faults):
         raise NsaLabError(
-            f"{', '.join(map(str, folders))}: nothing to report on; a training, a comparison, an ablation, a sweep, a"
+            f"{', '.join(map(str, places))}: nothing to report on; a training, a comparison, an ablation, a sweep, a"
             " benchmark or `nsa-lab analyze` leaves something there"
         )
-    return Found(compared, studies, trained, runs, scores, faults)
+    return Found(compared, studies, trained, runs, scores, prefills, faults)
 
 
 def _readable(read: Callable[[Path], Source | None], homes: Iterable[Path], faults: list[str]) -> Iterator[Source]:

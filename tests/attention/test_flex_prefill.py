@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nsa_baselines import HEADS, LAYOUTS, assert_follows, causal, layout_of, make_method, peaked_heads
+from nsa_baselines import HEADS, LAYOUTS, assert_follows, causal, layout_of, make_method, mask_read, peaked_heads
 from nsa_lab.attention import groups
 from nsa_lab.attention.methods.flex_prefill import divergence
 from nsa_lab.config import load_config
@@ -104,11 +104,11 @@ def test_rows_are_dense_attention_to_the_chosen_blocks(layout, settings, heads, 
 def test_heads_of_both_kinds_stand_side_by_side_and_a_least_budget_reads_more(min_budget):
     q, k, _ = peaked_heads(93, HEADS[1])
     q[:, :3] *= 0.2  # nearly even attention, which pooled keys foretell
-    kinds, place = [], torch.arange(93)
+    kinds = []
     mask = plain_mask(8, 0.4, 0.2, min_budget, kinds)(q, k)
     assert 0 < sum(kinds) < len(kinds)
     choice = make_method(HEADS[1], *overrides(8, 0.4, 0.2, min_budget)).choose(q, k)
-    assert torch.equal(choice.seen(place, place) & causal(93), mask)
+    assert torch.equal(mask_read(choice, 7, 93), mask)
     least = plain_mask(8, 0.4, 0.2, None)(q, k)
     assert mask.sum() < 0.85 * 7 * causal(93).sum()
     assert (mask.sum() > least.sum()) == (min_budget is not None)

@@ -63,7 +63,7 @@ def test_a_text_window_narrows_the_text_rows_alone():
         (["method=a_shape", "a_shape.local=0"], r"attention\.a_shape\.local: 0 leaves a row without itself"),
         (["method=a_shape", "a_shape.initial=-1"], r"attention\.a_shape\.initial: -1 is negative"),
         (["method=tri_shape", "tri_shape.last=-2"], r"attention\.tri_shape\.last: -2 is negative"),
-        (["method=tri_shape", "backend=torch"], r"attention\.backend: torch is not read by method=tri_shape"),
+        (["method=tri_shape", "backend=reference"], r"attention\.backend: reference is not read by method=tri_shape"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(given, said):

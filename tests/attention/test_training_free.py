@@ -107,7 +107,7 @@ def test_a_choice_in_bfloat16_is_that_of_the_same_values_in_float32(name):
 
 @every_method
 def test_what_it_does_not_read_is_refused(name):
-    for backend in ("torch", "reference"):
+    for backend in ("triton", "reference"):
         with pytest.raises(ConfigError, match=rf"attention\.backend: {backend} is not read by method={name}"):
             make_method(HEADS[0], f"method={name}", f"backend={backend}")
     with pytest.raises(ConfigError, match=f"2 processes cannot share a sample under {name}; set it to 1"):

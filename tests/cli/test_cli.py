@@ -141,7 +141,13 @@ def test_show_says_what_a_reducer_leaves(nsa_lab):
     given = ("attention.method=dense", "attention.reducer.kind=fastv", "model.num_layers=28")
     code, out, err = nsa_lab("show", *given)
     assert (code, yaml.safe_load(out)["attention"]["reducer"]["fastv"]) == (0, {"layer": 2, "drop": 0.5})
-    assert "budget: fastv leaves 53.6% of the video tokens, the mean over 28 layers" in err
+    assert "budget: fastv leaves 50.0% of the video tokens in the last of 28 layers, 53.6% on average over all" in err
+    read = (2 + 26 / 4) / 28
+    assert f"dense attention: every past token, {read:.1%} of it after the reducer" in err
+    sparse = nsa_lab("show", "attention.reducer.kind=visionzip", "attention.reducer.visionzip.keep=0.5")[2]
+    attended = int(sparse.split("budget: ")[1].split(" tokens a query")[0].replace(",", ""))
+    share = 2 * attended / 63_999 / 4
+    assert f"{100 * share:.3g}% of dense for the paper's length (128,000 tokens), the reducer counted" in sparse
     assert "reducer" not in nsa_lab("show", "attention.method=dense")[2]
 
 

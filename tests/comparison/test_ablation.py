@@ -100,6 +100,21 @@ def test_inference_may_take_the_weights_of_several_designs(study):
     assert found[f"tiny-weights-of-{ALL}", "window"].source is found["tiny", ALL]
 
 
+def test_converted_designs_are_validated_with_weights_of_their_own(study):
+    file = study(readings={}, at="inference", seeds=1, references=["dense"], converted=["window"])
+    found = {(t.experiment, t.variant): t for t in planned(read_comparison(file), ["dense", "window", "selection"])}
+    assert list(found) == [
+        ("tiny", "start"), ("tiny", "dense"), ("tiny-inference", "dense"),
+        ("tiny", "window"), ("tiny-inference", "window"), ("tiny-inference", "selection"),
+    ]  # fmt: skip
+    sources = {variant: t.source.variant for (experiment, variant), t in found.items() if experiment != "tiny"}
+    assert sources == {"dense": "dense", "window": "window", "selection": "dense"}
+    with pytest.raises(NsaLabError, match="converted says whose own weights are validated, and nothing is"):
+        read_comparison(file, at="training")
+    with pytest.raises(NsaLabError, match="converted names stranger; write a list of variants"):
+        read_comparison(study(converted=["stranger"]))
+
+
 def test_overrides_count_above_the_file_and_a_variant_keeps_what_makes_it(study):
     comparison = read_comparison(study(readings={}, settings={"training.steps": 6}, at="training"), seeds=1)
     start, design = trainings(comparison, ["window"], [0], ["training.steps=4"])

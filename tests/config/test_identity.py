@@ -139,6 +139,9 @@ def test_what_is_set_but_not_read_is_said():
     assert said == "attention.partition.max_size=96 is read by nothing that is chosen"
     assert notices(config(few, "attention.partition={kind: scene, max_size: 96}")) == []
     assert notices(config(few, "attention.method=dense", "tasks.order.events=3")) == []
+    (said,) = notices(config(few, "attention.reducer.fastv.layer=99"))
+    assert said == "attention.reducer.fastv.layer=99 is read by nothing that is chosen"
+    assert notices(config(few, "attention.reducer={kind: fastv, fastv: {layer: 1}}")) == []
 
 
 def test_a_shape_beside_weights_that_have_their_own_is_said_not_to_be_read(tmp_path):

@@ -217,6 +217,13 @@ def test_all_faults_of_all_files_are_said_at_once(write):
     assert len(found) == 6
 
 
+def test_a_bad_choice_does_not_hide_a_bad_number():
+    given = ("attention.method=dens", "training.batch_size=0", "training.learning_rate=fast", "training.beta1=2")
+    found = problems(*given, "training.activation_offload=1")
+    assert list(found) == ["attention.method", "training.learning_rate", "training.batch_size", "training.beta1"]
+    assert found["training.batch_size"] == "0 is not positive"
+
+
 @pytest.mark.parametrize(
     ("override", "path", "said"),
     [
@@ -235,6 +242,8 @@ def test_all_faults_of_all_files_are_said_at_once(write):
         ("attention.layers={1-0: {method: dense}}", "attention.layers.1-0", "write '7' or '0-3'"),
         ("attention.layers={0: {method: dnse}}", "attention.layers.0.method", "did you mean 'dense'?"),
         ("attention.layers={0: {layers: {1: {method: dense}}}}", "attention.layers.0.layers", "cannot be nested"),
+        ("attention.layers={0: {method: '${nope.x}'}}", "attention.layers.0.method", "write the value itself"),
+        ("attention.layers={0: {method: '???'}}", "attention.layers.0.method", "stands for a value that is missing"),
         ("name=${seed}", "name", "write the value itself"),
     ],
 )

@@ -46,14 +46,27 @@ def test_the_answer_and_a_picture_of_what_was_seen(place, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("run", "--layer", "7"), "layer 7 does not exist"),
+        (("dense",), "no layer shows a partition"),
+        (("run", "attention.reducer.kind=visionzip"), "no layer shows a partition of the whole video"),
+    ],
+)
+def test_without_a_picture_there_is_an_answer(place, capsys, tmp_path, arguments, said):
+    home, *more = arguments
+    picture = tmp_path / "seen.png"
+    code, out, err = command(capsys, place / home, place / "clip.mp4", QUESTION, *more, "--picture", picture)
+    assert code == 2 and out.strip() and said in err and not picture.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
         (("run", "none.mp4", "?"), "none.mp4 does not exist; give a video file"),
         (("run", "run", "?"), "is a folder; give a video file"),
         (("run", "run/config.yaml", "?"), "config.yaml"),
         (("nowhere/at/all", "clip.mp4", "?"), "nowhere/at/all"),
         (("run", "clip.mp4", "?", "--picture", "seen.jpg"), "seen.jpg is no PNG"),
         (("run", "clip.mp4", "?", "--layer", "1"), "give --picture FILE too"),
-        (("run", "clip.mp4", "?", "--layer", "7", "--picture", "a.png"), "layer 7 does not exist"),
-        (("dense", "clip.mp4", "?", "--picture", "a.png"), "no layer shows a partition"),
         (("run", "clip.mp4", "<|im_end|>"), "reserved token"),
         (("run", "clip.mp4", "?", "data.fsp=1"), "did you mean"),
         (("run", "clip.mp4", "?", "attention.method=released", "--prefill-chunk", "9"), "leave prefill_chunk out"),

@@ -169,6 +169,15 @@ def test_predictions_of_something_else_are_refused(place, tmp_path):
     with pytest.raises(NsaLabError, match=r"something else \(weights \w+ there, \w+ here\)"):
         evaluate(model, place / "rows.json", tmp_path, videos=place / "videos", max_new_tokens=LIMIT)
     window = load_model(place / "run", ["attention.branches.window.size=5"])
+    differ = r"something else \(attention.branches.window.size \d+ there, 5 here\)"
+    with pytest.raises(NsaLabError, match=differ):
+        evaluate(window, place / "rows.json", tmp_path, videos=place / "videos", max_new_tokens=LIMIT)
+    reduced = load_model(place / "run", ["attention.reducer.kind=visionzip", "data.blind=true"])
+    differ = r"\(attention.reducer.kind by default there, 'visionzip' here, data.blind by default there, True here\)"
+    with pytest.raises(NsaLabError, match=differ):
+        evaluate(reduced, place / "rows.json", tmp_path, videos=place / "videos", max_new_tokens=LIMIT)
+    about = json.loads((tmp_path / kept.ABOUT).read_text())
+    (tmp_path / kept.ABOUT).write_text(json.dumps({key: value for key, value in about.items() if key != kept.READ}))
     with pytest.raises(NsaLabError, match=r"something else \(settings \w+ there, \w+ here\)"):
         evaluate(window, place / "rows.json", tmp_path, videos=place / "videos", max_new_tokens=LIMIT)
 
@@ -231,7 +240,10 @@ def test_the_command_evaluates_a_task_and_a_file(place, capsys, tmp_path):
     given = ("--videos", place / "videos", "--output", tmp_path, "--max-new-tokens", LIMIT)
     code, out, err = command(capsys, "evaluate", run, place / "rows.json", *given)
     assert code == 0 and "66.7%" in out and "20.8% to 93.9%" in out, out + err
-    assert "3/3" in err and "66.7% right" in err
+    assert "3/3" in err and "66.7% right" in err and "budget" not in err
+    reduced = ("attention.reducer={kind: fastv, fastv: {layer: 1}}", "--output", tmp_path / "reduced")
+    code, _, err = command(capsys, "evaluate", run, "needle", *reduced, "--max-new-tokens", 3, "--quiet")
+    assert code == 0 and "budget: fastv leaves 50.0% of the video tokens in the last of 2 layers, 75.0% on" in err, err
 
 
 def test_an_exported_folder_answers_as_its_run(place, capsys, tmp_path):

@@ -10,6 +10,7 @@ from torch import Tensor
 from nsa_lab.attention.budget import Cost
 from nsa_lab.attention.dims import HeadDims
 from nsa_lab.attention.methods import Method
+from nsa_lab.attention.methods.pairs import Choice
 from nsa_lab.attention.trace import Trace
 from nsa_lab.config import load_config
 from nsa_lab.layout import TokenLayout, layout_from_token_ids
@@ -96,6 +97,12 @@ def assert_follows(
 def causal(count: int) -> Tensor:
     """[T, T] bool: the keys at or before each row."""
     return torch.ones(count, count, dtype=torch.bool).tril()
+
+
+def mask_read(choice: Choice, heads: int, count: int) -> Tensor:
+    """[H, T, T] bool: the keys at or before each row that are read."""
+    place = torch.arange(count)
+    return choice.reads(torch.arange(heads)[:, None, None], place[:, None], place) & causal(count)
 
 
 def peaked_heads(count: int, heads: tuple[int, int, int], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from nsa_lab.attention.methods.training_free import Choice, TrainingFree
+from nsa_lab.attention.methods.pairs import Choice
+from nsa_lab.attention.methods.tiles import Grid, Tiles
+from nsa_lab.attention.methods.training_free import TrainingFree
 from nsa_lab.errors import Problem
 from nsa_lab.plugin import at
 
@@ -58,7 +60,14 @@ class AShape(TrainingFree):
 
     def choose(self, q: Tensor, k: Tensor) -> Choice:
         reach = self.reach(self.config)
-        return Choice(lambda rows, keys: ((keys < reach.initial) | (rows[:, None] - keys < reach.local))[None])
+        initial, local = reach.initial, reach.local
+
+        def tiles(grid: Grid) -> Tiles:
+            nearest, farthest = grid.first[:, None] - grid.last, grid.last[:, None] - grid.first
+            some = (grid.first < initial) | (nearest < local)
+            return Tiles(some[None], ((grid.last < initial) | (farthest < local))[None])
+
+        return Choice(lambda heads, rows, keys: (keys < initial) | (rows - keys < local), tiles)
 
 
 def _problems(reach: Reach) -> Iterator[Problem]:

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nsa_lab.attention.methods.last_rows import answer_notice, best, last_rows_mass, scored_by_last_rows
-from nsa_lab.attention.methods.training_free import Choice, TrainingFree, in_blocks
+from nsa_lab.attention.methods.pairs import Choice, choice_of_blocks
+from nsa_lab.attention.methods.products import wide
+from nsa_lab.attention.methods.training_free import TrainingFree
 from nsa_lab.errors import Problem
 
 
@@ -68,21 +70,21 @@ class FlexPrefill(TrainingFree):
     def choose(self, q: Tensor, k: Tensor) -> Choice:
         own, count = self.config.flex_prefill, len(q)
         if count <= read_whole(own):
-            return Choice(lambda rows, keys: torch.ones(1, len(rows), len(keys), dtype=torch.bool, device=q.device))
+            return choice_of_blocks(torch.ones(q.shape[1], 1, 1, dtype=torch.bool, device=q.device), count, 0.0)
         size, blocks = own.block_size, -(-count // own.block_size)
         vertical, slash = (mass / size for mass in last_rows_mass(q, k, size, self.scale))
         numbers = [_blocks_for(mass, own.gamma, size).clamp(least_blocks(own), blocks) for mass in (vertical, slash)]
         columns, diagonals = _pooled(vertical, size), _pooled(slash.flip(1), size).flip(1)
         mean_q, mean_k = (_block_means(x, size) for x in (q, k))
         mean_k = mean_k.repeat_interleave(len(mean_q) // len(mean_k), 0)
-        guess = (mean_k @ q[-size:].mean(0)[..., None])[..., 0] * self.scale
+        guess = (mean_k @ q[-size:].to(mean_k.dtype).mean(0)[..., None])[..., 0] * self.scale
         aware = divergence(guess.softmax(-1), columns) < own.tau
         number_v, number_s = (number.masked_fill(aware, least_blocks(own)) for number in numbers)
         columns[:, 0] = diagonals[:, 0] = torch.inf
         table = _table(best(columns, number_v), best(diagonals, number_s))
         table[aware] |= _within(mean_q[aware] @ mean_k[aware].transpose(1, 2) * self.scale, own.gamma)
         pairs = blocks + aware.double().mean().item() * blocks * (blocks + 1) / 2
-        return Choice(in_blocks(table, size), scored_by_last_rows(count, size) + pairs / count)
+        return choice_of_blocks(table, size, scored_by_last_rows(count, size) + pairs / count)
 
 
 def least_blocks(own: Flexible) -> int:
@@ -115,7 +117,10 @@ def _pooled(mass: Tensor, size: int) -> Tensor:
 
 def _block_means(x: Tensor, size: int) -> Tensor:
     """[H, N, D]: the means of x [T, H, D] over blocks, the last one's over what it has."""
-    return torch.stack([block.mean(0) for block in x.split(size)], 1)
+    count = len(x)
+    padded = F.pad(x.to(wide(x.dtype)), (0, 0, 0, 0, 0, -count % size)).unflatten(0, (-1, size))
+    held = (count - torch.arange(0, count, size, device=x.device)).clamp(max=size)
+    return padded.sum(1).transpose(0, 1) / held[:, None]
 
 
 def _table(columns: Tensor, diagonals: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nsa_lab.attention.groups import rows_that_fit
+from nsa_lab.attention.methods.products import wide, wide_product
 
 
 def last_rows_mass(q: Tensor, k: Tensor, last: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -15,11 +16,11 @@ def last_rows_mass(q: Tensor, k: Tensor, last: int, scale: float) -> tuple[Tenso
     """
     count, heads = q.shape[:2]
     keys = k.repeat_interleave(heads // k.shape[1], 1).permute(1, 2, 0)
-    vertical, slash = q.new_zeros(2, heads, count)
+    vertical, slash = torch.zeros(2, heads, count, dtype=wide(q.dtype), device=q.device)
     place = torch.arange(count, device=q.device)
     for rows in place[-last:].split(rows_that_fit(16 * heads * count)):
         distance = rows[:, None] - place
-        logits = (q[rows].transpose(0, 1) @ keys) * scale
+        logits = wide_product(q[rows].transpose(0, 1), keys) * scale
         weights = logits.masked_fill(distance < 0, -torch.inf).softmax(-1)
         vertical += weights.sum(1)
         # Later keys weigh nothing, wherever they are added.

@@ -1,7 +1,7 @@
 """MInference (arXiv 2407.02490), its vertical-slash heads: columns and diagonals, so many for each head."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from nsa_lab.attention.dims import HeadDims
 from nsa_lab.attention.methods.last_rows import answer_notice, best, last_rows_mass, scored_by_last_rows
-from nsa_lab.attention.methods.training_free import Choice, TrainingFree
+from nsa_lab.attention.methods.pairs import Choice, Seen
+from nsa_lab.attention.methods.tiles import Grid, Tiles
+from nsa_lab.attention.methods.training_free import TrainingFree
 from nsa_lab.errors import NsaLabError, Problem
 
 PATTERN = "vertical_and_slash"
@@ -100,14 +102,30 @@ class MInference(TrainingFree):
             best(mass, torch.tensor(number, device=q.device))
             for mass, number in ((vertical, self.columns), (slash, self.diagonals))
         )
-        before = F.pad(diagonals.cumsum(1).int(), (1, 0))  # of each distance, how many diagonals are nearer
+        seen, tiles = widened(diagonals, own.block_size)
+        return Choice(seen, tiles, scored_by_last_rows(count, own.last), columns)
 
-        def seen(rows: Tensor, keys: Tensor) -> Tensor:
-            begin = (rows // own.block_size * own.block_size)[:, None] - keys
-            low, high = (distance.clamp(0, count) for distance in (begin, begin + own.block_size))
-            return columns[:, None, keys] | (before[:, high] > before[:, low])
 
-        return Choice(seen, scored_by_last_rows(count, own.last))
+def widened(diagonals: Tensor, size: int) -> tuple[Seen, Callable[[Grid], Tiles]]:
+    """What blocks of `size` rows read that share their diagonals [H, T] bool, by distance; and the tiles of a grid."""
+    count = diagonals.shape[1]
+    before = F.pad(diagonals.cumsum(1, dtype=torch.int32), (1, 0))  # of each distance, how many diagonals are nearer
+    begin = torch.arange(-size, count, device=diagonals.device)
+    low, high = (distance.clamp(0, count) for distance in (begin, begin + size))
+    read = before[:, high] > before[:, low]  # by distance from the block's first row, and `size`
+    reads = F.pad(read.cumsum(1, dtype=torch.int32), (1, 0))
+
+    def seen(heads: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
+        return read[heads, (rows // size * size - keys + size).clamp(min=0)]
+
+    def tiles(grid: Grid) -> Tiles:
+        nearest, farthest = (edge // size * size + size for edge in (grid.first, grid.last))
+        low = (nearest[:, None] - grid.last).clamp(min=0)
+        end = (farthest[:, None] - grid.first + 1).clamp(min=0)
+        number = reads[:, end] - reads[:, low]
+        return Tiles(number > 0, number == end - low)
+
+    return seen, tiles
 
 
 def read_table(path: str) -> list[dict[int, tuple[int, int]]]:

@@ -1,7 +1,8 @@
 """Published training-free methods: what they share. A method says which keys a row reads; attending is done here."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,20 +13,14 @@ from torch import Tensor
 from nsa_lab.attention.budget import Cost, mean_cost
 from nsa_lab.attention.groups import Group, rows_that_fit
 from nsa_lab.attention.methods.base import Method, Plan
+from nsa_lab.attention.methods.pairs import Allowed, Choice
+from nsa_lab.attention.methods.tiled import Attend, in_tiles, why_not_tiled
 from nsa_lab.attention.piecewise import over_groups
 from nsa_lab.attention.trace import Trace
 from nsa_lab.errors import Problem
 
-Seen = Callable[[Tensor, Tensor], Tensor]
-"""(rows [n], keys [m], int64 places in one sample) to [H or 1, n, m] bool; keys after a row are left out elsewhere."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """seen: what each row of a sample reads. scored: keys scored to find it out, the mean over rows and heads."""
-
-    seen: Seen
-    scored: float = 0.0
+log = logging.getLogger(__name__)
+_said: set[str] = set()
 
 
 class TrainingFree(Method):
@@ -33,17 +28,19 @@ class TrainingFree(Method):
 
     Each packed sample chooses alone. Queries and keys come after M-RoPE, and each query head chooses for itself, in
     float32 or wider and without gradient. `text_window` narrows the text rows of what was chosen. A subclass gives
-    `choose`. Plain PyTorch under a mask, cut over rows: it says what a method would read, and is no faster for it; a
-    block-sparse path on a GPU is left for later.
+    `choose`. On a GPU tiles are walked that hold what was chosen (`tiled`); elsewhere, and with `backend=torch`, plain
+    PyTorch under a mask, cut over rows, says what a method would read, and is no faster for it.
     """
 
     control = True
 
     @classmethod
     def problems(cls, config: Any, design: Any) -> Iterator[Problem]:
-        if design.backend != "auto":
+        if design.backend not in ("auto", "torch"):
             yield Problem(
-                "backend", f"{design.backend} is not read by method={design.method}, which is plain PyTorch; use auto"
+                "backend",
+                f"{design.backend} is not read by method={design.method}; use auto, or torch for plain PyTorch under a"
+                " mask",
             )
 
     def choose(self, q: Tensor, k: Tensor) -> Choice:
@@ -54,14 +51,29 @@ class TrainingFree(Method):
         parts, spent = [], []
         for begin, end in pairwise(plan.layout.cu_seqlens.tolist()):
             own_q, own_k, own_v, video = (part[begin:end] for part in (q, k, v, plan.layout.is_video))
-            choice = self._choice(own_q, own_k)
-            seen = self._narrowed(choice.seen, ~video)
-            parts.append(attend_where(seen, own_q, own_k, own_v, self.scale))
+            choice, allowed = self.chosen(own_q, own_k, video)
+            parts.append(self.attend(choice, allowed, own_q)(own_q, own_k, own_v))
             if plan.trace.wants("cost"):
                 places = video.nonzero().flatten()
-                spent.append((len(places), Cost(keys_read(seen, places, q.shape[1]), scored=choice.scored)))
+                read = keys_read(choice, allowed, places, places, q.shape[1])
+                spent.append((len(places), Cost(read, scored=choice.scored)))
         plan.trace.record(self.layer, "cost", spent)
         return torch.cat(parts) if parts else q
+
+    def chosen(self, q: Tensor, k: Tensor, video: Tensor) -> tuple[Choice, Allowed]:
+        """What the rows of one sample read, and what its text rows may: q [T, H, D], k [T, G, D], video [T] bool."""
+        with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+            return self.choose(q, k), Allowed(~video, self.text_window)
+
+    def attend(self, choice: Choice, allowed: Allowed, q: Tensor) -> Attend:
+        """The attention of one sample to what was chosen, as it is computed where q [T, H, D] is."""
+        reason = "backend=torch" if self.backend == "torch" else why_not_tiled(q)
+        if reason is None:
+            return in_tiles(choice, allowed, q.shape[1], self.scale, backward=torch.is_grad_enabled())
+        if reason not in _said:
+            _said.add(reason)
+            log.info("training-free attention in plain PyTorch under a mask: %s", reason)
+        return partial(attend_where, choice, allowed, self.scale)
 
     def cost(self, trace: Trace, lengths: Tensor) -> Cost:
         """The mean over the video queries and heads, as counted in the forward.
@@ -71,45 +83,34 @@ class TrainingFree(Method):
         """
         return mean_cost(trace.found[self.layer, "cost"])
 
-    def _choice(self, q: Tensor, k: Tensor) -> Choice:
-        wide = torch.promote_types(q.dtype, torch.float32)
-        with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-            return self.choose(q.to(wide), k.to(wide))
 
-    def _narrowed(self, seen: Seen, text: Tensor) -> Seen:
-        window = self.text_window
-        if window is None:
-            return seen
-        return lambda rows, keys: seen(rows, keys) & ~(text[rows, None] & (keys <= rows[:, None] - window))
-
-
-def attend_where(seen: Seen, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Causal attention of one sample to the keys that are seen: q [T, H, D], k and v [T, G, D] to [T, H, D]."""
+def attend_where(choice: Choice, allowed: Allowed, scale: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of one sample to the keys that are read: q [T, H, D], k and v [T, G, D] to [T, H, D]."""
 
     def piece(group: Group, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        rows, keys = group.rows[0], group.keys[0]
-        mask = seen(rows, keys) & (keys <= rows[:, None])
+        mask = _mask(choice, allowed, group.rows[0], group.keys[0], q.shape[2])
         repeat = q.shape[2] // k.shape[2]
         q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(repeat, 2), v.repeat_interleave(repeat, 2)))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None], scale=scale).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
 
     places = torch.arange(len(q), device=q.device)
     groups = [Group(rows[None], places[None, : int(rows[-1]) + 1]) for rows in _cut(places, len(q), q.shape[1])]
     return over_groups(piece, groups, q, k, v)
 
 
-def keys_read(seen: Seen, places: Tensor, heads: int) -> float:
-    """How many of the tokens at `places` [n] each of them reads, the mean over them and heads."""
+def keys_read(choice: Choice, allowed: Allowed, rows: Tensor, keys: Tensor, heads: int) -> float:
+    """How many of the tokens at `keys` [m] the ones at `rows` [n] read, the mean over them and heads."""
     total = 0
-    for rows in _cut(places, len(places), heads):
-        mask = seen(rows, places) & (places <= rows[:, None])
-        total += int(mask.sum()) * (heads // len(mask))
-    return total / max(1, len(places) * heads)
+    for some in _cut(rows, len(keys), heads):
+        mask = _mask(choice, allowed, some, keys, heads)
+        total += int(mask.sum()) * (heads * len(some) * len(keys) // mask.numel())
+    return total / max(1, len(rows) * heads)
 
 
-def in_blocks(table: Tensor, size: int) -> Seen:
-    """What `table` [H, nQ, nK] bool says of blocks of `size` tokens, counted from the sample's first."""
-    return lambda rows, keys: table[:, rows // size][:, :, keys // size]
+def _mask(choice: Choice, allowed: Allowed, rows: Tensor, keys: Tensor, heads: int) -> Tensor:
+    """[H, n, m] bool, or [n, m] where all heads read the same."""
+    head = torch.arange(heads, device=rows.device)[:, None, None]
+    return choice.reads(head, rows[:, None], keys) & allowed(rows[:, None], keys)
 
 
 def _cut(rows: Tensor, keys: int, heads: int) -> tuple[Tensor, ...]:

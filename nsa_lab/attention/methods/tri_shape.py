@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nsa_lab.attention.methods.a_shape import AShape, Reach
-from nsa_lab.attention.methods.training_free import Choice
+from nsa_lab.attention.methods.pairs import Choice
+from nsa_lab.attention.methods.tiles import Grid, Tiles
 from nsa_lab.errors import Problem
 
 
@@ -40,5 +42,12 @@ class TriShape(AShape):
             yield Problem("tri_shape.last", f"{config.tri_shape.last} is negative; use 0 or more")
 
     def choose(self, q: Tensor, k: Tensor) -> Choice:
-        seen, first_dense = super().choose(q, k).seen, len(q) - self.config.tri_shape.last
-        return Choice(lambda rows, keys: seen(rows, keys) | (rows[:, None] >= first_dense))
+        sparse, first_dense = super().choose(q, k), torch.tensor(len(q) - self.config.tri_shape.last, device=q.device)
+        seen = sparse.seen
+
+        def tiles(grid: Grid) -> Tiles:
+            of = sparse.tiles(grid)
+            some, whole = (edge[:, None] >= first_dense for edge in (grid.last, grid.first))
+            return Tiles(of.some | some, of.whole | whole)
+
+        return Choice(lambda heads, rows, keys: seen(heads, rows, keys) | (rows >= first_dense), tiles)

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nsa_lab.attention.groups import rows_that_fit
-from nsa_lab.attention.methods.training_free import Choice, TrainingFree, in_blocks
+from nsa_lab.attention.methods.pairs import Choice, choice_of_blocks
+from nsa_lab.attention.methods.products import wide, wide_product
+from nsa_lab.attention.methods.training_free import TrainingFree
 from nsa_lab.errors import Problem
 
 
@@ -66,7 +68,7 @@ class XAttention(TrainingFree):
         table = blocks_up_to(mass, own.threshold)
         groups = -(-len(q) // own.stride)
         scored = groups * (groups + 1) / 2 * own.stride / max(1, len(q))
-        return Choice(in_blocks(table, own.block_size), scored)
+        return choice_of_blocks(table, own.block_size, scored)
 
 
 def antidiagonal_mass(q: Tensor, k: Tensor, stride: int, block_size: int, scale: float) -> Tensor:
@@ -76,12 +78,13 @@ def antidiagonal_mass(q: Tensor, k: Tensor, stride: int, block_size: int, scale:
     repeat = q.shape[1] // k.shape[1]
     rows = _grouped(q, groups, stride).flip(2).flatten(2)
     keys = _grouped(k, groups, stride).flatten(2).repeat_interleave(repeat, 0)
-    mass = q.new_zeros(q.shape[1], blocks, blocks)
+    mass = torch.zeros(q.shape[1], blocks, blocks, dtype=wide(q.dtype), device=q.device)
     place = torch.arange(groups, device=q.device)
     for some in place.split(rows_that_fit(8 * groups * q.shape[1])):
-        logits = rows[:, some] @ keys.transpose(1, 2) * (scale / stride)
-        weights = logits.masked_fill(place > some[:, None], -torch.inf).softmax(-1)
-        summed = F.pad(weights, (0, blocks * per_block - groups)).unflatten(2, (blocks, per_block)).sum(3)
+        past = int(some[-1]) + 1
+        logits = wide_product(rows[:, some], keys[:, :past].transpose(1, 2)) * (scale / stride)
+        weights = logits.masked_fill(place[:past] > some[:, None], -torch.inf).softmax(-1)
+        summed = F.pad(weights, (0, blocks * per_block - past)).unflatten(2, (blocks, per_block)).sum(3)
         mass.index_add_(1, some // per_block, summed)
     return mass
 
