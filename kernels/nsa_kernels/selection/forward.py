@@ -1,5 +1,7 @@
 """Selection attention, forward: every key block gathers the queries that chose it, then each query joins its blocks.
 
+That is the walk over lists; tiles of queries that share most of their choice go over unions instead (`over_unions.py`).
+
 A row is a (query, head) pair, so a group of 7 heads wastes nothing. A tile of rows meets one block once, writes a
 normalised partial output with its log-sum-exp into the query's slot, and `_join` sums the slots. Rows are read and
 written as left and right halves: products half as wide need fewer registers, and with too few of those left the
@@ -15,8 +17,10 @@ from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import INTERPRET, LOG2E, Tile, empty, launch, padded, precision
-from nsa_kernels.selection.lists import build_lists
+from nsa_kernels.selection.lists import build_lists, mark_choices
+from nsa_kernels.selection.over_unions import attend_unions, forward_tile
 from nsa_kernels.selection.split import split_blocks
+from nsa_kernels.selection.unions import build_unions, over_union, waste_for
 from nsa_kernels.selection.walk import (
     block_keys,
     dot_halves,
@@ -87,14 +91,16 @@ def _visit(
 
 @triton.jit(do_not_specialize=["query_begin", "queries"])
 def _join(
-    partial, partial_lse, chosen, out, lse, query_begin, queries,
+    partial, partial_lse, chosen, out, lse, unions, query_begin, queries,
     H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr,
-    SP: tl.constexpr, STEP: tl.constexpr,
+    SP: tl.constexpr, STEP: tl.constexpr, QUERIES: tl.constexpr,
 ):  # fmt: skip
     """One (query, group): softmax over its slots' log-sum-exps, and the weighted sum of their partial outputs."""
     R: tl.constexpr = H // G
     local = tl.program_id(0).to(tl.int64)
     g = tl.program_id(1)
+    if over_union(unions, local, g, queries, G, QUERIES):
+        return
     query = query_begin + local
     r = tl.arange(0, RP)
     d = tl.arange(0, DP)
@@ -136,11 +142,11 @@ def per_item(ratio: int) -> int:
 
 
 def selection_forward(
-    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, blocks: Blocks, scale: float
+    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, blocks: Blocks, scale: float, most_waste: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """Output [Tq, H, D] and base-2 log-sum-exp [Tq, H] float32, +inf where nothing is visible.
 
-    chosen [Tq, G, S] int32: the blocks of each (query, group), -1 for an empty slot.
+    chosen [Tq, G, S] int32: the blocks of each (query, group), -1 for an empty slot. most_waste: see `waste_for`.
     """
     rows, heads, dim = q.shape
     chunk = selection_chunk(shape_of(q, k, chosen, blocks))
@@ -153,11 +159,17 @@ def selection_forward(
     keys = padded(blocks.longest)
     tile = visit_tile(dim, keys, q.dtype)
     height = max(tile.rows, padded(ratio))
+    union_tile = forward_tile(dim, keys, ratio, q.dtype)
+    waste = waste_for("forward", union_tile, most_waste)
     partial = empty((groups * chunk * slots * ratio, dim), q)
     partial_lse = empty((groups * chunk * slots * ratio,), q, torch.float32)
     for begin in range(0, rows, chunk):
         end = min(rows, begin + chunk)
-        lists = build_lists(chosen[begin:end], blocks.num_blocks, per_item(ratio))
+        words = mark_choices(chosen[begin:end], blocks.num_blocks)
+        unions = build_unions(words, blocks, begin, end - begin, slots, union_tile, waste, clear=True)
+        if unions.most:
+            attend_unions(q, k, v, out, lse, unions, blocks, begin, end - begin, scale, union_tile)
+        lists = build_lists(chosen[begin:end], words, blocks.num_blocks, per_item(ratio))
         launch(_visit, (len(lists.item_block),),
             q, k, v, partial, partial_lse, lists.entries, lists.begin, lists.count, lists.item_begin, lists.item_block,
             blocks.offsets, blocks.offsets if blocks.order is None else blocks.order, blocks.start, blocks.end,
@@ -167,9 +179,9 @@ def selection_forward(
             STAGES=tile.stages, num_warps=tile.warps,
         )  # fmt: skip
         launch(_join, (end - begin, groups),
-            partial, partial_lse, chosen, out, lse, begin, end - begin,
+            partial, partial_lse, chosen, out, lse, unions.count, begin, end - begin,
             H=heads, G=groups, S=slots, D=dim, DP=padded(dim), RP=padded(ratio, 1), SP=padded(slots, 1),
-            STEP=math.gcd(slots, JOIN_STEP), num_warps=join_warps(ratio, dim),
+            STEP=math.gcd(slots, JOIN_STEP), QUERIES=union_tile.queries, num_warps=join_warps(ratio, dim),
         )  # fmt: skip
     return out, lse
 

@@ -74,23 +74,38 @@ def _place(
     query = i // (G * S)
     g = (i // S) % G
     at = ((query // TILE) * G + g) * N + block
-    mask = ((1 << (query % TILE)) - 1).to(tl.uint32)
-    earlier = popcount(tl.load(words + at, mask=taken, other=0).to(tl.uint32) & mask)
+    bit = (1 << (query % TILE)).to(tl.uint32)
+    word = tl.load(words + at, mask=taken, other=0).to(tl.uint32)
+    taken = (word & bit) != 0
+    earlier = popcount(word & (bit - 1))
     place = tl.load(begin + g * N + block, mask=taken, other=0) + tl.load(before + at, mask=taken, other=0) + earlier
     tl.store(entries + place, (query * S + i % S).to(tl.int32), mask=taken)
 
 
-def build_lists(chosen: Tensor, num_blocks: int, per_item: int) -> Lists:
-    """chosen [C, G, S] int32, -1 for an empty slot, no block twice in a (query, group). No host synchronisation."""
+def mark_choices(chosen: Tensor, num_blocks: int) -> Tensor:
+    """Membership words [ceil(C / TILE), G * N] int32 of chosen [C, G, S] int32, -1 for an empty slot.
+
+    Bit i of a word stands for query i of its TILE.
+    """
     queries, groups, slots = chosen.shape
-    columns, tiles, total = groups * num_blocks, cdiv(queries, TILE), chosen.numel()
-    words = torch.zeros((tiles, columns), dtype=torch.int32, device=chosen.device)
+    words = torch.zeros((cdiv(queries, TILE), groups * num_blocks), dtype=torch.int32, device=chosen.device)
+    launch(_mark, (cdiv(chosen.numel(), 1024),),
+        chosen, words, chosen.numel(), num_blocks, G=groups, S=slots, TILE=TILE, BLOCK=1024,
+    )  # fmt: skip
+    return words
+
+
+def build_lists(chosen: Tensor, words: Tensor, num_blocks: int, per_item: int) -> Lists:
+    """Of chosen [C, G, S] int32, no block twice in a (query, group), the entries that `words` still holds.
+
+    words: of `mark_choices`. No host synchronisation.
+    """
+    _, groups, slots = chosen.shape
+    tiles, columns = words.shape
+    total = chosen.numel()
     before = torch.empty_like(words)
     count = words.new_empty(columns)
     entries = words.new_empty(total)
-    grid = (cdiv(total, 1024),)
-    shape = {"G": groups, "S": slots, "TILE": TILE, "BLOCK": 1024}
-    launch(_mark, grid, chosen, words, total, num_blocks, **shape)
     launch(_before, (cdiv(columns, 32),), words, before, count, tiles, columns, TILES=64, BLOCK=32)
     items = (count + (per_item - 1)) // per_item
     firsts = items.clamp(max=1)
@@ -101,5 +116,7 @@ def build_lists(chosen: Tensor, num_blocks: int, per_item: int) -> Lists:
     item_block = torch.searchsorted(
         ends[1], torch.arange(most, dtype=torch.int32, device=chosen.device), right=True, out_int32=True
     )
-    launch(_place, grid, chosen, words, before, begin, entries, total, num_blocks, **shape)
+    launch(_place, (cdiv(total, 1024),),
+        chosen, words, before, begin, entries, total, num_blocks, G=groups, S=slots, TILE=TILE, BLOCK=1024,
+    )  # fmt: skip
     return Lists(entries, begin, count, item_begin, extra_begin, item_block, per_item, extras)

@@ -1,0 +1,171 @@
+"""The selection over unions of neighbours' choices, and what sends a tile of queries there, in Triton's interpreter."""
+
+import pytest
+import torch
+
+from nsa_kernels import selection_attention, uniform_blocks
+from nsa_kernels.compression.reference import pool_reference
+from nsa_kernels.runtime import INTERPRET
+from nsa_kernels.selection import unions
+from nsa_kernels.selection.forward import selection_forward
+from nsa_kernels.selection.lists import mark_choices
+from nsa_kernels.selection.reference import selection_reference
+from nsa_kernels.selection.unions import UnionTile, build_unions
+from nsa_kernels.testing import odd_blocks, poisoned, random_heads, relative_error
+from nsa_kernels.topk.reference import topk_reference
+
+pytestmark = [
+    pytest.mark.skipif(not INTERPRET, reason="needs TRITON_INTERPRET=1"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+HEADS = {"group of 1": (2, 2, 24), "group of 7": (14, 2, 16), "group of 16": (16, 1, 64)}
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 3e-3}
+NEVER, ALWAYS = 0.0, float("inf")
+
+
+@pytest.fixture
+def most_waste(monkeypatch):
+    def limit(forward, backward):
+        monkeypatch.setitem(unions.MOST_WASTE, "forward", forward)
+        monkeypatch.setitem(unions.MOST_WASTE, "backward", backward)
+
+    return limit
+
+
+def gradients(function, blocks, chosen, inputs, do):
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    out = function(*leaves, chosen, blocks, scale=0.3)
+    return [out, *torch.autograd.grad(out, leaves, do)]
+
+
+def check(blocks, chosen, inputs, do, tolerance):
+    with poisoned():
+        found = gradients(selection_attention, blocks, chosen, inputs, do)
+    wanted = gradients(selection_reference, blocks, chosen, [x.double() for x in inputs], do.double())
+    for number, (x, expected) in enumerate(zip(found, wanted, strict=True)):
+        error = relative_error(x, expected, 0.1 * do.double().norm().item() if number else 1e-12)
+        assert error <= (3 if number else 1) * tolerance, f"{('out', 'dq', 'dk', 'dv')[number]}: {error:.1e}"
+
+
+@pytest.mark.pairwise
+@pytest.mark.parametrize(("forward", "backward"), [(ALWAYS, ALWAYS), (ALWAYS, NEVER), (NEVER, ALWAYS), (NEVER, NEVER)])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("sparse", [False, True], ids=["all queries", "few queries"])
+@pytest.mark.parametrize("permuted", [False, True], ids=["plain", "permuted"])
+def test_each_walk(permuted, sparse, heads, dtype, forward, backward, most_waste):
+    most_waste(forward, backward)
+    blocks = odd_blocks(permuted=permuted, sparse=sparse)
+    q, k, v, _, do = random_heads(blocks, heads, dtype)
+    chosen = topk_reference(q.double(), pool_reference(k.double(), blocks), blocks, scale=0.3, block_count=3)
+    chosen[::5] = -1
+    check(blocks, chosen, [q, k, v], do, TOLERANCE[dtype])
+
+
+def neighbours():
+    """Two packed samples in blocks of 16 and a ragged tail. The first queries of each share a choice; the last of group
+    0 do not. Some stand inside or before what they chose, some chose nothing."""
+    blocks = uniform_blocks(torch.tensor([0, 64, 89]), 16)
+    chosen = torch.full((89, 2, 3), -1, dtype=torch.int32)
+    query = torch.arange(89)
+    chosen[:64] = torch.tensor([0, 2, 3], dtype=torch.int32)
+    chosen[64:, :, 1:] = torch.tensor([4, 5], dtype=torch.int32)
+    chosen[32:64, 0] = torch.stack([query[32:64] % 4, (query[32:64] + 1) % 4, torch.full((32,), -1)], 1).int()
+    chosen[80:, 0, 1:] = torch.stack([query[80:] % 2 + 4, torch.full((9,), -1)], 1).int()
+    chosen[[4, 5, 6, 7, 70]] = -1
+    return blocks, chosen
+
+
+@pytest.mark.parametrize("limit", [pytest.param(1.0, marks=pytest.mark.slow), 1.5])
+def test_a_mixture_of_walks(limit, most_waste):
+    blocks, chosen = neighbours()
+    q, k, v, _, do = random_heads(blocks, (14, 2, 16), torch.float32)
+    most_waste(limit, limit)
+    check(blocks, chosen, [q, k, v], do, TOLERANCE[torch.float32])
+
+
+@pytest.mark.slow
+def test_two_runs_of_a_mixture_are_bit_equal(most_waste):
+    blocks, chosen = neighbours()
+    q, k, v, _, do = random_heads(blocks, (14, 2, 16), torch.float32)
+    most_waste(1.5, 1.5)
+    one, other = (gradients(selection_attention, blocks, chosen, [q, k, v], do) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_tile_goes_where_it_would_alone():
+    blocks, chosen = neighbours()
+    q, k, v, _, _ = random_heads(blocks, (14, 2, 16), torch.float32)
+    mixed, lists, over_unions = (selection_forward(q, k, v, chosen, blocks, 0.3, w)[0] for w in (1.5, NEVER, ALWAYS))
+    taken = _taken(blocks, chosen, 1.5).repeat_interleave(4, 0)[:89].repeat_interleave(7, 1)[..., None]
+    assert 0 < taken.sum() < taken.numel()
+    assert torch.equal(mixed, torch.where(taken, over_unions, lists))
+    assert not torch.equal(lists, over_unions)
+
+
+def _taken(blocks, chosen, most_waste):
+    words = mark_choices(chosen, blocks.num_blocks)
+    found = build_unions(words, blocks, 0, len(chosen), 3, UnionTile.of(32, 16, 4, 1, 7), most_waste, clear=True)
+    return found.count.sum(0) > 0
+
+
+@pytest.mark.parametrize("most_waste", [1.0, 1.5, ALWAYS])
+def test_unions_are_the_distinct_blocks_of_a_tile(most_waste):
+    blocks, chosen = neighbours()
+    words = mark_choices(chosen, blocks.num_blocks)
+    with poisoned():
+        tile = UnionTile.of(32, 16, 4, 1, 7)
+        found = build_unions(words, blocks, 0, len(chosen), 3, tile, most_waste, clear=True)
+    assert tile.queries == 4 and tile.rows == 32
+    left = torch.zeros_like(words)
+    for t in range(23):
+        for g in range(2):
+            of_tile = chosen[4 * t : 4 * t + 4, g]
+            union = sorted({b for b in of_tile.flatten().tolist() if b >= 0})
+            members = [sum(1 << i for i, row in enumerate(of_tile.tolist()) if b in row) for b in union]
+            if not union or 4 * len(union) > most_waste * int((of_tile >= 0).sum()):
+                assert found.count[:, t, g].tolist() == [0, 0]
+                for block, bits in zip(union, members, strict=True):
+                    left[t // 8, g * blocks.num_blocks + block] |= bits << 4 * (t % 8)
+                continue
+            front, back = found.count[:, t, g].tolist()
+            met = found.met[:, t, g]
+            listed = torch.cat([met[:, :front], met[:, met.shape[1] - back :]], 1)
+            place = blocks.offsets[union]
+            length = blocks.offsets[torch.tensor(union) + 1] - place
+            expected = torch.stack([place, length, torch.tensor(members, dtype=torch.int32)])
+            assert torch.equal(listed[:, listed[0].argsort()], expected)
+            assert listed[0, :front].tolist() == [p for p in place.tolist() if p + 16 <= 4 * t + 1 and p < 80]
+    assert torch.equal(words, left)
+    assert found.some.item() == 1
+
+
+@pytest.mark.parametrize("heads", [(2, 2, 16), (14, 2, 16)], ids=["bits fill a word", "four queries"])
+def test_choices_that_differ_everywhere_stay_with_the_lists(heads):
+    blocks = uniform_blocks(torch.tensor([0, 512]), 8)
+    chosen = torch.arange(128)[:, None, None] % 8 * 8 + torch.arange(8).expand(128, 2, 8)
+    chosen = chosen.int().contiguous()
+    words = mark_choices(chosen, 64)
+    before, ratio = words.clone(), heads[0] // heads[1]
+    for direction, limit in unions.MOST_WASTE.items():
+        tile = UnionTile.of(32, 16, 4, 1, ratio)
+        found = build_unions(words, blocks, 0, 128, 8, tile, limit, clear=direction == "forward")
+        assert not found.count.any() and not found.some.any()
+        same = torch.arange(8, dtype=torch.int32).expand(128, 2, 8).contiguous()
+        shared = build_unions(mark_choices(same, 64), blocks, 0, 128, 8, tile, limit, clear=True)
+        assert (shared.count.sum(0) == 8).all()
+    assert torch.equal(words, before)
+
+
+@pytest.mark.parametrize(("rows", "ratio", "queries", "height"), [(128, 7, 16, 128), (128, 1, 32, 32), (64, 28, 2, 64)])
+def test_a_tile_holds_whole_queries(rows, ratio, queries, height):
+    tile = UnionTile.of(rows, 64, 8, 2, ratio)
+    assert (tile.queries, tile.rows) == (queries, height)
+
+
+def test_tiles_too_small_for_the_matrix_units_go_over_lists(monkeypatch):
+    monkeypatch.setattr(unions, "INTERPRET", False)
+    small, large = (UnionTile.of(rows, 64, 4, 1, 7) for rows in (16, 128))
+    assert unions.waste_for("forward", small, None) == 0 < unions.waste_for("forward", large, None)
+    assert unions.waste_for("backward", small, 1.25) == 1.25
