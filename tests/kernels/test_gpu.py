@@ -151,7 +151,6 @@ def alike(inputs, blocks):
         ((16, 1), 80, 33, "few queries", torch.float16),
         ((14, 2), 256, 256, "permuted", torch.bfloat16),
         ((64, 1), 64, 16, "plain", torch.bfloat16),
-        ((28, 4), 64, 64, "plain", torch.float32),
     ],
     ids=str,
 )

@@ -164,8 +164,10 @@ def test_a_tile_holds_whole_queries(rows, ratio, queries, height):
     assert (tile.queries, tile.rows) == (queries, height)
 
 
-def test_tiles_too_small_for_the_matrix_units_go_over_lists(monkeypatch):
+def test_what_leaves_the_matrix_units_idle_goes_over_lists(monkeypatch):
     monkeypatch.setattr(unions, "INTERPRET", False)
     small, large = (UnionTile.of(rows, 64, 4, 1, 7) for rows in (16, 128))
-    assert unions.waste_for("forward", small, None) == 0 < unions.waste_for("forward", large, None)
-    assert unions.waste_for("backward", small, 1.25) == 1.25
+    assert unions.waste_for("forward", small, torch.bfloat16, None) == 0
+    assert unions.waste_for("forward", large, torch.bfloat16, None) > 0
+    assert unions.waste_for("forward", large, torch.float32, None) == 0
+    assert unions.waste_for("backward", small, torch.float32, 1.25) == 1.25

@@ -250,7 +250,7 @@ def selection_backward(
     tile = visit_tile(dim, keys, q.dtype)
     height = max(tile.rows, padded(ratio))
     union_tile = backward_tile(dim, keys, ratio, q.dtype)
-    waste = waste_for("backward", union_tile, most_waste)
+    waste = waste_for("backward", union_tile, q.dtype, most_waste)
     partial = empty((groups * chunk * slots * ratio, dim), q)
     shape = {"G": groups, "D": dim, "BN": keys, "PERMUTED": blocks.order is not None}
     order = blocks.offsets if blocks.order is None else blocks.order

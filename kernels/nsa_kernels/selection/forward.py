@@ -160,7 +160,7 @@ def selection_forward(
     tile = visit_tile(dim, keys, q.dtype)
     height = max(tile.rows, padded(ratio))
     union_tile = forward_tile(dim, keys, ratio, q.dtype)
-    waste = waste_for("forward", union_tile, most_waste)
+    waste = waste_for("forward", union_tile, q.dtype, most_waste)
     partial = empty((groups * chunk * slots * ratio, dim), q)
     partial_lse = empty((groups * chunk * slots * ratio,), q, torch.float32)
     for begin in range(0, rows, chunk):

@@ -8,6 +8,7 @@ by tile and group by group, on the device; each (query, group) is written by exa
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,7 +21,7 @@ from nsa_kernels.tiles import popcount
 MOST_WASTE = {"forward": 2.5, "backward": 1.5}
 """Tiles whose queries share so much are walked over their union; 0 for none of them, infinity for all."""
 LEAST_ROWS = 64
-"""Smaller tiles cannot use the matrix units of a Hopper GPU, and always go over key blocks."""
+"""Smaller tiles do not use a Hopper GPU's matrix units, as float32 never does, and go over key blocks."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,9 @@ def over_union(count, query, g, queries, G: tl.constexpr, QUERIES: tl.constexpr)
     return tl.load(count + column) + tl.load(count + stride + column) > 0
 
 
-def waste_for(direction: str, tile: UnionTile, given: float | None) -> float:
+def waste_for(direction: str, tile: UnionTile, dtype: torch.dtype, given: float | None) -> float:
     """The most waste with which tiles go over their unions, `given` or by default."""
     if given is not None:
         return given
-    return MOST_WASTE[direction] if INTERPRET or tile.rows >= LEAST_ROWS else 0.0
+    small = tile.rows < LEAST_ROWS or dtype == torch.float32
+    return 0.0 if small and not INTERPRET else MOST_WASTE[direction]
