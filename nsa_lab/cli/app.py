@@ -309,7 +309,9 @@ def _end(error: Exception) -> int:
         return 2
     with tempfile.NamedTemporaryFile("w", prefix="nsa-lab-", suffix=".txt", delete=False) as file:
         file.write(hide("".join(traceback.format_exception(error))))
-    reason = " ".join(hide(str(error)).split())[:200]
+    # Of a process of its own that failed, torch gives the traceback, whose last line says why.
+    told = str(error).strip().splitlines()[-1:] if "Traceback (most recent call last)" in str(error) else [str(error)]
+    reason = " ".join(hide("".join(told)).split())[:200]
     said = f"a fault of nsa-lab itself ({type(error).__name__}: {reason}); please report it with {file.name}"
     print(f"error: {said}", file=sys.stderr)
     return 1

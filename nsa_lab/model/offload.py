@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.tensor import DTensor
 
 from nsa_lab.errors import NsaLabError
 
@@ -133,8 +134,9 @@ class Offload:
     def _pack(self, tensor: Tensor) -> Any:
         layer, storage = self.current, tensor.untyped_storage()
         assert layer is not None
-        if not layer.weights:  # those that FSDP has gathered for this forward
-            layer.weights |= {p.untyped_storage().data_ptr() for p in self.layers[layer.number].parameters()}
+        if not layer.weights:  # those that FSDP has gathered for this forward; before a checkpoint's there are none
+            gathered = (p for p in self.layers[layer.number].parameters() if not isinstance(p, DTensor))
+            layer.weights |= {p.untyped_storage().data_ptr() for p in gathered}
         address = storage.data_ptr()
         if storage.nbytes() < LEAST or (storage.device.type == "cpu" and self.stream) or address in layer.weights:
             return tensor

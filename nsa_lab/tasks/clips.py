@@ -2,10 +2,7 @@
 
 import dataclasses
 import os
-import sys
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import numpy as np
 
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import clear_unfinished, digest, locked, write_json
+from nsa_lab.progress import Bar
 from nsa_lab.tasks import TASKS, TasksConfig, task_settings
 from nsa_lab.tasks.base import Script
 
@@ -78,11 +76,11 @@ def _write(name: str, tasks: TasksConfig, folder: Path) -> None:
     clear_unfinished(folder)
     write_json(folder / "recipe.json", _recipe(name, tasks))
     jobs = [(split, index) for split in SPLITS for index in _missing(name, tasks, folder, split)]
-    with _progress(f"writing {len(jobs)} {name} clips", len(jobs)) as advance:
+    with Bar(f"writing {len(jobs)} {name} clips", len(jobs)) as bar:
         for split, index in jobs:
             (folder / split).mkdir(exist_ok=True)
             _write_clip(name, tasks, split, index, folder / split)
-            advance()
+            bar.update(bar.task, advance=1)
     for split in SPLITS:
         count = len(_clip_names(name, tasks, split))
         write_json(folder / split / ANNOTATIONS, [_row(name, tasks, split, index) for index in range(count)])
@@ -132,13 +130,3 @@ def _row(name: str, tasks: TasksConfig, split: str, index: int) -> dict[str, Any
         "task": name,
         "meta": {"events": events} | ({"scenes": scenes} if scenes else {}),
     }
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(file=sys.stderr)) as bar:
-        job = bar.add_task(what, total=total)
-        yield lambda: bar.advance(job)

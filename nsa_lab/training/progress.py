@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from nsa_lab.progress import Bar
 from nsa_lab.training.callbacks import Reporter
 from nsa_lab.training.module import VideoModule
 
@@ -25,20 +24,18 @@ class ProgressBar(L.Callback):
 
     def __init__(self, steps: int, reporter: Reporter):
         self.reporter = reporter
-        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.fields[note]}"))
-        self.bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-        self.task = self.bar.add_task("train", total=steps, note="")
+        self.bar = Bar("step", steps)
 
     def on_train_start(self, trainer: L.Trainer, module: VideoModule) -> None:  # type: ignore[override]
         self.first = trainer.global_step
-        self.bar.update(self.task, completed=self.first)
+        self.bar.update(self.bar.task, completed=self.first)
         self.bar.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: VideoModule, *_: Any) -> None:  # type: ignore[override]
-        speed = self.bar.tasks[self.task].speed
+        speed = self.bar.tasks[self.bar.task].speed
         notes = [f"{name} {value:.4g}" for name, value in trainer.progress_bar_metrics.items()]
         notes += [f"{speed or 0:.1f} it/s", *rates(self.reporter.metrics)]
-        self.bar.update(self.task, completed=trainer.global_step, note=" ".join(notes))
+        self.bar.update(self.bar.task, completed=trainer.global_step, note=" ".join(notes))
 
     def on_train_end(self, trainer: L.Trainer, module: VideoModule) -> None:  # type: ignore[override]
         self.bar.stop()

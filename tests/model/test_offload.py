@@ -5,6 +5,9 @@ from functools import partial
 
 import pytest
 import torch
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from nsa_lab.errors import NsaLabError
@@ -15,6 +18,14 @@ from nsa_lab.model.recompute import Memory, recompute_activations
 from nsa_testing import assert_close, model_batch, requires_gpu, tiny_config
 
 SHAPES = [(3, (4, 2, 3), 5), (2, (3, 2, 2), 4)]
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 class Always(Memory):
@@ -176,6 +187,22 @@ def test_of_a_checkpoint_its_input_is_kept_on_the_host(every_tensor):
     assert kept.fits(0, x.nbytes, x.nbytes) and not kept.fits(1, 1, x.nbytes)
     out.sum().backward()
     assert torch.equal(x.grad, torch.autograd.grad(module(x).sum(), x)[0])
+
+
+@pytest.mark.parametrize("recomputed", [True, False])
+def test_weights_that_are_sharded_between_forwards_stay(every_tensor, one_process, recomputed):
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.SiLU(), torch.nn.Linear(8, 4))
+    x = torch.randn(3, 4, requires_grad=True)
+    plain = torch.autograd.grad(module(x).sum(), x)[0]
+    fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+    kept = Offload(torch.nn.ModuleList([module]))
+    forward = partial(checkpoint, module, use_reentrant=False) if recomputed else module
+    for _ in range(2):
+        out = kept.run(0, forward, x)
+        sizes = [len(saved.bytes) for saved in kept.kept[0].saved.values()]
+        # x, the input of SiLU and that of the last layer; a weight of 128 bytes would be a fourth
+        assert sorted(sizes) == ([x.nbytes] if recomputed else [x.nbytes, 96, 96])
+        assert torch.equal(torch.autograd.grad(out.sum(), x)[0], plain)
 
 
 def test_more_than_the_host_has_is_refused(tokenizer):
