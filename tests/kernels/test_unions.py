@@ -8,7 +8,6 @@ from nsa_kernels.compression.reference import pool_reference
 from nsa_kernels.runtime import INTERPRET
 from nsa_kernels.selection import unions
 from nsa_kernels.selection.forward import selection_forward
-from nsa_kernels.selection.lists import mark_choices
 from nsa_kernels.selection.reference import selection_reference
 from nsa_kernels.selection.unions import UnionTile, build_unions
 from nsa_kernels.testing import odd_blocks, poisoned, random_heads, relative_error
@@ -22,15 +21,7 @@ pytestmark = [
 HEADS = {"group of 1": (2, 2, 24), "group of 7": (14, 2, 16), "group of 16": (16, 1, 64)}
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 3e-3}
 NEVER, ALWAYS = 0.0, float("inf")
-
-
-@pytest.fixture
-def most_waste(monkeypatch):
-    def limit(forward, backward):
-        monkeypatch.setitem(unions.MOST_WASTE, "forward", forward)
-        monkeypatch.setitem(unions.MOST_WASTE, "backward", backward)
-
-    return limit
+TILE = UnionTile.of(32, 16, 4, 1, 7)
 
 
 def gradients(function, blocks, chosen, inputs, do):
@@ -49,13 +40,13 @@ def check(blocks, chosen, inputs, do, tolerance):
 
 
 @pytest.mark.pairwise
-@pytest.mark.parametrize(("forward", "backward"), [(ALWAYS, ALWAYS), (ALWAYS, NEVER), (NEVER, ALWAYS), (NEVER, NEVER)])
+@pytest.mark.parametrize("most_waste", [NEVER, ALWAYS])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("sparse", [False, True], ids=["all queries", "few queries"])
 @pytest.mark.parametrize("permuted", [False, True], ids=["plain", "permuted"])
-def test_each_walk(permuted, sparse, heads, dtype, forward, backward, most_waste):
-    most_waste(forward, backward)
+def test_each_walk(permuted, sparse, heads, dtype, most_waste, monkeypatch):
+    monkeypatch.setattr(unions, "MOST_WASTE", most_waste)
     blocks = odd_blocks(permuted=permuted, sparse=sparse)
     q, k, v, _, do = random_heads(blocks, heads, dtype)
     chosen = topk_reference(q.double(), pool_reference(k.double(), blocks), blocks, scale=0.3, block_count=3)
@@ -78,18 +69,18 @@ def neighbours():
 
 
 @pytest.mark.parametrize("limit", [pytest.param(1.0, marks=pytest.mark.slow), 1.5])
-def test_a_mixture_of_walks(limit, most_waste):
+def test_a_mixture_of_walks(limit, monkeypatch):
     blocks, chosen = neighbours()
     q, k, v, _, do = random_heads(blocks, (14, 2, 16), torch.float32)
-    most_waste(limit, limit)
+    monkeypatch.setattr(unions, "MOST_WASTE", limit)
     check(blocks, chosen, [q, k, v], do, TOLERANCE[torch.float32])
 
 
 @pytest.mark.slow
-def test_two_runs_of_a_mixture_are_bit_equal(most_waste):
+def test_two_runs_of_a_mixture_are_bit_equal(monkeypatch):
     blocks, chosen = neighbours()
     q, k, v, _, do = random_heads(blocks, (14, 2, 16), torch.float32)
-    most_waste(1.5, 1.5)
+    monkeypatch.setattr(unions, "MOST_WASTE", 1.5)
     one, other = (gradients(selection_attention, blocks, chosen, [q, k, v], do) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -98,64 +89,57 @@ def test_a_tile_goes_where_it_would_alone():
     blocks, chosen = neighbours()
     q, k, v, _, _ = random_heads(blocks, (14, 2, 16), torch.float32)
     mixed, lists, over_unions = (selection_forward(q, k, v, chosen, blocks, 0.3, w)[0] for w in (1.5, NEVER, ALWAYS))
-    taken = _taken(blocks, chosen, 1.5).repeat_interleave(4, 0)[:89].repeat_interleave(7, 1)[..., None]
+    _, found = build_unions(chosen, blocks, 0, TILE, 1.5)
+    taken = (found.count[0] > 0).repeat_interleave(4, 0)[:89].repeat_interleave(7, 1)[..., None]
     assert 0 < taken.sum() < taken.numel()
     assert torch.equal(mixed, torch.where(taken, over_unions, lists))
     assert not torch.equal(lists, over_unions)
 
 
-def _taken(blocks, chosen, most_waste):
-    words = mark_choices(chosen, blocks.num_blocks)
-    found = build_unions(words, blocks, 0, len(chosen), 3, UnionTile.of(32, 16, 4, 1, 7), most_waste, clear=True)
-    return found.count.sum(0) > 0
-
-
 @pytest.mark.parametrize("most_waste", [1.0, 1.5, ALWAYS])
 def test_unions_are_the_distinct_blocks_of_a_tile(most_waste):
     blocks, chosen = neighbours()
-    words = mark_choices(chosen, blocks.num_blocks)
     with poisoned():
-        tile = UnionTile.of(32, 16, 4, 1, 7)
-        found = build_unions(words, blocks, 0, len(chosen), 3, tile, most_waste, clear=True)
-    assert tile.queries == 4 and tile.rows == 32
-    left = torch.zeros_like(words)
+        words, found = build_unions(chosen, blocks, 0, TILE, most_waste)
+    assert TILE.queries == 4 and TILE.rows == 32
+    left, taken = torch.zeros_like(words), []
     for t in range(23):
         for g in range(2):
             of_tile = chosen[4 * t : 4 * t + 4, g]
-            union = sorted({b for b in of_tile.flatten().tolist() if b >= 0})
+            union = [b for b in dict.fromkeys(of_tile.flatten().tolist()) if b >= 0]
             members = [sum(1 << i for i, row in enumerate(of_tile.tolist()) if b in row) for b in union]
             if not union or 4 * len(union) > most_waste * int((of_tile >= 0).sum()):
-                assert found.count[:, t, g].tolist() == [0, 0]
+                assert found.count[0, t, g] == 0
                 for block, bits in zip(union, members, strict=True):
-                    left[t // 8, g * blocks.num_blocks + block] |= bits << 4 * (t % 8)
+                    left[t // 8, g, block] |= bits << 4 * (t % 8)
                 continue
-            front, back = found.count[:, t, g].tolist()
-            met = found.met[:, t, g]
-            listed = torch.cat([met[:, :front], met[:, met.shape[1] - back :]], 1)
+            taken.append(2 * t + g)
             place = blocks.offsets[union]
             length = blocks.offsets[torch.tensor(union) + 1] - place
             expected = torch.stack([place, length, torch.tensor(members, dtype=torch.int32)])
-            assert torch.equal(listed[:, listed[0].argsort()], expected)
-            assert listed[0, :front].tolist() == [p for p in place.tolist() if p + 16 <= 4 * t + 1 and p < 80]
+            front = (place + 16 <= 4 * t + 1) & (place < 80)
+            assert found.count[:, t, g].tolist() == [len(union), front.sum()]
+            met = found.met[:, t, g]
+            assert torch.equal(met[:, : front.sum()], expected[:, front])
+            assert torch.equal(met.flip(1)[:, : (~front).sum()], expected[:, ~front])
     assert torch.equal(words, left)
-    assert found.some.item() == 1
+    assert sorted(found.taken[: found.taken_count].tolist()) == taken
 
 
-@pytest.mark.parametrize("heads", [(2, 2, 16), (14, 2, 16)], ids=["bits fill a word", "four queries"])
-def test_choices_that_differ_everywhere_stay_with_the_lists(heads):
-    blocks = uniform_blocks(torch.tensor([0, 512]), 8)
+@pytest.mark.parametrize("ratio", [1, 7], ids=["bits fill a word", "four queries"])
+def test_choices_that_differ_everywhere_stay_with_the_lists(ratio):
+    blocks, tile = uniform_blocks(torch.tensor([0, 512]), 8), UnionTile.of(32, 16, 4, 1, ratio)
     chosen = torch.arange(128)[:, None, None] % 8 * 8 + torch.arange(8).expand(128, 2, 8)
-    chosen = chosen.int().contiguous()
-    words = mark_choices(chosen, 64)
-    before, ratio = words.clone(), heads[0] // heads[1]
-    for direction, limit in unions.MOST_WASTE.items():
-        tile = UnionTile.of(32, 16, 4, 1, ratio)
-        found = build_unions(words, blocks, 0, 128, 8, tile, limit, clear=direction == "forward")
-        assert not found.count.any() and not found.some.any()
-        same = torch.arange(8, dtype=torch.int32).expand(128, 2, 8).contiguous()
-        shared = build_unions(mark_choices(same, 64), blocks, 0, 128, 8, tile, limit, clear=True)
-        assert (shared.count.sum(0) == 8).all()
-    assert torch.equal(words, before)
+    words, found = build_unions(chosen.int().contiguous(), blocks, 0, tile, unions.MOST_WASTE)
+    assert not found.count[0].any() and not found.taken_count
+    assert popcount(words).sum() == chosen.numel()
+    same = torch.arange(8, dtype=torch.int32).expand(128, 2, 8).contiguous()
+    words, found = build_unions(same, blocks, 0, tile, unions.MOST_WASTE)
+    assert (found.count[0] == 8).all() and not words.any()
+
+
+def popcount(words):
+    return sum((words >> i) & 1 for i in range(32))
 
 
 @pytest.mark.parametrize(("rows", "ratio", "queries", "height"), [(128, 7, 16, 128), (128, 1, 32, 32), (64, 28, 2, 64)])
@@ -167,7 +151,7 @@ def test_a_tile_holds_whole_queries(rows, ratio, queries, height):
 def test_what_leaves_the_matrix_units_idle_goes_over_lists(monkeypatch):
     monkeypatch.setattr(unions, "INTERPRET", False)
     small, large = (UnionTile.of(rows, 64, 4, 1, 7) for rows in (16, 128))
-    assert unions.waste_for("forward", small, torch.bfloat16, None) == 0
-    assert unions.waste_for("forward", large, torch.bfloat16, None) > 0
-    assert unions.waste_for("forward", large, torch.float32, None) == 0
-    assert unions.waste_for("backward", small, torch.float32, 1.25) == 1.25
+    assert unions.waste_for(small, torch.bfloat16, None) == 0
+    assert unions.waste_for(large, torch.bfloat16, None) > 0
+    assert unions.waste_for(large, torch.float32, None) == 0
+    assert unions.waste_for(small, torch.float32, 1.25) == 1.25

@@ -2,9 +2,9 @@
 
 pool pools k and v. selection and window include the float32 dk and dv they need (zeroed for selection, which adds to
 them). selection takes every tile of queries by the walk that its choices call for, selection-lists and selection-unions
-all tiles by one. combine's backward makes the gates' gradient, as in the layer, whose branches apply their gates
-themselves. The layer is `video_nsa` with all three branches, forward, or forward and, by autograd, the gradients of q,
-k, v and gates.
+all tiles by one, forward. combine's backward makes the gates' gradient, as in the layer, whose branches apply their
+gates themselves. The layer is `video_nsa` with all three branches, forward, or forward and, by autograd, the gradients
+of q, k, v and gates.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,6 +31,8 @@ from nsa_kernels.window.forward import window_forward
 
 OF_INPUTS = ("layer", "topk", "selection", *WALKS)
 """Ops whose time depends on what the inputs are; the others are timed on the first kind only."""
+FORWARD_ONLY = ("topk", *WALKS)
+"""The top-k has no gradient, and the selection's backward one walk."""
 OF_TILE = OF_INPUTS
 """Ops that a query tile changes."""
 OF_DESIGN = ("layer", "pool", "compression", "topk", "selection", *WALKS)
@@ -44,7 +46,7 @@ def op_jobs(scene: Scene, designs: list[Design], only: set[str], first_inputs: b
         for op in (*OPS, *WALKS):
             relevant = (first_inputs or op in OF_INPUTS) and (design.query_tile == 1 or op in OF_TILE)
             if op in only and relevant and (number == 0 or op in OF_DESIGN):
-                for direction in (FORWARD,) if op == "topk" else (FORWARD, BOTH):
+                for direction in (FORWARD,) if op in FORWARD_ONLY else (FORWARD, BOTH):
                     yield Job(scene.case(op, direction, design), stage.preparer(op, direction == BOTH))
 
 
@@ -132,7 +134,7 @@ class Stage:
                 dk, dv = (torch.zeros_like(x.k, dtype=torch.float32) for _ in range(2))
                 selection_backward(
                     x.q, x.k, x.v, chosen, do=x.do, lse=lse, gate=gate, delta=gate, blocks=self.blocks,
-                    scale=self.scale, dk=dk, dv=dv, most_waste=most_waste,
+                    scale=self.scale, dk=dk, dv=dv,
                 )  # fmt: skip
 
         return Prepared(run, self.counts.selection(self.blocks, chosen, backward), union16=self.union)

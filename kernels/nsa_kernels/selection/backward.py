@@ -1,11 +1,8 @@
 """Selection attention, backward: the same walk over key blocks, which sums dk and dv in registers.
 
 Query gradients leave as partial sums in the query's slots, as outputs do in the forward, so nothing is added atomically
-and two runs are bit-equal. Tiles of queries that share most of their choice sum dq over their union instead
-(`over_unions.py`), and an item all of whose queries do so spares the product and the slots.
-
-Where a list is cut into several items, the first adds to the block's gradient itself and the others leave theirs for
-`_gather`, in order.
+and two runs are bit-equal. Where a list is cut into several items, the first adds to the block's gradient itself and
+the others leave theirs for `_gather`, in order.
 """
 
 import math
@@ -18,10 +15,8 @@ from torch import Tensor
 from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import INTERPRET, LOG2E, Tile, empty, launch, padded, precision
 from nsa_kernels.selection.forward import JOIN_STEP, join_warps, shape_of
-from nsa_kernels.selection.lists import build_lists, mark_choices
-from nsa_kernels.selection.over_unions import backward_tile, differentiate_unions
+from nsa_kernels.selection.lists import build_lists
 from nsa_kernels.selection.split import split_blocks
-from nsa_kernels.selection.unions import build_unions, over_union, waste_for
 from nsa_kernels.selection.walk import (
     block_keys,
     dot_halves,
@@ -46,19 +41,46 @@ def _add_rows(x, left, right, rows, seen, stride, D: tl.constexpr, HD: tl.conste
     store_halves(x, left + old_left, right + old_right, rows, seen, stride, D, HD)
 
 
-@triton.jit
-def _meet(
-    acc_k0, acc_k1, acc_v0, acc_v1, k0, k1, v0, v1, q, do, lse, delta, partial, entry_at, position, key, n,
-    place, length, masked, first, stop, last, query_begin, scale, scale2,
-    H: tl.constexpr, S: tl.constexpr, D: tl.constexpr, HD: tl.constexpr, BM: tl.constexpr, R: tl.constexpr,
-    PERMUTED: tl.constexpr, PREC: tl.constexpr, IDENTITY: tl.constexpr, STAGES: tl.constexpr, SLOTS: tl.constexpr,
+@triton.jit(do_not_specialize=["query_begin", "queries", "N"])
+def _visit(
+    q, k, v, do, lse, delta, partial, dk, dv, extra_k, extra_v,
+    entries, list_begin, list_count, item_begin, extra_begin, item_block,
+    offsets, order, start, end, position, query_at, query_begin, queries, N, scale, scale2,
+    H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr, HD: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, PER_ITEM: tl.constexpr, PERMUTED: tl.constexpr,
+    PREC: tl.constexpr, IDENTITY: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Pairs first..stop of the list meet its block, and where SLOTS leave their part of dq in the slots."""
+    R: tl.constexpr = H // G
+    PAIRS: tl.constexpr = BM // R
+    column = tl.load(item_block + tl.program_id(0))
+    if column >= G * N:
+        return
+    g = column // N
+    block = column % N
+    begin, stop, entry_at = list_part(entries, list_begin, list_count, item_begin, column, PER_ITEM)
+    place, length, n, key = block_keys(offsets, order, block, BN, PERMUTED)
+    inside = n < length
+    k0, k1 = load_halves(k + g * D, key, inside, G * D, D, HD)
+    v0, v1 = load_halves(v + g * D, key, inside, G * D, D, HD)
+    masked = entries_to_mask(
+        query_at, start, end, position, entry_at, block, query_begin, stop, length == BN, S, IDENTITY
+    )
+    acc_k0 = tl.zeros([BN, HD], tl.float32)
+    acc_k1 = tl.zeros([BN, HD], tl.float32)
+    acc_v0 = tl.zeros([BN, HD], tl.float32)
+    acc_v1 = tl.zeros([BN, HD], tl.float32)
+
     pair_in_tile, head, whole = pairs_of_tile(BM, R)
-    for pair0 in tl.range(first, stop, BM // R, num_stages=STAGES):
+    skip = query_begin.to(tl.int64) * H + g * R
+    q += skip * D
+    do += g * R * D
+    lse += skip
+    delta += skip
+    partial += g.to(tl.int64) * queries * S * R * D
+    for pair0 in tl.range(begin, stop, PAIRS, num_stages=STAGES):
         pair = pair0 + pair_in_tile
-        real = whole & (pair < last)
-        entry = tl.load(entry_at + tl.minimum(pair, last - 1))
+        real = whole & (pair < stop)
+        entry = tl.load(entry_at + tl.minimum(pair, stop - 1))
         query = entry // S
         row = query * H + head
         q0, q1 = near_halves(q, row, D, HD)
@@ -78,78 +100,9 @@ def _meet(
         acc_v1 = tl.dot(weight, do1, acc_v1, input_precision=PREC)
         acc_k0 = tl.dot(tl.trans(ds), q0, acc_k0, input_precision=PREC)
         acc_k1 = tl.dot(tl.trans(ds), q1, acc_k1, input_precision=PREC)
-        if SLOTS:
-            if q0.dtype == tl.float16:  # unscaled, the partial sums overflow before dq does
-                ds = (wide * scale).to(q0.dtype)
-            store_products(partial, ds, k0, k1, entry * R + head, real, D, HD, PREC)
-    return acc_k0, acc_k1, acc_v0, acc_v1
-
-
-@triton.jit
-def _slots_to(
-    union_count, union_some, entry_at, begin, stop, g, queries,
-    G: tl.constexpr, S: tl.constexpr, PER_ITEM: tl.constexpr, QUERIES: tl.constexpr,
-):  # fmt: skip
-    """`stop` where a query of begin..stop reads its part of dq from a slot; `begin` where all go over unions."""
-    slots_to = stop
-    if tl.load(union_some) != 0:
-        pair = begin + tl.arange(0, triton.next_power_of_2(PER_ITEM))
-        query = tl.load(entry_at + tl.minimum(pair, stop - 1)) // S
-        spared = tl.min(over_union(union_count, query, g, queries, G, QUERIES).to(tl.int32), 0)
-        slots_to = tl.where(spared != 0, begin, stop)
-    return slots_to
-
-
-@triton.jit(do_not_specialize=["query_begin", "queries", "N"])
-def _visit(
-    q, k, v, do, lse, delta, partial, dk, dv, extra_k, extra_v,
-    entries, list_begin, list_count, item_begin, extra_begin, item_block, union_count, union_some,
-    offsets, order, start, end, position, query_at, query_begin, queries, N, scale, scale2,
-    H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr, HD: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, PER_ITEM: tl.constexpr, PERMUTED: tl.constexpr,
-    PREC: tl.constexpr, IDENTITY: tl.constexpr, STAGES: tl.constexpr, QUERIES: tl.constexpr, UNIONS: tl.constexpr,
-):  # fmt: skip
-    R: tl.constexpr = H // G
-    column = tl.load(item_block + tl.program_id(0))
-    if column >= G * N:
-        return
-    g = column // N
-    block = column % N
-    begin, stop, entry_at = list_part(entries, list_begin, list_count, item_begin, column, PER_ITEM)
-    place, length, n, key = block_keys(offsets, order, block, BN, PERMUTED)
-    inside = n < length
-    k0, k1 = load_halves(k + g * D, key, inside, G * D, D, HD)
-    v0, v1 = load_halves(v + g * D, key, inside, G * D, D, HD)
-    masked = entries_to_mask(
-        query_at, start, end, position, entry_at, block, query_begin, stop, length == BN, S, IDENTITY
-    )
-    acc_k0 = tl.zeros([BN, HD], tl.float32)
-    acc_k1 = tl.zeros([BN, HD], tl.float32)
-    acc_v0 = tl.zeros([BN, HD], tl.float32)
-    acc_v1 = tl.zeros([BN, HD], tl.float32)
-
-    skip = query_begin.to(tl.int64) * H + g * R
-    q += skip * D
-    do += g * R * D
-    lse += skip
-    delta += skip
-    partial += g.to(tl.int64) * queries * S * R * D
-    slots_to = stop
-    if UNIONS:
-        slots_to = _slots_to(
-            union_count, union_some, entry_at, begin, stop, g, queries, G, S, PER_ITEM, QUERIES
-        )  # fmt: skip
-    acc_k0, acc_k1, acc_v0, acc_v1 = _meet(
-        acc_k0, acc_k1, acc_v0, acc_v1, k0, k1, v0, v1, q, do, lse, delta, partial, entry_at, position, key, n,
-        place, length, masked, begin, slots_to, stop, query_begin, scale, scale2,
-        H, S, D, HD, BM, R, PERMUTED, PREC, IDENTITY, STAGES, True,
-    )  # fmt: skip
-    if UNIONS:
-        acc_k0, acc_k1, acc_v0, acc_v1 = _meet(
-            acc_k0, acc_k1, acc_v0, acc_v1, k0, k1, v0, v1, q, do, lse, delta, partial, entry_at, position, key, n,
-            place, length, masked, slots_to, stop, stop, query_begin, scale, scale2,
-            H, S, D, HD, BM, R, PERMUTED, PREC, IDENTITY, STAGES, False,
-        )  # fmt: skip
+        if q0.dtype == tl.float16:  # unscaled, the partial sums overflow before dq does
+            ds = (wide * scale).to(q0.dtype)
+        store_products(partial, ds, k0, k1, entry * R + head, real, D, HD, PREC)
     acc_k0 *= scale
     acc_k1 *= scale
     if begin == 0:
@@ -189,15 +142,13 @@ def _gather(
 
 @triton.jit(do_not_specialize=["query_begin", "queries"])
 def _join_queries(
-    partial, chosen, dq, union_count, query_begin, queries, scale,
+    partial, chosen, dq, query_begin, queries, scale,
     H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr,
-    STEP: tl.constexpr, ADD: tl.constexpr, QUERIES: tl.constexpr,
+    STEP: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     R: tl.constexpr = H // G
     local = tl.program_id(0).to(tl.int64)
     g = tl.program_id(1)
-    if over_union(union_count, local, g, queries, G, QUERIES):
-        return
     query = query_begin + local
     r = tl.arange(0, RP)
     d = tl.arange(0, DP)
@@ -230,12 +181,10 @@ def selection_backward(
     dk: Tensor,
     dv: Tensor,
     dq: Tensor | None = None,
-    most_waste: float | None = None,
 ) -> Tensor:
     """dq [Tq, H, D]; adds to dk and dv [T, G, D] float32, and to `dq` where one is given.
 
     gate [Tq, H] multiplied the output. lse, delta [Tq, H] float32; delta is the gated `do` times the output, over D.
-    most_waste: see `waste_for`.
     """
     rows, heads, dim = q.shape
     ratio = heads // k.shape[1]
@@ -249,39 +198,30 @@ def selection_backward(
     keys = padded(blocks.longest)
     tile = visit_tile(dim, keys, q.dtype)
     height = max(tile.rows, padded(ratio))
-    union_tile = backward_tile(dim, keys, ratio, q.dtype)
-    waste = waste_for("backward", union_tile, q.dtype, most_waste)
     partial = empty((groups * chunk * slots * ratio, dim), q)
     shape = {"G": groups, "D": dim, "BN": keys, "PERMUTED": blocks.order is not None}
     order = blocks.offsets if blocks.order is None else blocks.order
     for begin in range(0, rows, chunk):
         end = min(rows, begin + chunk)
-        words = mark_choices(chosen[begin:end], blocks.num_blocks)
-        unions = build_unions(words, blocks, begin, end - begin, slots, union_tile, waste, clear=False)
-        lists = build_lists(chosen[begin:end], words, blocks.num_blocks, per_item(ratio))
+        lists = build_lists(chosen[begin:end], blocks.num_blocks, per_item(ratio))
         gated = do[begin:end] if gate is None else (do[begin:end] * gate[begin:end, :, None]).to(do.dtype)
-        if unions.most:
-            differentiate_unions(
-                q, k, v, gated, lse, delta, dq, unions, blocks, begin, end - begin, scale, union_tile, add=add
-            )
         extra_k, extra_v = (empty((max(1, lists.extras), keys, dim), q, torch.float32) for _ in range(2))
         launch(_visit, (len(lists.item_block),),
             q, k, v, gated, lse, delta, partial, dk, dv, extra_k, extra_v,
             lists.entries, lists.begin, lists.count, lists.item_begin, lists.extra_begin, lists.item_block,
-            unions.count, unions.some, blocks.offsets, order, blocks.start, blocks.end, blocks.position,
-            blocks.query_at, begin, end - begin, blocks.num_blocks, scale, scale * LOG2E,
+            blocks.offsets, order, blocks.start, blocks.end, blocks.position, blocks.query_at,
+            begin, end - begin, blocks.num_blocks, scale, scale * LOG2E,
             H=heads, S=slots, HD=half(dim), BM=height, PER_ITEM=lists.per_item, IDENTITY=blocks.identity,
-            PREC=precision(q.dtype), STAGES=tile.stages, QUERIES=union_tile.queries, UNIONS=unions.most > 0,
-            num_warps=tile.warps, **shape,
+            PREC=precision(q.dtype), STAGES=tile.stages, num_warps=tile.warps, **shape,
         )  # fmt: skip
         launch(_gather, (groups * blocks.num_blocks,),
             dk, dv, extra_k, extra_v, lists.count, lists.extra_begin, blocks.offsets, order, blocks.num_blocks,
             DP=padded(dim), PER_ITEM=lists.per_item, num_warps=8, **shape,
         )  # fmt: skip
         launch(_join_queries, (end - begin, groups),
-            partial, chosen, dq, unions.count, begin, end - begin, 1.0 if q.dtype == torch.float16 else scale,
+            partial, chosen, dq, begin, end - begin, 1.0 if q.dtype == torch.float16 else scale,
             H=heads, G=groups, S=slots, D=dim, DP=padded(dim), RP=padded(ratio, 1),
-            STEP=math.gcd(slots, JOIN_STEP), ADD=add, QUERIES=union_tile.queries, num_warps=join_warps(ratio, dim),
+            STEP=math.gcd(slots, JOIN_STEP), ADD=add, num_warps=join_warps(ratio, dim),
         )  # fmt: skip
     return dq
 

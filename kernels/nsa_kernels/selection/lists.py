@@ -76,33 +76,23 @@ def _place(
     at = ((query // TILE) * G + g) * N + block
     bit = (1 << (query % TILE)).to(tl.uint32)
     word = tl.load(words + at, mask=taken, other=0).to(tl.uint32)
-    taken = (word & bit) != 0
     earlier = popcount(word & (bit - 1))
     place = tl.load(begin + g * N + block, mask=taken, other=0) + tl.load(before + at, mask=taken, other=0) + earlier
-    tl.store(entries + place, (query * S + i % S).to(tl.int32), mask=taken)
+    tl.store(entries + place, (query * S + i % S).to(tl.int32), mask=taken & ((word & bit) != 0))
 
 
-def mark_choices(chosen: Tensor, num_blocks: int) -> Tensor:
-    """Membership words [ceil(C / TILE), G * N] int32 of chosen [C, G, S] int32, -1 for an empty slot.
+def build_lists(chosen: Tensor, num_blocks: int, per_item: int, words: Tensor | None = None) -> Lists:
+    """chosen [C, G, S] int32, -1 for an empty slot, no block twice in a (query, group). No host synchronisation.
 
-    Bit i of a word stands for query i of its TILE.
+    words [ceil(C / TILE), G, N] int32: the choices to list where not all of them are, bit i for query i of a TILE.
     """
     queries, groups, slots = chosen.shape
-    words = torch.zeros((cdiv(queries, TILE), groups * num_blocks), dtype=torch.int32, device=chosen.device)
-    launch(_mark, (cdiv(chosen.numel(), 1024),),
-        chosen, words, chosen.numel(), num_blocks, G=groups, S=slots, TILE=TILE, BLOCK=1024,
-    )  # fmt: skip
-    return words
-
-
-def build_lists(chosen: Tensor, words: Tensor, num_blocks: int, per_item: int) -> Lists:
-    """Of chosen [C, G, S] int32, no block twice in a (query, group), the entries that `words` still holds.
-
-    words: of `mark_choices`. No host synchronisation.
-    """
-    _, groups, slots = chosen.shape
-    tiles, columns = words.shape
-    total = chosen.numel()
+    columns, tiles, total = groups * num_blocks, cdiv(queries, TILE), chosen.numel()
+    grid = (cdiv(total, 1024),)
+    shape = {"G": groups, "S": slots, "TILE": TILE, "BLOCK": 1024}
+    if words is None:
+        words = torch.zeros((tiles, groups, num_blocks), dtype=torch.int32, device=chosen.device)
+        launch(_mark, grid, chosen, words, total, num_blocks, **shape)
     before = torch.empty_like(words)
     count = words.new_empty(columns)
     entries = words.new_empty(total)
@@ -116,7 +106,5 @@ def build_lists(chosen: Tensor, words: Tensor, num_blocks: int, per_item: int) -
     item_block = torch.searchsorted(
         ends[1], torch.arange(most, dtype=torch.int32, device=chosen.device), right=True, out_int32=True
     )
-    launch(_place, (cdiv(total, 1024),),
-        chosen, words, before, begin, entries, total, num_blocks, G=groups, S=slots, TILE=TILE, BLOCK=1024,
-    )  # fmt: skip
+    launch(_place, grid, chosen, words, before, begin, entries, total, num_blocks, **shape)
     return Lists(entries, begin, count, item_begin, extra_begin, item_block, per_item, extras)

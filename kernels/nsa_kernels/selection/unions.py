@@ -16,9 +16,8 @@ from torch import Tensor
 from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import INTERPRET, Tile, cdiv, launch, padded
 from nsa_kernels.selection.lists import TILE
-from nsa_kernels.tiles import popcount
 
-MOST_WASTE = {"forward": 2.5, "backward": 1.5}
+MOST_WASTE = 2.0
 """Tiles whose queries share so much are walked over their union; 0 for none of them, infinity for all."""
 LEAST_ROWS = 64
 """Smaller tiles do not use a Hopper GPU's matrix units, as float32 never does, and go over key blocks."""
@@ -26,18 +25,19 @@ LEAST_ROWS = 64
 
 @dataclass(frozen=True)
 class Unions:
-    """Unions of the choices of tiles of `queries` neighbouring queries, as int32 tensors.
+    """Unions of the choices of tiles of neighbouring queries, as int32 tensors.
 
     met [3, tiles, G, most]: the blocks of a union. [0]: the first place of the block in block order; [1]: its length;
     [2]: who chose it, bit i for query i of the tile. Blocks that fill a tile of keys and that all the tile's queries
-    see whole stand at the front, in order; the others from the last place backwards.
-    count [2, tiles, G]: how many stand at the front and at the back, 0 and 0 for a tile that goes over key blocks.
-    some [1]: whether there is a tile that does not.
+    see whole stand at the front; the others from the last place backwards.
+    count [2, tiles, G]: how many there are, 0 for a tile that goes over key blocks, and how many stand at the front.
+    taken [tiles * G]: tile * G + g of each tile that goes over its union, in any order; taken_count [1]: how many do.
     """
 
     met: Tensor
     count: Tensor
-    some: Tensor
+    taken: Tensor
+    taken_count: Tensor
 
     @property
     def most(self) -> int:
@@ -61,87 +61,85 @@ class UnionTile(Tile):
         return UnionTile(padded(queries * ratio), keys, warps, stages, queries)
 
 
-@triton.jit(do_not_specialize=["query_begin", "tiles", "N"])
-def _collect(
-    words, met, count, some, offsets, end, position, query_begin, tiles, N, most_waste,
-    G: tl.constexpr, TILE: tl.constexpr, QUERIES: tl.constexpr, MOST: tl.constexpr, BN: tl.constexpr,
-    CLEAR: tl.constexpr, BLOCK: tl.constexpr,
+@triton.jit(do_not_specialize=["query_begin", "queries", "N"], do_not_specialize_on_alignment=["taken_count"])
+def _unite(
+    chosen, words, met, count, taken, taken_count, offsets, end, position, query_begin, queries, N, most_waste,
+    G: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr, QUERIES: tl.constexpr, MOST: tl.constexpr, BN: tl.constexpr,
+    PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """One (tile, group): its union from the membership words [words, G, N]; CLEAR: out of them, where it is taken."""
+    """One (tile, group): its bits in the words [words, G, N], or, where it shares enough, its union.
+
+    Who finds no bit of the tile in a word counts the block. A union is in the order of the first query, then slot, that
+    chose a block, whatever order the atomics ran in.
+    """
     ALL: tl.constexpr = (1 << QUERIES) - 1
     tile = tl.program_id(0)
     g = tl.program_id(1)
     first = tile * QUERIES
-    words += ((first // TILE).to(tl.int64) * G + g) * N
     shift = first % TILE
-    column = tile.to(tl.int64) * G + g
-    met += column * MOST
-    stride = tiles.to(tl.int64) * G * MOST
-    pos = tl.load(position + query_begin + first)
-    front = 0
-    back = 0
-    pairs = 0
-    for block0 in range(0, N, BLOCK):
-        block = block0 + tl.arange(0, BLOCK)
-        bits = (tl.load(words + block, mask=block < N, other=0).to(tl.uint32) >> shift) & ALL
-        chosen = bits != 0
-        place = tl.load(offsets + block, mask=chosen, other=0)
-        length = tl.load(offsets + block + 1, mask=chosen, other=0) - place
-        whole = chosen & (length == BN) & (tl.load(end + block, mask=chosen, other=0) <= pos)
+    i = tl.arange(0, PAIRS)
+    inner = i // S
+    there = (inner < QUERIES) & (first + inner < queries)
+    block = tl.load(chosen + ((first + inner).to(tl.int64) * G + g) * S + i % S, mask=there, other=-1)
+    wanted = block >= 0
+    words += ((first // TILE).to(tl.int64) * G + g) * N
+    bit = (1 << ((first + inner) % TILE)).to(tl.uint32)
+    found = tl.atomic_or(words + block, bit, mask=wanted, sem="relaxed").to(tl.uint32)
+    union = tl.sum((wanted & (((found >> shift) & ALL) == 0)).to(tl.int32), 0)
+    shared = (union <= MOST) & ((union * QUERIES).to(tl.float32) <= most_waste * tl.sum(wanted.to(tl.int32), 0))
+    stride = tl.num_programs(0).to(tl.int64) * G
+    column = tile * G + g
+    tl.store(count + column, tl.where(shared, union, 0))
+    if shared & (union > 0):
+        tl.debug_barrier()
+        word = tl.load(words + block, mask=wanted, other=0, cache_modifier=".cg").to(tl.uint32)  # from L2, as atomics
+        tl.debug_barrier()
+        bits = (word >> shift) & ALL
+        leads = wanted & ((((word & (bit - 1)) >> shift) & ALL) == 0)
+        tl.atomic_and(words + block, (~(bits << shift)).to(tl.int32), mask=leads, sem="relaxed")
+        place = tl.load(offsets + block, mask=leads, other=0)
+        length = tl.load(offsets + block + 1, mask=leads, other=0) - place
+        pos = tl.load(position + query_begin + first)
+        whole = leads & (length == BN) & (tl.load(end + block, mask=leads, other=0) <= pos)
         fronts = whole.to(tl.int32)
-        backs = (chosen & (fronts == 0)).to(tl.int32)
-        at = tl.where(whole, front + tl.cumsum(fronts, 0) - 1, MOST - back - tl.cumsum(backs, 0))
-        fits = chosen & (at >= 0) & (at < MOST)
-        tl.store(met + at, place, mask=fits)
-        tl.store(met + stride + at, length, mask=fits)
-        tl.store(met + 2 * stride + at, bits.to(tl.int32), mask=fits)
-        front += tl.sum(fronts, 0)
-        back += tl.sum(backs, 0)
-        pairs += tl.sum(popcount(bits), 0)
-    union = front + back
-    taken = (union <= MOST) & ((union * QUERIES).to(tl.float32) <= most_waste * pairs)
-    tl.store(count + column, tl.where(taken, front, 0))
-    tl.store(count + tiles.to(tl.int64) * G + column, tl.where(taken, back, 0))
-    if taken:
-        tl.atomic_or(some, 1, sem="relaxed")
-        if CLEAR:
-            for block0 in range(0, N, BLOCK):
-                block = block0 + tl.arange(0, BLOCK)
-                bits = (tl.load(words + block, mask=block < N, other=0).to(tl.uint32) >> shift) & ALL
-                tl.atomic_and(words + block, (~(bits << shift)).to(tl.int32), mask=bits != 0, sem="relaxed")
+        backs = (leads & (fronts == 0)).to(tl.int32)
+        at = tl.where(whole, tl.cumsum(fronts, 0) - 1, MOST - tl.cumsum(backs, 0))
+        met += column.to(tl.int64) * MOST
+        tl.store(met + at, place, mask=leads)
+        tl.store(met + stride * MOST + at, length, mask=leads)
+        tl.store(met + 2 * stride * MOST + at, bits.to(tl.int32), mask=leads)
+        tl.store(count + stride + column, tl.sum(fronts, 0))
+        tl.store(taken + tl.atomic_add(taken_count, 1, sem="relaxed"), column)
 
 
 def build_unions(
-    words: Tensor, blocks: Blocks, query_begin: int, queries: int, slots: int, tile: UnionTile, most_waste: float,
-    *, clear: bool,
-) -> Unions:  # fmt: skip
-    """The unions of `queries` queries from `query_begin` on, whose choices of up to `slots` blocks are in `words`.
+    chosen: Tensor, blocks: Blocks, query_begin: int, tile: UnionTile, most_waste: float
+) -> tuple[Tensor, Unions]:
+    """Membership words [ceil(C / TILE), G, N] int32 of those that go over lists, and the unions of the others.
 
-    words: of `mark_choices`; with `clear` the choices of tiles that go over unions leave them. No host synchronisation.
+    chosen [C, G, S] int32, of queries from `query_begin` on: -1 for an empty slot. No host synchronisation.
     """
-    groups, tiles = words.shape[1] // blocks.num_blocks, cdiv(queries, tile.queries)
-    most = int(min(tile.queries, most_waste) * slots)
-    unions = Unions(words.new_empty((3, tiles, groups, most)), words.new_zeros((2, tiles, groups)), words.new_zeros(1))
-    if most:
-        launch(_collect, (tiles, groups),
-            words, unions.met, unions.count, unions.some, blocks.offsets, blocks.end, blocks.position,
-            query_begin, tiles, blocks.num_blocks, float(most_waste),
-            G=groups, TILE=TILE, QUERIES=tile.queries, MOST=most, BN=tile.keys, CLEAR=clear, BLOCK=512,
-        )  # fmt: skip
-    return unions
+    queries, groups, slots = chosen.shape
+    tiles, many = cdiv(queries, tile.queries), cdiv(queries, TILE) * groups * blocks.num_blocks
+    most = max(1, int(min(tile.queries, most_waste) * slots))
+    zeros = torch.zeros(many + 1, dtype=torch.int32, device=chosen.device)
+    unions = Unions(
+        zeros.new_empty((3, tiles, groups, most)), zeros.new_empty((2, tiles, groups)),
+        zeros.new_empty(tiles * groups), zeros[many:],
+    )  # fmt: skip
+    words = zeros[:many].view(-1, groups, blocks.num_blocks)
+    launch(_unite, (tiles, groups),
+        chosen, words, unions.met, unions.count, unions.taken, unions.taken_count,
+        blocks.offsets, blocks.end, blocks.position, query_begin, queries, blocks.num_blocks, float(most_waste),
+        G=groups, S=slots, TILE=TILE, QUERIES=tile.queries, MOST=most, BN=tile.keys,
+        PAIRS=padded(tile.queries * slots, 1),
+    )  # fmt: skip
+    return words, unions
 
 
-@triton.jit
-def over_union(count, query, g, queries, G: tl.constexpr, QUERIES: tl.constexpr):
-    """Whether group g of query number `query` of a round of `queries` goes over its tile's union."""
-    column = query // QUERIES * G + g
-    stride = tl.cdiv(queries, QUERIES) * G
-    return tl.load(count + column) + tl.load(count + stride + column) > 0
-
-
-def waste_for(direction: str, tile: UnionTile, dtype: torch.dtype, given: float | None) -> float:
+def waste_for(tile: UnionTile, dtype: torch.dtype, given: float | None) -> float:
     """The most waste with which tiles go over their unions, `given` or by default."""
     if given is not None:
         return given
     small = tile.rows < LEAST_ROWS or dtype == torch.float32
-    return 0.0 if small and not INTERPRET else MOST_WASTE[direction]
+    return 0.0 if small and not INTERPRET else MOST_WASTE
