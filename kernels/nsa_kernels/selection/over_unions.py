@@ -30,7 +30,7 @@ from nsa_kernels.selection.walk import seen_keys
 from nsa_kernels.tiles import exp2, load_rows, near_rows, store_rows
 
 PROGRAMS = 8
-"""Of the walk for each multiprocessor, which holds two or three at a time."""
+"""Of the walk for each multiprocessor, which holds about two at a time."""
 
 
 @triton.jit
