@@ -111,41 +111,6 @@ def check_choice(
         check(leader.device == blocks.end.device, f"leader is on {leader.device}, not {blocks.end.device}")
 
 
-def check_chosen(chosen: Tensor, q: Tensor, groups: int) -> None:
-    shape = list(chosen.shape)
-    check(chosen.ndim == 3 and shape[:2] == [q.shape[0], groups], f"chosen must be [Tq, G, n], not {shape}")
-    check(1 <= shape[2] <= MOST_BLOCK_COUNT, f"{shape[2]} chosen blocks are outside 1 to {MOST_BLOCK_COUNT}")
-    check(chosen.dtype == torch.int32, f"chosen is {chosen.dtype}; it must be int32")
-    check(chosen.device == q.device, f"chosen is on {chosen.device}, q is on {q.device}")
-
-
-def check_chosen_blocks(chosen: Tensor, blocks: Blocks) -> None:
-    """chosen [Tq, G, n] holds blocks of the query's own sample, none twice, and -1. Waits for the device.
-
-    Kernels read and write wherever a number points, so that none may point outside. A block of the sample that has not
-    begun at the query is allowed, and nothing is seen of it.
-    """
-    inside = (chosen >= -1) & (chosen < blocks.num_blocks)
-    first_key = blocks.offsets[:-1] if blocks.order is None else blocks.order[blocks.offsets[:-1]]
-    sample_of_block, sample_of_query = blocks.query_stop[first_key], blocks.query_stop[blocks.position]
-    first, sample = (x[:, None, None] for x in (blocks.first_block, sample_of_query))
-    held = inside & (chosen >= 0)
-    own = (chosen >= first) & (sample_of_block[torch.where(held, chosen, first)] == sample)
-    ascending = chosen.sort(dim=-1).values
-    twice = (ascending[..., 1:] == ascending[..., :-1]) & (ascending[..., 1:] >= 0)
-    faults = {
-        f"; there are blocks 0 to {blocks.num_blocks - 1}, and -1 for none": ~inside,
-        ", which is of another sample": held & ~own,
-        " twice": torch.nn.functional.pad(twice, (1, 0)),
-    }
-    found = torch.stack([fault.any() for fault in faults.values()]).tolist()
-    for (said, fault), there in zip(faults.items(), found, strict=True):
-        if there:
-            query, group, slot = fault.nonzero()[0].tolist()
-            block = int((ascending if said == " twice" else chosen)[query, group, slot])
-            raise ValueError(f"chosen[{query}, {group}] names block {block}{said}")
-
-
 def check_length(blocks: Blocks) -> None:
     if blocks.longest > MOST_BLOCK_LENGTH:  # not `check`: torch.compile cannot write a changing size into a message
         raise ValueError(f"a block of {blocks.longest} tokens is longer than {MOST_BLOCK_LENGTH}")

@@ -17,13 +17,13 @@ from nsa_kernels.window.forward import window_forward
 
 @dataclass(frozen=True)
 class Plan:
-    """Which branches run, and their sizes; slots and window are 0 where the branch is off."""
+    """Which branches run, and their sizes; slots and window are 0 where the branch is off, budget 0 where none is."""
 
     compression: bool
     slots: int
     initial: int = 0
     local: int = 1
-    budget: int | None = None
+    budget: int = 0
     query_tile: int = 1
     window: int = 0
     scale: float = 1.0
@@ -63,7 +63,7 @@ def layer_forward(
         if choose:
             chosen = kept["chosen"] = topk_forward(
                 q, pooled_k, lse, blocks, plan.scale, plan.slots, initial=plan.initial, local=plan.local,
-                budget=plan.budget, leader=leader, query_tile=plan.query_tile, bias=bias,
+                budget=plan.budget or None, leader=leader, query_tile=plan.query_tile, bias=bias,
             )  # fmt: skip
     if chosen is not None:
         kept["selection"], kept["selection_lse"] = selection_forward(q, k, v, chosen, blocks, plan.scale)

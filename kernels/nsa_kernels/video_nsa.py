@@ -4,56 +4,23 @@ Beyond its inputs and its output the forward keeps, for the backward, what `kept
 log-sum-exp per branch, the pooled keys and values, and the chosen blocks. Its temporaries stay within WORKSPACE_BYTES.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
 
 from nsa_kernels import checks
 from nsa_kernels.blocks import Blocks
+from nsa_kernels.chosen import fitting
 from nsa_kernels.compression.op import as_bias
 from nsa_kernels.layer_backward import layer_backward
 from nsa_kernels.layer_forward import Plan, layer_forward
 from nsa_kernels.mixed_precision import autocast
+from nsa_kernels.schema import schema_of
 
-
-def video_nsa(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Tensor,
-    blocks: Blocks,
-    *,
-    pooled: tuple[Tensor, Tensor] | None = None,
-    branches: Sequence[str] = checks.BRANCHES,
-    block_count: int = 32,
-    initial_blocks: int = 0,
-    local_blocks: int = 1,
-    token_budget: int | None = None,
-    window: int = 256,
-    scale: float | None = None,
-    block_bias: Tensor | None = None,
-    query_tile: int = 1,
-    leader: Tensor | None = None,
-    chosen: Tensor | None = None,
-) -> Tensor:
-    """The gated sum of the branches (VideoNSA, section 2). [Tq, H, D].
-
-    q [Tq, H, D]; k, v [T, G, D]; gates [Tq, H, R], one column per branch in the order of `branches`, a subset of
-    compression, selection, window; what is off costs nothing. pooled: a compressor's keys and values [N, G, D], the
-    mean of each block by default. block_bias [N] is added to the compression logits. block_count, initial_blocks,
-    local_blocks, token_budget, query_tile and leader: see `choose_blocks`; chosen [Tq, G, n] int32, blocks of the
-    query's sample, none twice, -1 for none, replaces the choice. scale is D ** -0.5 by default. Differentiable in q, k,
-    v, gates and pooled; two runs are bit-equal. Under autocast q, k, v and pooled are cast to its dtype. Waits for the
-    device where chosen is given. Raises ValueError for arguments that do not fit.
-    """
-    options: dict[str, Any] = {
-        "pooled": pooled, "branches": branches, "block_count": block_count, "initial_blocks": initial_blocks,
-        "local_blocks": local_blocks, "token_budget": token_budget, "window": window, "scale": scale,
-        "block_bias": block_bias, "query_tile": query_tile, "leader": leader, "chosen": chosen,
-    }  # fmt: skip
-    return video_nsa_with_blocks(q, k, v, gates, blocks, **options)[0]
+Given = ParamSpec("Given")
 
 
 def video_nsa_with_blocks(
@@ -75,8 +42,19 @@ def video_nsa_with_blocks(
     query_tile: int = 1,
     leader: Tensor | None = None,
     chosen: Tensor | None = None,
+    strict: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """`video_nsa`, and the blocks that were read: [Tq, G, block_count] int32, or None without selection."""
+    """The gated sum of the branches (VideoNSA, section 2), [Tq, H, D], and the blocks that were read.
+
+    q [Tq, H, D]; k, v [T, G, D]; gates [Tq, H, R], one column per branch in the order of `branches`, a subset of
+    compression, selection, window; what is off costs nothing. pooled: a compressor's keys and values [N, G, D], the
+    mean of each block by default. block_bias [N] is added to the compression logits. block_count, initial_blocks,
+    local_blocks, token_budget, query_tile and leader: see `choose_blocks`; chosen [Tq, G, n] int32, blocks of the
+    query's sample, none twice, -1 for none, replaces the choice; anything else in it is refused, for which the host
+    waits for the device, or with strict=False ignored, without waiting. scale is D ** -0.5 by default. The blocks are
+    [Tq, G, n] int32, None without selection. Differentiable in q, k, v, gates and pooled; two runs are bit-equal. Under
+    autocast q, k, v and pooled are cast to its dtype. Raises ValueError for arguments that do not fit.
+    """
     q, k, v = autocast(q, k, v)
     names = tuple(branches)
     checks.check_branches(names)
@@ -94,7 +72,7 @@ def video_nsa_with_blocks(
     if select:
         checks.check_length(blocks)
     if select and chosen is not None:
-        checks.check_chosen(chosen, q, k.shape[1])
+        chosen = fitting(chosen, q, k.shape[1], blocks, strict)
         block_count = chosen.shape[2]
     elif select:
         checks.check_choice(blocks, block_count, initial_blocks, local_blocks, token_budget, leader, query_tile)
@@ -102,16 +80,28 @@ def video_nsa_with_blocks(
         chosen = None
     pooled_k, pooled_v = (None, None) if pooled is None else (x.contiguous() for x in pooled)
     shared = query_tile > 1 and select and chosen is None
-    kept = _layer(
+    call = _Call(
         q.contiguous(), k.contiguous(), v.contiguous(), gates.contiguous(), pooled_k, pooled_v,
         as_bias(block_bias), leader.contiguous() if shared and leader is not None else None,
-        None if chosen is None else chosen.contiguous(), blocks.flat(), blocks.sizes, "compression" in names,
+        chosen, blocks.flat(), blocks.sizes, "compression" in names,
         block_count if select else 0, initial_blocks, local_blocks, token_budget or 0, query_tile if shared else 1,
         window, scale,
     )  # fmt: skip
-    if select and chosen is None:
-        chosen = kept[_places("compression" in names, True, pooled is not None, False).index("chosen")]
-    return kept[0], chosen
+    kept = _layer(*call)
+    return kept[0], kept[call.kept.index("chosen")] if "chosen" in call.kept else chosen
+
+
+def _without_blocks(both: Callable[Given, tuple[Tensor, Tensor | None]]) -> Callable[Given, Tensor]:
+    @functools.wraps(both)
+    def output(*args: Given.args, **options: Given.kwargs) -> Tensor:
+        return both(*args, **options)[0]
+
+    output.__name__ = output.__qualname__ = "video_nsa"
+    output.__doc__ = f"The first of `{both.__name__}`. {both.__doc__}"
+    return output
+
+
+video_nsa = _without_blocks(video_nsa_with_blocks)
 
 
 def kept_bytes(
@@ -133,105 +123,116 @@ def kept_bytes(
     return kept
 
 
-def _places(compression: bool, slots: bool | int, pooled: bool, chosen: bool, window: bool | int = False) -> list[str]:
-    """What stands where in the list that the op returns."""
-    names = ["out"]
-    if not pooled and (compression or (slots and not chosen)):
-        names += ["pooled_k", "pooled_v"] if compression else ["pooled_k"]
-    if slots and not chosen:
-        names += ["chosen"]
-    if compression:
-        names += ["compression", "compression_lse"]
-    if slots:
-        names += ["selection", "selection_lse"]
-    if window:
-        names += ["window", "window_lse"]
-    return names
+class _Call(NamedTuple):
+    """What the op takes: tensors as `video_nsa` has them, the blocks flat, and the fields of Plan."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    gates: Tensor
+    pooled_k: Tensor | None
+    pooled_v: Tensor | None
+    bias: Tensor | None
+    leader: Tensor | None
+    chosen: Tensor | None
+    blocks: list[Tensor]
+    sizes: list[int]
+    compression: bool
+    slots: int
+    initial: int
+    local: int
+    budget: int
+    query_tile: int
+    window: int
+    scale: float
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(*self[11:])  # what comes after the sizes
+
+    @property
+    def joined(self) -> Blocks:
+        return Blocks.join(self.blocks, self.sizes)
+
+    @property
+    def kept(self) -> list[str]:
+        """What stands where in the list that the op returns: the output, then what its backward needs."""
+        names = ["out"]
+        choose = self.slots > 0 and self.chosen is None
+        if self.pooled_k is None and (self.compression or choose):
+            names += ["pooled_k", "pooled_v"] if self.compression else ["pooled_k"]
+        if choose:
+            names += ["chosen"]
+        for branch in self.plan.branches:
+            names += [branch, f"{branch}_lse"]
+        return names
+
+    def like(self, name: str) -> Tensor:
+        """An empty tensor of the shape of what is kept under `name`."""
+        rows, heads, _ = self.q.shape
+        if name.endswith("_lse"):
+            shape = (rows, heads) if name == "selection_lse" else (heads, rows)
+            return self.q.new_empty(shape, dtype=torch.float32)
+        if name == "chosen":
+            return self.q.new_empty((rows, self.k.shape[1], self.slots), dtype=torch.int32)
+        pooled = (self.joined.end.shape[0], *self.k.shape[1:])
+        return self.k.new_empty(pooled) if name.startswith("pooled") else torch.empty_like(self.q)
 
 
-@torch.library.custom_op("nsa_kernels::video_nsa", mutates_args=())
-def _layer(
-    q: Tensor, k: Tensor, v: Tensor, gates: Tensor, pooled_k: Tensor | None, pooled_v: Tensor | None,
-    bias: Tensor | None, leader: Tensor | None, chosen: Tensor | None, blocks: list[Tensor], sizes: list[int],
-    compression: bool, slots: int, initial: int, local: int, budget: int, query_tile: int, window: int, scale: float,
-) -> list[Tensor]:  # fmt: skip
-    plan = Plan(compression, slots, initial, local, budget or None, query_tile, window, scale)
-    joined = Blocks.join(blocks, sizes)
-    if chosen is not None:
-        checks.check_chosen_blocks(chosen, joined)
-    kept = layer_forward(q, k, v, gates, pooled_k, pooled_v, bias, leader, chosen, joined, plan)
-    return [kept[name] for name in _places(compression, slots, pooled_k is not None, chosen is not None, window)]
+@torch.library.custom_op("nsa_kernels::video_nsa", mutates_args=(), schema=schema_of(_Call))
+def _layer(*given: Any) -> list[Tensor]:
+    call = _Call(*given)
+    kept = layer_forward(*call[:9], call.joined, call.plan)
+    return [kept[name] for name in call.kept]
 
 
 @_layer.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, gates: Tensor, pooled_k: Tensor | None, pooled_v: Tensor | None,
-    bias: Tensor | None, leader: Tensor | None, chosen: Tensor | None, blocks: list[Tensor], sizes: list[int],
-    compression: bool, slots: int, initial: int, local: int, budget: int, query_tile: int, window: int, scale: float,
-) -> list[Tensor]:  # fmt: skip
-    rows, heads, _ = q.shape
-    num_blocks = Blocks.join(blocks, sizes).end.shape[0]
-
-    def make(name: str) -> Tensor:
-        if name.endswith("_lse"):
-            shape = (rows, heads) if name == "selection_lse" else (heads, rows)
-            return q.new_empty(shape, dtype=torch.float32)
-        if name == "chosen":
-            return q.new_empty((rows, k.shape[1], slots), dtype=torch.int32)
-        return k.new_empty((num_blocks, *k.shape[1:])) if name.startswith("pooled") else torch.empty_like(q)
-
-    return [make(name) for name in _places(compression, slots, pooled_k is not None, chosen is not None, window)]
+def _(*given: Any) -> list[Tensor]:
+    call = _Call(*given)
+    return [call.like(name) for name in call.kept]
 
 
-@torch.library.custom_op("nsa_kernels::video_nsa_backward", mutates_args=())
-def _layer_backward(
-    q: Tensor, k: Tensor, v: Tensor, gates: Tensor, do: Tensor, pooled_k: Tensor | None, pooled_v: Tensor | None,
-    bias: Tensor | None, chosen: Tensor | None, kept: list[Tensor], blocks: list[Tensor], sizes: list[int],
-    compression: bool, slots: int, window: int, scale: float,
-) -> list[Tensor]:  # fmt: skip
-    given_pooled, given_chosen = pooled_k is not None, chosen is not None
-    names = _places(compression, slots, given_pooled, given_chosen, window)[1:]
-    found = dict(zip(names, kept, strict=True))
-    if pooled_k is not None and pooled_v is not None:
-        found |= {"pooled_k": pooled_k, "pooled_v": pooled_v}
-    if chosen is not None:
-        found["chosen"] = chosen
-    plan = Plan(compression, slots, window=window, scale=scale)
-    return layer_backward(q, k, v, gates, do, found, bias, Blocks.join(blocks, sizes), plan, given_pooled)
+@torch.library.custom_op(
+    "nsa_kernels::video_nsa_backward", mutates_args=(), schema=schema_of(_Call, do=Tensor, kept=list[Tensor])
+)
+def _layer_backward(do: Tensor, kept: list[Tensor], *given: Any) -> list[Tensor]:
+    """The gradients of q, k, v and gates, and of pooled keys and values where they were given and compressed.
+
+    kept: what the forward returned, but for the output.
+    """
+    call = _Call(*given)
+    inputs = {"pooled_k": call.pooled_k, "pooled_v": call.pooled_v, "chosen": call.chosen}
+    found = {name: x for name, x in inputs.items() if x is not None} | dict(zip(call.kept[1:], kept, strict=True))
+    heads = call.q, call.k, call.v, call.gates
+    return layer_backward(*heads, do, found, call.bias, call.joined, call.plan, call.pooled_k is not None)
 
 
 @_layer_backward.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, gates: Tensor, do: Tensor, pooled_k: Tensor | None, pooled_v: Tensor | None,
-    bias: Tensor | None, chosen: Tensor | None, kept: list[Tensor], blocks: list[Tensor], sizes: list[int],
-    compression: bool, slots: int, window: int, scale: float,
-) -> list[Tensor]:  # fmt: skip
-    pooled = [x for x in (pooled_k, pooled_v) if x is not None and compression]
-    return [torch.empty_like(x) for x in (q, k, v, gates, *pooled)]
+def _(do: Tensor, kept: list[Tensor], *given: Any) -> list[Tensor]:
+    call = _Call(*given)
+    pooled = [x for x in (call.pooled_k, call.pooled_v) if x is not None and call.compression]
+    return [torch.empty_like(x) for x in (call.q, call.k, call.v, call.gates, *pooled)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    q, k, v, gates, pooled_k, pooled_v, bias, _, chosen, blocks, sizes, compression, slots, *rest = inputs
-    *_, window, scale = rest
+    call = _Call(*inputs)._replace(leader=None)
+    tensors = {name: x for name, x in call._asdict().items() if isinstance(x, Tensor)}
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # else zeros as large as every branch's output would be made for each backward
-    ctx.options = sizes, compression, slots, window, scale
-    ctx.counts = len(output) - 1, len(blocks)
-    ctx.given = [x is not None for x in (pooled_k, pooled_v, bias, chosen)]
-    optional = [x for x in (pooled_k, pooled_v, bias, chosen) if x is not None]
-    ctx.save_for_backward(q, k, v, gates, *optional, *output[1:], *blocks)
+    ctx.names, ctx.counts = list(tensors), (len(output) - 1, len(call.blocks))
+    ctx.call = call._replace(**dict.fromkeys(tensors), blocks=[])  # type: ignore[arg-type]
+    ctx.save_for_backward(*tensors.values(), *output[1:], *call.blocks)
 
 
 def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    nothing = _Call(*[None] * len(_Call._fields))._replace(blocks=[None] * ctx.counts[1])  # type: ignore
     if grads[0] is None:
-        return *[None] * 9, [None] * ctx.counts[1], *[None] * 9
-    saved = list(ctx.saved_tensors)
-    q, k, v, gates = (saved.pop(0) for _ in range(4))
-    pooled_k, pooled_v, bias, chosen = (saved.pop(0) if given else None for given in ctx.given)
-    kept, blocks = saved[: ctx.counts[0]], saved[ctx.counts[0] :]
-    found = _layer_backward(q, k, v, gates, grads[0], pooled_k, pooled_v, bias, chosen, kept, blocks, *ctx.options)
-    pooled = found[4:] or [None, None]
-    return *found[:4], *pooled, None, None, None, [None] * ctx.counts[1], *[None] * 9
+        return nothing
+    saved = iter(ctx.saved_tensors)
+    tensors = {name: next(saved) for name in ctx.names}
+    kept = [next(saved) for _ in range(ctx.counts[0])]
+    found = _layer_backward(grads[0], kept, *ctx.call._replace(**tensors, blocks=list(saved)))
+    return nothing._replace(**dict(zip(("q", "k", "v", "gates", "pooled_k", "pooled_v"), found, strict=False)))
 
 
 _layer.register_autograd(_differentiate, setup_context=_save)

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nsa_lab.attention.dims import HeadDims
+from nsa_lab.partition import Context, Partition
 from nsa_lab.plugin import Plugin
 
 
@@ -114,3 +116,16 @@ def first_slots(number: Tensor, taken: Tensor, count: int) -> Tensor:
     last = number.shape[-1]
     number = number[..., :count].masked_fill(~taken[..., :count], last).sort(dim=-1).values
     return number.masked_fill(number == last, -1)
+
+
+def fitting(blocks: Tensor, context: Context, partition: Partition) -> Tensor:
+    """blocks [Tq, G, n] with -1 for all that is no block of the query's sample, and for all but the first of the same.
+
+    What does not fit is then read by nobody, and no host waits to hear of it.
+    """
+    sample = torch.searchsorted(context.cu_seqlens, context.query_index, right=True) - 1
+    first, past = (partition.cu_blocks[sample + i, None, None] for i in (0, 1))
+    ascending, slot = blocks.sort(dim=-1, stable=True)
+    repeated = F.pad(ascending[..., 1:] == ascending[..., :-1], (1, 0))
+    repeated = torch.empty_like(repeated).scatter_(-1, slot, repeated)
+    return blocks.masked_fill((blocks < first) | (blocks >= past) | repeated, -1)

@@ -19,7 +19,7 @@ class Backend(ABC):
     """One way to compute the ops. It keeps no state; one instance serves all layers.
 
     fused: `video_nsa` computes the three standard branches in one call. divisible: queries may be some of the video
-    tokens alone (training.context_parallel).
+    tokens alone (training.context_parallel, prefill_chunk).
     """
 
     fused: ClassVar[bool] = False
@@ -88,7 +88,10 @@ class Backend(ABC):
         *,
         scale: float,
     ) -> Tensor:
-        """Softmax over the tokens of `blocks` [Tq, G, n] that stand at or before the query. [Tq, H, D]."""
+        """Softmax over the tokens of `blocks` [Tq, G, n] that stand at or before the query. [Tq, H, D].
+
+        A number that is of no block of the query's sample is ignored, and a block that is named twice is read once.
+        """
 
     @abstractmethod
     def window(self, q: Tensor, k: Tensor, v: Tensor, context: Context, *, size: int, scale: float) -> Tensor:
@@ -122,6 +125,7 @@ class Backend(ABC):
         """The gated sum of `branches` [Tq, H, D], gates [Tq, H, R] in their order; and the blocks [Tq, G, n] int64.
 
         pooled [N, G, D] twice: a compressor's keys and values; None is the mean of each block. chosen [Tq, G, n]
-        int64: blocks to read instead of choosing them. The blocks are None where the backend keeps them to itself.
+        int64: blocks to read instead of choosing them, as in `selection`. The blocks are None where the backend keeps
+        them to itself.
         """
         raise NotImplementedError

@@ -37,7 +37,7 @@ class Sight:
 class Reducer(Plugin, nn.Module):
     """May drop or merge video tokens after the vision tower and after each layer; this one keeps all.
 
-    A hook gets a plan (see attention.methods.base.Plan) and returns the rows that go on with the plan that knows them:
+    A hook gets a plan (nsa_lab.model.plan.AttentionPlan) and returns the rows that go on with the plan that knows them:
     `plan.keep(index)`, beside x[index] or a merged x.
     Text tokens stay. Positions are those of the unreduced grid.
     by_question: what stays depends on the end of a sample's question, so that earlier rows depend on it too.

@@ -52,7 +52,8 @@ class NsaLab(lmms):
     `pretrained` is a run's folder, an exported one or a hub id; `design` are settings on top, as
     `attention.branches.window.size=512;attention.partition.kind=frame`. Frames are `fps` a second, at most
     `max_frames`, of at most `pixels_per_frame`; what is not given is the model's own. With a folder `predictions`,
-    every answer is kept there and not asked again; it holds those of one task. Raises NsaLabError as `load_model`.
+    every answer is kept there and not asked again; it holds those of one task. With `prefill_chunk` prompts are read
+    about so many tokens at a time, in less memory. Raises NsaLabError as `load_model`.
     """
 
     is_simple = False
@@ -66,6 +67,7 @@ class NsaLab(lmms):
         pixels_per_frame: int | None = None,
         bare_letters: bool = True,
         predictions: str | None = None,
+        prefill_chunk: int | None = None,
         batch_size: int | str = 1,
         device: str | None = None,
     ):
@@ -77,6 +79,7 @@ class NsaLab(lmms):
         self._rank, self._world_size = (int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1)))
         self.device = torch.device(device) if device else _own_device(self.config.training.accelerator)
         self.model.to(self.device)  # type: ignore[arg-type]
+        self.prefill_chunk = None if prefill_chunk is None else int(prefill_chunk)
         self.bare_letters, self.batch_size = bare_letters, int(batch_size)
         self.predictions = None if predictions is None else Path(str(predictions))
 
@@ -113,7 +116,7 @@ class NsaLab(lmms):
             "max_new_tokens": str(limit),
             "bare_letters": str(self.bare_letters),
         }
-        answerer = Answerer(self.model, limit)
+        answerer = Answerer(self.model, limit, self.prefill_chunk)
         home = self.predictions and answers_folder(self.predictions, self.rank, self.world_size)
         with recorded(home, about) as predictions:
             left = [question for question in questions if (question.place, 0) not in predictions.rows]

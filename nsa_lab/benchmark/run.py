@@ -65,6 +65,7 @@ def benchmark(
     *,
     overrides: Sequence[str] = (),
     batch: int = 1,
+    prefill_chunk: int | None = None,
     processes: int = 1,
     rows: Path | None = None,
     limit: int | None = None,
@@ -72,7 +73,8 @@ def benchmark(
     """Let lmms-eval ask `model` the questions of a benchmark (the first `limit`); all goes to a folder in `output`.
 
     `overrides` are settings of the model. `rows` has files TASK.parquet (.json, .jsonl) of what need not be fetched.
-    Answers that are there already are not asked again. Raises NsaLabError, with what lmms-eval died of.
+    Answers that are there already are not asked again. prefill_chunk: prompts are read about so many tokens at a time,
+    in less memory. Raises NsaLabError, with what lmms-eval died of.
     """
     check_installed()
     _refuse(overrides)
@@ -83,7 +85,7 @@ def benchmark(
     name = (rows and local_task(chosen.task, rows, folder / RAW)) or chosen.task
     options = {"limit": limit, "include_path": folder / RAW, "batch_size": batch, "output_path": folder / RAW}
     given = [word for key, value in options.items() if value is not None for word in (f"--{key}", str(value))]
-    asked = [*_model_arguments(model, chosen, folder, overrides), *_task_arguments(chosen, name), *given]
+    asked = [*_model_arguments(model, chosen, folder, overrides, prefill_chunk), *_task_arguments(chosen, name), *given]
     home = os.environ.get("HF_HOME", os.path.expanduser(HF_HOME))
     with open(folder / LOG, "w") as log:
         command = [sys.executable, *_launcher(processes), "-m", "lmms_eval", *asked]
@@ -112,7 +114,9 @@ def _launcher(processes: int) -> list[str]:
     return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
 
 
-def _model_arguments(model: str, chosen: Benchmark, folder: Path, overrides: Sequence[str]) -> list[str]:
+def _model_arguments(
+    model: str, chosen: Benchmark, folder: Path, overrides: Sequence[str], prefill_chunk: int | None
+) -> list[str]:
     settings = chosen.settings
     given = {
         "pretrained": model,
@@ -121,6 +125,7 @@ def _model_arguments(model: str, chosen: Benchmark, folder: Path, overrides: Seq
         "pixels_per_frame": settings.pixels_per_frame,
         "bare_letters": settings.bare_letters,
         "predictions": folder,
+        "prefill_chunk": "" if prefill_chunk is None else prefill_chunk,
         "design": ";".join(overrides),
     }
     for name, value in given.items():

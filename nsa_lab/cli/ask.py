@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nsa_lab.cli.evaluate import Model, NewTokens
+from nsa_lab.cli.evaluate import Chunk, Model, NewTokens
 from nsa_lab.errors import NsaLabError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def ask(
         int | None, typer.Option(help="Decoder layer of the picture; by default a late one with blocks.", min=0)
     ] = None,
     max_new_tokens: NewTokens = 64,
+    prefill_chunk: Chunk = None,
 ) -> None:
     """Ask a model about a video; the answer, greedily written, goes to stdout.
 
@@ -47,7 +48,7 @@ def ask(
     loaded = api.load_model(model, overrides or ())
     assert loaded.experiment is not None
     loaded.to(training_device(loaded.experiment.training.accelerator))  # type: ignore[arg-type]
-    answer = api.ask(loaded, video, question, max_new_tokens=max_new_tokens)
+    answer = api.ask(loaded, video, question, max_new_tokens=max_new_tokens, prefill_chunk=prefill_chunk)
     drawn = None if picture is None else _draw(loaded, video, question, picture, layer)
     typer.echo(answer)
     if drawn:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nsa_lab.cli.evaluate import Model
+from nsa_lab.cli.evaluate import Chunk, Model
 from nsa_lab.cli.values import names
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def benchmark(
         Path | None, typer.Option(help="Folder with TASK.parquet (.json, .jsonl): rows that need not be fetched.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Questions answered at once.", min=1)] = 1,
+    prefill_chunk: Chunk = None,
     processes: Annotated[int, typer.Option(help="Processes (GPUs) that share the questions.", min=1)] = 1,
     limit: Annotated[int | None, typer.Option(help="Only so many first questions, to try.", min=1)] = None,
 ) -> None:
@@ -51,7 +52,7 @@ def benchmark(
     check_installed()
     home = Path(model) if Path(model).is_dir() else Path("runs") / model.replace("/", "--")
     folder = output or home / ("benchmark" if limit is None else f"benchmark-first-{limit}")
-    options = {"batch": batch, "processes": processes, "rows": rows, "limit": limit}
+    options = {"batch": batch, "prefill_chunk": prefill_chunk, "processes": processes, "rows": rows, "limit": limit}
     scores = []
     for one in chosen:
         say(f"{one.task}: asking; what lmms-eval says goes to {folder / one.task}/lmms_eval.log")

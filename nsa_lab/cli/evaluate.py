@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(help="A run's folder, an exported one, or a hub id.", metavar="MODEL")]
 NewTokens = Annotated[int, typer.Option(help="Tokens of an answer at most.", min=1)]
+Chunk = Annotated[
+    int | None, typer.Option("--prefill-chunk", help="Read prompts so many tokens at a time, to save memory.", min=1)
+]
 PLACES = {"data.videos=": "--videos DIR", "data.annotations=": "DATA, after MODEL", "tasks.": "the task's name as DATA"}
 
 
@@ -27,6 +30,7 @@ def evaluate(
     ] = None,
     batch: Annotated[int, typer.Option(help="Questions answered at once.", min=1)] = 4,
     max_new_tokens: NewTokens = 64,
+    prefill_chunk: Chunk = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Let a model answer all questions of a task's validation clips, or of an annotation file, and count right ones.
@@ -64,6 +68,7 @@ def evaluate(
             videos=videos,
             batch=batch,
             max_new_tokens=max_new_tokens,
+            prefill_chunk=prefill_chunk,
             on_progress=lambda done, total, right: tell(done, total, f"{right / done:.1%} right" if done else ""),
         )
     _print(found)

@@ -24,7 +24,7 @@ def export(
     from nsa_lab.training.restore import restore_model
 
     refuse_taken(folder)  # before a large model is loaded for nothing
-    config, model = restore_model(run)
+    config, model = restore_model(run, as_stored=True)
     tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
     export_model(model, config, tokenizer, folder, dtype)
     size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6

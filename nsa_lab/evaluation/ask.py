@@ -14,14 +14,22 @@ from nsa_lab.evaluation.decode import greedy
 from nsa_lab.model import VideoNSAForConditionalGeneration
 
 
-def ask(model: VideoNSAForConditionalGeneration, video: str | Path, question: str, *, max_new_tokens: int = 64) -> str:
+def ask(
+    model: VideoNSAForConditionalGeneration,
+    video: str | Path,
+    question: str,
+    *,
+    max_new_tokens: int = 64,
+    prefill_chunk: int | None = None,
+) -> str:
     """The model's answer to `question` about the video file `video`, greedily decoded.
 
     The video is sampled and resized as the model's data settings say (`load_model` brings them), and its tokens are
-    placed as the model itself does (`config.positions`). Raises NsaLabError where the model has none, or the video
-    cannot be read.
+    placed as the model itself does (`config.positions`). With prefill_chunk the prompt is read about so many tokens at
+    a time: the same answer in less memory. Raises NsaLabError where the model has none, the video cannot be read, or
+    the prompt not be cut.
     """
-    answerer = Answerer(model, max_new_tokens)
+    answerer = Answerer(model, max_new_tokens, prefill_chunk)
     try:
         return answerer.answers([answerer.example(about(video, question))])[0]
     except BadSampleError as error:
@@ -46,8 +54,8 @@ Question = TypeVar("Question", bound=Asked)
 class Answerer:
     """Answers questions with a model, greedily, under its own data settings. Raises NsaLabError where it has none."""
 
-    def __init__(self, model: VideoNSAForConditionalGeneration, max_new_tokens: int):
-        self.model, self.max_new_tokens = model, max_new_tokens
+    def __init__(self, model: VideoNSAForConditionalGeneration, max_new_tokens: int, prefill_chunk: int | None = None):
+        self.model, self.max_new_tokens, self.prefill_chunk = model, max_new_tokens, prefill_chunk
         settings = own_settings(model).data
         self.tokenizer = load_tokenizer(settings.tokenizer, Path(settings.cache_dir))
         self.data = VideoDataset([], self.tokenizer, settings, model.config.vision_config.tokens_per_second)
@@ -62,12 +70,12 @@ class Answerer:
             return []
         end = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
         try:
-            written = greedy(self.model, examples, end, self.max_new_tokens)
+            written = greedy(self.model, examples, end, self.max_new_tokens, self.prefill_chunk)
         except torch.OutOfMemoryError as error:
             tokens = sum(len(example.input_ids) for example in examples)
             raise NsaLabError(
                 f"the GPU has no room for {len(examples)} prompts of {tokens:,} tokens together; lower the batch,"
-                " data.max_frames or data.max_pixels"
+                " data.max_frames or data.max_pixels, or read them in (smaller) chunks, prefill_chunk=4096"
             ) from error
         return [str(self.tokenizer.decode(ids)).strip() for ids in written]
 

@@ -12,9 +12,15 @@ from nsa_lab.model import VideoNSAForConditionalGeneration
 
 @torch.no_grad()
 def greedy(
-    model: VideoNSAForConditionalGeneration, examples: Sequence[Example], end: int, count: int
+    model: VideoNSAForConditionalGeneration,
+    examples: Sequence[Example],
+    end: int,
+    count: int,
+    prefill_chunk: int | None = None,
 ) -> list[list[int]]:
     """The token ids that follow each example, until `end` (left out) or `count` of them.
+
+    prefill_chunk: the prompts are read about so many tokens at a time, in less memory.
 
     Video tokens are never written: a cache takes none. Each answer is that of its example alone, but for float
     rounding.
@@ -23,7 +29,7 @@ def greedy(
     inputs["pixel_values_videos"] = inputs["pixel_values_videos"].to(model.dtype)
     was_training = model.training
     try:
-        return _decode(model.eval(), inputs, end, count)
+        return _decode(model.eval(), inputs, end, count, prefill_chunk)
     finally:
         model.train(was_training)
 
@@ -50,9 +56,9 @@ def left_padded(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     }
 
 
-def _decode(model: Any, inputs: dict[str, torch.Tensor], end: int, count: int) -> list[list[int]]:
+def _decode(model: Any, inputs: dict[str, torch.Tensor], end: int, count: int, chunk: int | None) -> list[list[int]]:
     """Text goes on one position after the prompt's last token."""
-    out = model(**inputs, use_cache=True, logits_to_keep=1)
+    out = model(**inputs, use_cache=True, logits_to_keep=1, prefill_chunk=chunk)
     place, mask = inputs["position_ids"][:, :, -1:], inputs["attention_mask"]
     ids: list[list[int]] = [[] for _ in mask]
     writing = set(range(len(ids)))

@@ -64,6 +64,7 @@ def evaluate(
     videos: str | Path | None = None,
     batch: int = 4,
     max_new_tokens: int = 64,
+    prefill_chunk: int | None = None,
     on_progress: Callable[[int, int, int], None] | None = None,
 ) -> Evaluation:
     """The model's greedy answers to all of `data`, a task's name (its validation clips) or an annotation file.
@@ -71,11 +72,12 @@ def evaluate(
     With a folder `output`, each batch is written there as it is done, and what is there already is not asked again.
     Settings are those that the model brings: with data.on_bad_sample=skip a sample that cannot be used is left out of
     the accuracies, else it stops the evaluation, with its name. `on_progress` is told after each batch how many are
-    done, of how many, and how many of them right. Raises NsaLabError on that, and as `recorded` does.
+    done, of how many, and how many of them right. With prefill_chunk prompts are read about so many tokens at a time,
+    in less memory. Raises NsaLabError on that, and as `recorded` and a chunked prefill do.
     """
     if batch < 1:
         raise NsaLabError(f"batch={batch} answers nothing; use 1 or more")
-    answerer, config = Answerer(model, max_new_tokens), own_settings(model)
+    answerer, config = Answerer(model, max_new_tokens, prefill_chunk), own_settings(model)
     questions, asked = read_questions(config, data, videos)
     about = {
         "weights": weights_digest(model),

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from nsa_lab.attention.dims import HeadDims
@@ -12,6 +12,7 @@ from nsa_lab.attention.methods import Method
 from nsa_lab.baselines import AskedHeads
 from nsa_lab.config import layer_attention
 from nsa_lab.model.cache import VideoCache
+from nsa_lab.model.chunks import Chunk
 from nsa_lab.model.config import get_design
 from nsa_lab.model.plan import AttentionPlan, Rope
 from nsa_lab.plugin import build
@@ -31,31 +32,53 @@ class VideoNSAAttention(qwen.Qwen2_5_VLAttention):
         hidden_states: Tensor,
         position_embeddings: Rope,
         past_key_values: Any = None,
-        plan: AttentionPlan | None = None,
+        plan: AttentionPlan | Chunk | None = None,
         padding: Tensor | None = None,
         past_length: int = 0,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """With a plan a prefill of own rows [n, hidden]; without one, new tokens [B, n, hidden] after a cache."""
-        split = (*hidden_states.shape[:-1], -1, self.head_dim)
-        q, k, v = (project(hidden_states).view(split) for project in (self.q_proj, self.k_proj, self.v_proj))
+        """With a plan a prefill of own rows, with a chunk that of its rows, [n, hidden]; without, new tokens
+        [B, n, hidden] after a cache."""
+        if isinstance(plan, Chunk):
+            q = self.queries(hidden_states, position_embeddings)
+            out = self.method.prefill(hidden_states, q, *plan.known, plan)
+            return self.o_proj(out.flatten(-2)), None
+        q, k, v = (self._heads(project, hidden_states) for project in (self.q_proj, self.k_proj, self.v_proj))
         q, k = self._rotate(q, k, position_embeddings)
         if plan is None:
             out = self._decode(q, k, v, past_key_values, padding, past_length)
         else:
             if past_key_values is not None:
-                self._fill(past_key_values, k, v, plan)
+                self.fill(past_key_values, k, v, plan)
             if self.layer_idx in plan.watched:
-                plan.heads[self.layer_idx] = AskedHeads(q[plan.asked].detach(), k.detach(), self.design.text_window)
+                self.show(q[plan.asked], k, plan)
             if plan.shared:
                 k, v = plan.all_rows(torch.cat([k, v], 1)).chunk(2, 1)
             out = self.method.prefill(hidden_states, q, k, v, plan)
         return self.o_proj(out.flatten(-2)), None
 
+    def queries(self, x: Tensor, rope: Rope) -> Tensor:
+        """[n, H, D], rotated, of rows x [n, hidden]."""
+        q = self._heads(self.q_proj, x)
+        return self._rotate(q, q[:, :0], rope)[0]
+
+    def keys(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+        """Keys, rotated, and values [n, G, D] of rows x [n, hidden]."""
+        k, v = (self._heads(project, x) for project in (self.k_proj, self.v_proj))
+        return self._rotate(k[:, :0], k, rope)[1], v
+
+    def _heads(self, project: nn.Module, x: Tensor) -> Tensor:
+        return project(x).view(*x.shape[:-1], -1, self.head_dim)
+
+    def show(self, q: Tensor, k: Tensor, plan: AttentionPlan) -> None:
+        """Tell the reducer the queries [S, H, D] of the questions' ends and the keys [T, G, D] of all rows."""
+        plan.heads[self.layer_idx] = AskedHeads(q.detach(), k.detach(), self.design.text_window)
+
     def _rotate(self, q: Tensor, k: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
         return qwen.apply_rotary_pos_emb(q, k, *rope, unsqueeze_dim=-2)
 
-    def _fill(self, cache: Any, k: Tensor, v: Tensor, plan: AttentionPlan) -> None:
+    def fill(self, cache: Any, k: Tensor, v: Tensor, plan: AttentionPlan) -> None:
+        """Keep a prefill's keys and values [T, G, D] in `cache`."""
         if isinstance(cache, VideoCache):
             cache.fill(self.layer_idx, k, v, plan)
         elif not plan.reduced:

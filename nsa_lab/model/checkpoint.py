@@ -31,11 +31,12 @@ from nsa_lab.model.config import (
     published_design,
     set_design,
 )
+from nsa_lab.model.decoder import is_plugged_in, plugged_in
 from nsa_lab.model.fresh import random_model, weights_dtype
 from nsa_lab.model.gates import with_gates_of
 from nsa_lab.model.sharded import Scattered
 from nsa_lab.model.trained import stored_weights
-from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration, is_plugged_in, plugged_in
+from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration
 
 SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 """Settings without which transformers builds a model of a size of its own."""

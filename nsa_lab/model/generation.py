@@ -1,5 +1,6 @@
 """What transformers' generate() asks a model for: caches, masks and positions."""
 
+import copy
 from typing import Any
 
 import torch
@@ -50,6 +51,28 @@ class Generation(Qwen2_5_VLForConditionalGeneration):
             model_kwargs["answering"] = last.expand(ids.shape[-2:])
         if type(model_kwargs.get("past_key_values")) is DynamicCache:
             model_kwargs["past_key_values"] = VideoCache(self.config.get_text_config())
+
+    def _maybe_prepare_encoder_kwargs_for_generation(
+        self, inputs_tensor: Tensor, model_kwargs: dict[str, Any], model_input_name: Any, generation_config: Any
+    ) -> dict[str, Any]:
+        """As transformers', where the tower may run beforehand; it does so in chunks too."""
+        chunk = generation_config.prefill_chunk_size
+        given = model_kwargs if chunk is None else model_kwargs | {"prefill_chunk": chunk}
+        found: dict[str, Any] = super()._maybe_prepare_encoder_kwargs_for_generation(
+            inputs_tensor, given, model_input_name, generation_config
+        )
+        return {name: value for name, value in found.items() if name != "prefill_chunk"}
+
+    def _prefill(
+        self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """As transformers', but prefill_chunk_size cuts a whole prompt inside the forward, its videos too."""
+        cache, chunk = model_kwargs.get("past_key_values"), generation_config.prefill_chunk_size
+        if chunk is not None and cache is not None and cache.get_seq_length() == 0:
+            generation_config = copy.copy(generation_config)
+            generation_config.prefill_chunk_size = None
+            model_kwargs = model_kwargs | {"prefill_chunk": chunk}
+        return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
         """As transformers', for this cache and with token types that nobody passed."""

@@ -83,7 +83,7 @@ class AttentionPlan:
     def asked(self) -> Tensor:
         """[S] int64: the last token of each sample's question; where nothing is said of an answer, its last token.
 
-        Raises NsaLabError where the input ends before the question, as in generate() with prefill_chunk_size.
+        Raises NsaLabError where the input ends before the question.
         """
         ends = self.layout.cu_seqlens[1:]
         if self.answering is None:
@@ -92,7 +92,7 @@ class AttentionPlan:
         if missing < 0:
             raise NsaLabError(
                 f"the reducer chooses by a question's end, {-missing} tokens after the end of this input; give the"
-                " whole prompt to one forward (no prefill_chunk_size)"
+                " whole prompt to one forward"
             )
         marked = F.pad(self.answering, (0, missing)).flatten()[self.layout.rows].nonzero().flatten()
         first = ends - 1
@@ -141,13 +141,22 @@ class AttentionPlan:
 
         The first layer of a group always makes it: activation checkpointing repeats what it saw.
         """
-        number = self.partitioners.slot_of_layer[layer]
-        slot = self.partitioners.slots[number]
-        makes = layer == slot.first_layer(self.first_layer)
-        if self.partitioners.partitioner(number).scope == "layer" and makes:
+        if self.makes(layer):
             with self.partitioners.timed(x.device):
-                self._make(number, x, layer)
-        return self.partitions[number]
+                self._make(self.partitioners.slot_of_layer[layer], x, layer)
+        return self.made(layer)
+
+    def makes(self, layer: int) -> bool:
+        """Whether it is this layer that makes the partition that it reads."""
+        number = self.partitioners.slot_of_layer.get(layer)
+        if number is None:
+            return False
+        first = self.partitioners.slots[number].first_layer(self.first_layer)
+        return self.partitioners.partitioner(number).scope == "layer" and layer == first
+
+    def made(self, layer: int) -> Partition:
+        """The partition that a layer reads, which an earlier layer or `begin` has made."""
+        return self.partitions[self.partitioners.slot_of_layer[layer]]
 
     def _make(self, number: int, x: Tensor, layer: int) -> None:
         slot, partitioner = self.partitioners.slots[number], self.partitioners.partitioner(number)

@@ -12,140 +12,24 @@ from transformers.conversion_mapping import (
     register_checkpoint_conversion_mapping,
 )
 from transformers.core_model_loading import WeightRenaming
-from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from nsa_lab.attention.trace import Trace
-from nsa_lab.baselines import Reducer
 from nsa_lab.config import ExperimentConfig
 from nsa_lab.data.chat import IGNORED
+from nsa_lab.errors import NsaLabError
 from nsa_lab.layout import OnHost, TokenLayout, layout_from_mrope, layout_from_token_ids, moved
 from nsa_lab.model.attention import VideoNSAAttention
 from nsa_lab.model.cache import VideoCache
-from nsa_lab.model.config import VideoNSAConfig, get_design
+from nsa_lab.model.config import VideoNSAConfig
 from nsa_lab.model.context_parallel import Shared
+from nsa_lab.model.decoder import VideoNSATextModel
 from nsa_lab.model.generation import Generation
 from nsa_lab.model.partitions import LayerPartitions
 from nsa_lab.model.plan import AttentionPlan
 from nsa_lab.model.positions import rope_index, token_types
-from nsa_lab.model.rotary import PreciseRotaryEmbedding
 from nsa_lab.model.token_loss import token_loss
-from nsa_lab.model.vision import TowerWatch, speed_up, vision_inputs
-from nsa_lab.plugin import build
-
-
-class VideoNSATextModel(qwen.Qwen2_5_VLTextModel):
-    """The decoder, with its own loop. What Qwen does not have is initialised here, where transformers looks for it."""
-
-    def __init__(self, config: Any):
-        super().__init__(config)
-        self.rotary_emb.__class__ = PreciseRotaryEmbedding
-        for index, layer in enumerate(self.layers):
-            layer.self_attn = VideoNSAAttention(config, index)
-        designs = [layer.self_attn.design for layer in self.layers]
-        self.partitions = LayerPartitions(designs, config.hidden_size)
-        self.reducer: Reducer = build(get_design(config).reducer, "kind", config.hidden_size)
-        for module in plugged_in(self).values():
-            module.is_plugged_in = True
-        self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: Any) -> None:
-        if not getattr(module, "is_plugged_in", False):
-            super()._init_weights(module)
-        elif any(True for _ in module.parameters(recurse=False)):
-            module.reset_parameters()
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        plan: AttentionPlan | None = None,
-        past_length: int = 0,
-        output_hidden_states: bool = False,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        """As Qwen2.5-VL's, for embeddings [B, L, hidden]: with a plan a prefill, without one new tokens after a cache.
-
-        A prefill packs the rows before the first layer and unpacks them after the last. No L x L mask is made: the plan
-        says who sees whom, and attention_mask [B, L] is padding alone.
-        """
-        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache is None:
-            use_cache = self.config.use_cache and not (self.gradient_checkpointing and self.training)
-        if use_cache and past_key_values is None:
-            past_key_values = VideoCache(self.config)
-        ids = _three_rows(position_ids, x, past_length)
-        states: list[Tensor] | None = [x] if output_hidden_states else None
-        if plan is None:
-            given = {"past_key_values": past_key_values, "padding": attention_mask, "past_length": past_length}
-            x = self._new_tokens(x, ids, states, given)
-        else:
-            x = self._prefill(x, ids, states, past_key_values, plan)
-        return BaseModelOutputWithPast(
-            last_hidden_state=x,
-            past_key_values=past_key_values,
-            hidden_states=None if states is None else (*states[:-1], x),
-        )
-
-    def _prefill(
-        self, embeds: Tensor, ids: Tensor, states: list[Tensor] | None, cache: Any, plan: AttentionPlan
-    ) -> Tensor:
-        x = plan.pack(embeds)
-        cos, sin = self.rotary_emb(x, plan.pack(ids.permute(1, 2, 0)).T[:, None])
-        if isinstance(cache, VideoCache):
-            cache.begin(ids, plan)
-        plan.begin(self.partitions, x, (cos[0], sin[0]))
-        plan.layers, plan.watched = self.layers, self.reducer.asks(len(self.layers))
-        x, plan = self.reducer.after_vision(x, plan)
-        for number, layer in enumerate(self.layers):
-            if plan.reduced and plan.trace.wants("kept"):
-                plan.trace.record(number, "kept", plan.video_lengths)
-            x = layer(x, position_embeddings=plan.rope, past_key_values=cache, plan=plan)
-            plan.next_layer = number + 1
-            x, plan = self.reducer.after_layer(number, x, plan)
-            if states is not None:
-                states.append(plan.unpack(x))
-        return plan.unpack(self.norm(x))
-
-    def _new_tokens(self, x: Tensor, ids: Tensor, states: list[Tensor] | None, given: dict[str, Any]) -> Tensor:
-        rope = self.rotary_emb(x, ids)
-        for layer in self.layers:
-            x = layer(x, position_embeddings=rope, **given)
-            if states is not None:
-                states.append(x)
-        return self.norm(x)
-
-
-def _three_rows(position_ids: Tensor | None, x: Tensor, past: int) -> Tensor:
-    """M-RoPE ids [3, B, L] of x [B, L, hidden]: given as [3 or 4, B, L] or [B, L], or counted on from `past`."""
-    if position_ids is None:
-        position_ids = torch.arange(past, past + x.shape[1], device=x.device).expand(len(x), -1)
-    rows = position_ids.expand(3, *position_ids.shape) if position_ids.ndim == 2 else position_ids[-3:]
-    # transformers counts them over all tokens of attention_mask, the cached ones included.
-    return rows[..., -x.shape[1] :]
-
-
-def is_plugged_in(name: str) -> bool:
-    """Whether a module or weight of this name belongs to a method, a partitioner or the reducer."""
-    return any(root in name for root in (".self_attn.method.", "partitions.", "reducer."))
-
-
-def plugged_in(decoder: torch.nn.Module) -> dict[str, Any]:
-    """The modules that Qwen2.5-VL does not have, by name: those of methods, partitioners and the reducer.
-
-    Raises TypeError where one owns parameters and says nothing of their start values.
-    """
-    found = {name: module for name, module in decoder.named_modules() if is_plugged_in(f"{name}.")}
-    for name, module in found.items():
-        own = [parameter for parameter, _ in module.named_parameters(recurse=False)]
-        if own and not hasattr(module, "reset_parameters"):
-            raise TypeError(f"{type(module).__name__} ({name}) owns {', '.join(own)} but has no reset_parameters()")
-    return found
+from nsa_lab.model.vision import TowerWatch, in_chunks, speed_up, vision_inputs
 
 
 class VideoNSAModel(qwen.Qwen2_5_VLModel):
@@ -169,16 +53,22 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
         trace: Trace | None = None,
         host: OnHost | None = None,
         answering: Tensor | None = None,
+        prefill_chunk: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """As Qwen2.5-VL's, and: a packed batch (row 0 of position_ids restarts) never makes a cache.
 
         answering [B, up to L] bool: the tokens that an answer is to follow (see AttentionPlan). `host` is what the
-        batch says of itself, so that the forward need not wait for the device to tell.
-        Raises ValueError where video tokens come after the cache has been filled, or do not match their grids.
+        batch says of itself, so that the forward need not wait for the device to tell. prefill_chunk: the tower and the
+        decoder take about so many tokens at a time, with the same result in less memory (nsa_lab/model/chunks.py).
+        Raises ValueError where video tokens come after the cache has been filled, or do not match their grids, and
+        NsaLabError where a prefill cannot be cut into chunks.
         """
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         plan = None
+        if prefill_chunk is not None and (past or host is not None):
+            after = "a training's batch" if host is not None else f"what comes after {past} cached tokens"
+            raise NsaLabError(f"prefill_chunk cuts a whole prompt, not {after}; leave it out")
         if position_ids is None:
             given = {"input_ids": input_ids, "attention_mask": attention_mask, "past_key_values": past_key_values}
             kwargs["mm_token_type_ids"] = self.ready_positions(kwargs.get("mm_token_type_ids"), **given)
@@ -204,7 +94,8 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
                 use_cache, past_key_values = False, None
         elif input_ids is not None and bool((input_ids == self.config.video_token_id).any()):
             raise ValueError(
-                f"video tokens arrive after {past} cached tokens; give the whole video to the first forward (prefill)"
+                f"video tokens arrive after {past} cached tokens; give the whole video to the first forward (prefill),"
+                " with prefill_chunk where it is long"
             )
         return super().forward(
             input_ids=input_ids,
@@ -216,6 +107,7 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
             video_grid_thw=video_grid_thw,
             plan=plan,
             past_length=past,
+            prefill_chunk=prefill_chunk,
             **kwargs,
         )
 
@@ -229,9 +121,24 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
         blocks = self.watched_blocks if len(layout.grids) else ()
         return TowerWatch(self.visual, layout.grids, blocks) if blocks else None
 
-    def get_image_features(self, *args: Any, watch: TowerWatch | None = None, **kwargs: Any) -> Any:
-        """As Qwen2.5-VL's; only videos are looked at."""
+    def get_image_features(
+        self, *args: Any, watch: TowerWatch | None = None, prefill_chunk: int | None = None, **kwargs: Any
+    ) -> Any:
+        """As Qwen2.5-VL's; only videos are looked at, and cut into chunks."""
         return super().get_image_features(*args, **kwargs)
+
+    def get_video_features(
+        self,
+        pixel_values_videos: Tensor,
+        video_grid_thw: Tensor | None = None,
+        prefill_chunk: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As Qwen2.5-VL's; with prefill_chunk the tower takes whole frames of about so many tokens at a time."""
+        run = super().get_video_features
+        if prefill_chunk is None or video_grid_thw is None:
+            return run(pixel_values_videos, video_grid_thw, **kwargs)
+        return in_chunks(run, pixel_values_videos, video_grid_thw, prefill_chunk, self.visual, **kwargs)
 
     def _embed(
         self,

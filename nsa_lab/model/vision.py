@@ -1,12 +1,13 @@
 """Qwen2.5-VL's vision tower, the same weights and result with fewer and larger operations."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from itertools import groupby
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
@@ -86,11 +87,55 @@ class TowerWatch:
         grid_thw = grids.cpu() * torch.tensor([1, self.merge, self.merge])
         self.index, _ = get_vision_window_index(grid_thw, self.merge, visual.window_size, visual.patch_size)
 
+    def of(self, visual: Any, grid_thw: Tensor) -> "TowerWatch":
+        """Who looks on in its place at some frames alone, of grids [v, 3] in patches."""
+        return TowerWatch(visual, grid_thw // grid_thw.new_tensor([1, self.merge, self.merge]), self.blocks)
+
     def see(self, block: int, received: Tensor, keys: Tensor) -> None:
         """Keep what `block` says of the patches, in the tower's order of windows: received [P], keys [P, D]."""
         in_tokens = [x.unflatten(0, (-1, self.merge**2)).mean(1) for x in (received, keys)]
         index = self.index.to(received.device)
         self.seen[block] = Sight(*(torch.empty_like(x).index_copy(0, index, x) for x in in_tokens))
+
+
+def in_chunks(
+    run: Callable[..., Any],
+    pixels: Tensor,
+    grid_thw: Tensor,
+    tokens: int,
+    visual: Any,
+    watch: TowerWatch | None = None,
+    **kwargs: Any,
+) -> BaseModelOutputWithPooling:
+    """What `run`(pixels, grid_thw) makes of videos, from whole frames of at most `tokens` tokens, or one, at a time.
+
+    The tower sees each frame (of two pictures) for itself, so that the features are the same.
+    """
+    features: list[Tensor] = []
+    seen: list[dict[int, Sight]] = []
+    grids = [_frames_at_a_time(grid, tokens * visual.spatial_merge_size**2) for grid in grid_thw.tolist()]
+    parts = pixels.split([t * h * w for own in grids for t, h, w in own])
+    for grid, part in zip((grid_thw.new_tensor([grid]) for own in grids for grid in own), parts, strict=True):
+        own = None if watch is None else watch.of(visual, grid)
+        found = run(part, grid, **kwargs | ({} if own is None else {"watch": own}))
+        features.append(torch.cat(found.pooler_output))
+        if own is not None:
+            seen.append(own.seen)
+    if watch is not None:
+        watch.seen |= {block: _joined([sights[block] for sights in seen]) for block in watch.blocks}
+    counts = (grid_thw.prod(1) // visual.spatial_merge_size**2).tolist()
+    return BaseModelOutputWithPooling(pooler_output=torch.cat(features).split(counts))
+
+
+def _frames_at_a_time(grid: list[int], patches: int) -> list[list[int]]:
+    """A grid (t, h, w) in patches, cut along time into grids of at most `patches`, but one frame at least."""
+    frames, height, width = grid
+    most = max(1, patches // (height * width))
+    return [[min(most, frames - first), height, width] for first in range(0, frames, most)]
+
+
+def _joined(sights: list[Sight]) -> Sight:
+    return Sight(torch.cat([sight.received for sight in sights]), torch.cat([sight.keys for sight in sights]))
 
 
 def _equal(lengths: Tensor) -> bool:

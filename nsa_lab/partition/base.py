@@ -1,7 +1,7 @@
 """What a partition is: blocks that cover the context's tokens exactly once and never cross two segments."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -36,6 +36,11 @@ class Context:
     frame: Tensor
     frame_grid: Tensor
     cell: Tensor
+
+    def of_queries(self, part: slice) -> "Context":
+        """The same keys for some of the queries: those whose numbers are in `part`."""
+        bounds = self.query_cu_seqlens.clamp(part.start, part.stop) - part.start
+        return replace(self, query_index=self.query_index[part], query_cu_seqlens=bounds)
 
     @cached_property
     def sample_start(self) -> Tensor:

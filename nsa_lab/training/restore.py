@@ -13,7 +13,8 @@ from nsa_lab.data import load_tokenizer
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import no_folder
 from nsa_lab.model import VideoNSAForConditionalGeneration
-from nsa_lab.model.checkpoint import bare_model
+from nsa_lab.model.checkpoint import bare_config
+from nsa_lab.model.drawing import Drawing, Share
 from nsa_lab.model.trained import CHECKPOINTS, find_checkpoint, last_weights
 from nsa_lab.training.build import build_data, build_module
 from nsa_lab.training.data import VideoDataModule
@@ -28,16 +29,20 @@ def restore(directory: Path) -> tuple[ExperimentConfig, VideoModule, VideoDataMo
     """
     config = _config(directory)
     data, tokenizer = build_data(config)
-    return config, _at_last_checkpoint(directory, config, tokenizer), data
+    return config, _at_last_checkpoint(directory, config, tokenizer).float(), data
 
 
 def restore_model(
-    directory: Path, overrides: Sequence[str] | Mapping[str, Any] = ()
+    directory: Path, overrides: Sequence[str] | Mapping[str, Any] = (), *, as_stored: bool = False
 ) -> tuple[ExperimentConfig, VideoNSAForConditionalGeneration]:
-    """The config of the run in `directory` with `overrides`, and its model; raises as `restore`."""
+    """The config of the run in `directory` with `overrides`, and its model; raises as `restore`.
+
+    `as_stored` leaves weights in the dtype of the checkpoint, which they are read from when they are looked at.
+    """
     config = _config(directory, overrides)
     tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
-    return config, _at_last_checkpoint(directory, config, tokenizer, overrides).model
+    model = _at_last_checkpoint(directory, config, tokenizer, overrides).model
+    return config, model if as_stored else model.float()
 
 
 def _config(directory: Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> ExperimentConfig:
@@ -54,10 +59,11 @@ def _config(directory: Path, overrides: Sequence[str] | Mapping[str, Any] = ()) 
 def _at_last_checkpoint(
     directory: Path, config: ExperimentConfig, tokenizer: Any, overrides: Sequence[str] | Mapping[str, Any] = ()
 ) -> VideoModule:
-    module = build_module(config, tokenizer, bare_model)
+    module = build_module(config, tokenizer, _shape)
     weights = last_weights(directory)
     try:
-        module.model.load_state_dict(weights)
+        module.model.load_state_dict(weights, assign=True)
+        module.model.tie_weights()
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
         given = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
@@ -69,4 +75,10 @@ def _at_last_checkpoint(
             f"{find_checkpoint(directory / CHECKPOINTS)} does not fit {directory / RUN_CONFIG} ({reason}); "
             "restore the config that the run was trained with"
         ) from error
-    return module.float()
+    return module
+
+
+def _shape(config: ExperimentConfig, tokenizer: Any) -> VideoNSAForConditionalGeneration:
+    """The model of `config` with its parameters on the meta device: of 7B nothing is drawn, nor made twice."""
+    with Drawing(Share(), torch.device("meta"), torch.float32):
+        return VideoNSAForConditionalGeneration(bare_config(config, tokenizer))

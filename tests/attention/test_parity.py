@@ -191,6 +191,25 @@ def test_in_long_samples_blocks_are_visited_with_the_same_result(monkeypatch):
         assert len(visited) == visits
 
 
+@pytest.mark.usefixtures("pieces")
+@pytest.mark.parametrize("way", ["masked", "visited", "reference"])
+def test_blocks_of_nobody_are_not_read(way, monkeypatch):
+    """A block of another sample, one past the last, another negative number than -1, or one that is repeated."""
+    monkeypatch.setattr("nsa_lab.attention.backends.torch_path.VISITS_COST", -(10**9) if way == "visited" else 10**9)
+    ops = reference if way == "reference" else torch_path
+    tokens = sparse_context(token_layout([(1, (3, 2, 2), 1), (0, (4, 2, 2), 2), (0, (2, 2, 2), 0)]), "video")
+    blocks = make_partition("uniform", tokens, 4)
+    random = random_heads(36, 36, (4, 2, 16), torch.float64)
+    first = blocks.cu_blocks[:-1].repeat_interleave(tokens.query_cu_seqlens.diff())[:, None, None]
+    past = blocks.cu_blocks[1:].repeat_interleave(tokens.query_cu_seqlens.diff())[:, None, None]
+    good = (first + torch.tensor([1, 0, -100])).clamp(min=-1).expand(-1, 2, -1)
+    bad = torch.cat([past, first + 1, first, first + 1, first - 1, -2 + 0 * first, 10**12 + first], 2).expand(-1, 2, -1)
+    expected = reference.selection(*random.all, good, tokens, blocks, scale=0.25)
+    check(ops.selection(*random.all, bad, tokens, blocks, scale=0.25), expected, random, 1e-12)
+    none = ops.selection(*random.all, past.expand(-1, 2, -1), tokens, blocks, scale=0.25)
+    assert not none.any()
+
+
 def test_low_precision_error_is_that_of_the_dtype():
     tokens = sparse_context(token_layout([(0, (40, 2, 4), 3)]), "video")
     blocks = make_partition("uniform", tokens, 8)

@@ -84,13 +84,14 @@ def test_the_question_ends_before_the_first_answer(tokenizer, way):
 
 
 @torch.no_grad()
-def test_a_prompt_in_chunks_is_refused(tokenizer):
+def test_a_prompt_without_its_question_is_refused(tokenizer):
     model = make_model(tokenizer, "attention.reducer.kind=fastv")
     sample = sample_of(model, [3, (2, 2, 2), 9], 0)
-    batch = {"input_ids": sample.ids[None], "pixel_values_videos": sample.pixels[0]}
-    batch |= {"video_grid_thw": sample.patches(), "position_ids": sample.positions[:, None]}
+    batch = {"input_ids": sample.ids[None, :14], "pixel_values_videos": sample.pixels[0]}
+    batch |= {"video_grid_thw": sample.patches(), "position_ids": sample.positions[:, None, :14]}
+    batch["answering"] = torch.arange(20)[None] == 19
     with pytest.raises(NsaLabError, match=r"6 tokens after the end of this input; give the whole prompt"):
-        model.generate(**batch, max_new_tokens=2, prefill_chunk_size=14)
+        model(**batch)
 
 
 def test_the_papers_setting_leaves_53_6_percent_over_28_layers():

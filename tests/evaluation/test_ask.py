@@ -37,8 +37,10 @@ def test_the_answer_and_a_picture_of_what_was_seen(place, capsys, tmp_path):
     code, out, err = command(capsys, place / "run", place / "clip.mp4", QUESTION, "--picture", picture)
     assert code == 0 and out == f"{expected}\n", err
     assert picture.read_bytes().startswith(b"\x89PNG") and f"{picture}: what the last video token (" in err
-    code, out, err = command(capsys, place / "dense", place / "clip.mp4", QUESTION)
-    assert code == 0 and out.strip() and not err
+    code, whole, err = command(capsys, place / "dense", place / "clip.mp4", QUESTION)
+    assert code == 0 and whole.strip() and not err
+    code, out, err = command(capsys, place / "dense", place / "clip.mp4", QUESTION, "--prefill-chunk", "50")
+    assert code == 0 and out == whole and not err
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,7 @@ def test_the_answer_and_a_picture_of_what_was_seen(place, capsys, tmp_path):
         (("dense", "clip.mp4", "?", "--picture", "a.png"), "no layer shows a partition"),
         (("run", "clip.mp4", "<|im_end|>"), "reserved token"),
         (("run", "clip.mp4", "?", "data.fsp=1"), "did you mean"),
+        (("run", "clip.mp4", "?", "attention.method=released", "--prefill-chunk", "9"), "leave prefill_chunk out"),
     ],
 )
 def test_bad_commands_are_answered_in_one_line(place, capsys, monkeypatch, arguments, said):

@@ -65,6 +65,7 @@ def test_answers_in_a_batch_are_those_alone(place, clips):
     together = greedy(model, examples, -1, 6)
     assert together == [greedy(model, [example], -1, 6)[0] for example in examples]
     assert len({tuple(ids) for ids in together}) > 1 and [len(ids) for ids in together] == [6, 6, 6]
+    assert together == greedy(model, examples, -1, 6, prefill_chunk=7)
     end = together[0][2]
     cut = [ids[: ids.index(end)] if end in ids else ids for ids in together]
     assert greedy(model, examples, end, 6) == cut, "one row ends, the others go on"

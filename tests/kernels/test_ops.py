@@ -182,6 +182,30 @@ def test_a_chosen_block_that_is_not_the_query_s_to_choose_is_refused(query, name
             video_nsa(q, k, v, torch.ones(32, 2, 3), blocks, chosen=chosen, window=4)
 
 
+@pytest.mark.parametrize("op", ["selection_attention", "video_nsa"])
+def test_what_does_not_fit_is_ignored_on_request(op):
+    """As if it were not there, forward and backward, though numbers point at the ends of memory and of int32."""
+    blocks = blocks_from_offsets(torch.arange(0, 33, 8), torch.tensor([0, 16, 32]))
+    q, k, v, gates, do = random_heads(blocks, (2, 1, 16), torch.float32)
+    bad, good = (torch.full((32, 1, 6), -1, dtype=torch.int32) for _ in range(2))
+    first = blocks.first_block[:, None]
+    good[:, 0, 1:3] = first + torch.tensor([1, 0], dtype=torch.int32)
+    bad[:, 0] = torch.tensor([2**31 - 1, 0, 0, 0, -(2**31), 4], dtype=torch.int32)
+    bad[:, 0, 1:4] = first + torch.tensor([1, 0, 1], dtype=torch.int32)
+    bad[:, 0, 5] = 3 - 2 * (first[:, 0] // 2)  # the last block of the other sample
+    results = []
+    for chosen, strict in ((good, True), (bad, False)):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        if op == "selection_attention":
+            out = selection_attention(*leaves, chosen, blocks, strict=strict)
+        else:
+            out = video_nsa(*leaves, gates, blocks, chosen=chosen, window=4, strict=strict)
+        results.append([out, *torch.autograd.grad(out, leaves, do)])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    with pytest.raises(ValueError, match=r"chosen\[0, 0\] names block"):
+        selection_attention(q, k, v, bad, blocks)
+
+
 @pytest.mark.pairwise
 @each_dtype
 @each_head_layout

@@ -88,3 +88,21 @@ def test_what_cannot_be_exported_is_said(trained, tmp_path, capsys):
         assert export(*arguments) == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_run_is_read_back_without_weights_being_drawn(trained, monkeypatch):
+    run, model = trained
+    drawn, normal = [], torch.Tensor.normal_
+
+    def noted(x, *given, **named):
+        drawn.append(x.device.type)
+        return normal(x, *given, **named)
+
+    monkeypatch.setattr(torch.Tensor, "normal_", noted)
+    loaded = nsa_lab.load_model(run)
+    assert set(drawn) <= {"meta"} and not any(x.is_meta for x in [*loaded.parameters(), *loaded.buffers()])
+    assert loaded.lm_head.weight is loaded.model.language_model.embed_tokens.weight
+    assert all(
+        torch.equal(x, y) for x, y in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True)
+    )
+    assert all(x.requires_grad for x in loaded.parameters())

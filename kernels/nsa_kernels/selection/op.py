@@ -6,36 +6,36 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
-from nsa_kernels.checks import check_chosen, check_chosen_blocks, check_keys, check_length, check_scale
+from nsa_kernels.checks import check_keys, check_length, check_scale
+from nsa_kernels.chosen import fitting
 from nsa_kernels.combine.products import products
 from nsa_kernels.selection.backward import selection_backward
 from nsa_kernels.selection.forward import selection_forward
 
 
 def selection_attention(
-    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, blocks: Blocks, *, scale: float | None = None
+    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, blocks: Blocks, *, scale: float | None = None, strict: bool = True
 ) -> Tensor:
     """Each query sees the tokens, at or before its own, of the blocks that its group chose.
 
     q [Tq, H, D]; k, v [T, G, D]; chosen [Tq, G, n] int32, blocks of the query's sample, none twice, -1 for none;
-    [Tq, H, D], zero where nothing is seen. scale is D ** -0.5 by default. Differentiable in q, k, v. Waits for the
-    device. Raises ValueError for arguments that do not fit.
+    [Tq, H, D], zero where nothing is seen. scale is D ** -0.5 by default. Differentiable in q, k, v. What does not fit
+    in chosen is refused, for which the host waits for the device, or with strict=False ignored, without waiting.
+    Raises ValueError for arguments that do not fit.
     """
     check_keys(q, k, v, blocks)
-    check_chosen(chosen, q, k.shape[1])
+    chosen = fitting(chosen, q, k.shape[1], blocks, strict)
     check_length(blocks)
     scale = check_scale(scale, q)
     heads = q.contiguous(), k.contiguous(), v.contiguous()
-    return _selection(*heads, chosen.contiguous(), blocks.flat(), blocks.sizes, scale)[0]
+    return _selection(*heads, chosen, blocks.flat(), blocks.sizes, scale)[0]
 
 
 @torch.library.custom_op("nsa_kernels::selection", mutates_args=())
 def _selection(
     q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, blocks: list[Tensor], sizes: list[int], scale: float
 ) -> tuple[Tensor, Tensor]:
-    joined = Blocks.join(blocks, sizes)
-    check_chosen_blocks(chosen, joined)
-    return selection_forward(q, k, v, chosen, joined, scale)
+    return selection_forward(q, k, v, chosen, Blocks.join(blocks, sizes), scale)
 
 
 @torch.library.custom_op("nsa_kernels::selection_backward", mutates_args=())

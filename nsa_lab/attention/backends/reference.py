@@ -93,8 +93,9 @@ class Reference(Backend):
         for row, place in enumerate(context.host_query_index):
             per_group = []
             for g in range(k.shape[1]):
-                chosen = torch.isin(partition.block_id[: place + 1], blocks[row, g])
-                keys = chosen.nonzero().flatten().tolist()
+                begin = int(context.sample_start[row])
+                chosen = torch.isin(partition.block_id[begin : place + 1], blocks[row, g])
+                keys = (begin + chosen.nonzero().flatten()).tolist()
                 per_group.append(
                     _attend(
                         q[row].view(k.shape[1], -1, q.shape[-1])[g],

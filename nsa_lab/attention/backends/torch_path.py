@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nsa_lab.attention.block_major import selection_by_block
-from nsa_lab.attention.choice import BlockRule, Scorer
+from nsa_lab.attention.choice import BlockRule, Scorer, fitting
 from nsa_lab.attention.groups import CAUSAL_ROWS, Group, cut_rows, group_pieces, rows_that_fit
 from nsa_lab.attention.ops import Backend
 from nsa_lab.attention.piecewise import over_groups
@@ -97,6 +97,7 @@ class Torch(Backend):
         *,
         scale: float,
     ) -> Tensor:
+        blocks = fitting(blocks, context, partition)
         # In long samples blocks are visited, in short ones what was not selected is masked.
         pairs = sum((end - begin) ** 2 for _, _, begin, end in context.spans) * q.shape[1]
         selected = len(q) * blocks.shape[-1] * partition.max_length * q.shape[1]

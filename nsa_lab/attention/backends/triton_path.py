@@ -102,7 +102,8 @@ class Triton(Torch):
         from nsa_kernels import autocast, selection_attention
 
         q, k, v = autocast(q, k, v)
-        return selection_attention(q, k, v, blocks.int(), kernel_blocks(context, partition), scale=scale)
+        own = kernel_blocks(context, partition)
+        return selection_attention(q, k, v, blocks.int(), own, scale=scale, strict=False)
 
     def window(self, q: Tensor, k: Tensor, v: Tensor, context: Context, *, size: int, scale: float) -> Tensor:
         from nsa_kernels import autocast, window_attention
@@ -136,7 +137,7 @@ class Triton(Torch):
 
         out, blocks = video_nsa_with_blocks(
             q, k, v, gates, kernel_blocks(context, partition), branches=branches, pooled=pooled, window=window_size,
-            scale=scale, block_bias=block_bias, chosen=None if chosen is None else chosen.int(),
+            scale=scale, block_bias=block_bias, chosen=None if chosen is None else chosen.int(), strict=False,
             **({} if rule is None else _choice(rule, context)),
         )  # fmt: skip
         return out.to(q.dtype), None if blocks is None else blocks.long()

@@ -18,8 +18,8 @@ from nsa_lab.plugin import Plugin
 class Plan(Protocol):
     """What a method sees of a forward: which tokens there are, and what all layers share.
 
-    layout: the T tokens in packed order, and which rows of them are this process's own: all, unless several share a
-    sample. full, text: contexts of dense attention, of all own rows and of the text rows.
+    layout: the T tokens in packed order, and which rows of them are the own ones: all, unless several processes share
+    a sample or rows come in chunks. full, text: contexts of dense attention, of all own rows and of the text rows.
     time_order [n] int64: where each own row stands in (text rows, video rows). trace: see Trace.
     """
 
@@ -39,9 +39,6 @@ class Plan(Protocol):
 
     def partition(self, layer: int, x: Tensor) -> Partition:
         """The blocks of layer `layer`, whose attention inputs are x [T, hidden]."""
-
-    def keep(self, index: Tensor) -> "Plan":
-        """The plan of the packed tokens `index` [n] int64, ascending, for the layers that come (see baselines)."""
 
 
 class Method(Plugin, nn.Module):
