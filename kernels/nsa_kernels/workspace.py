@@ -45,7 +45,8 @@ def in_parts(shape: Shape) -> Shape:
 
 
 def selection_bytes_per_query(shape: Shape, extra_pairs: int | None) -> int:
-    """Partial outputs, list entries and membership words; in the backward also gated gradients and later items.
+    """Partial outputs, list entries and membership words; in the forward also unions, in the backward gated gradients
+    and later items.
 
     extra_pairs: pairs of one work item in the backward, None in the forward.
     """
@@ -53,7 +54,9 @@ def selection_bytes_per_query(shape: Shape, extra_pairs: int | None) -> int:
     pairs = shape.groups * shape.block_count
     words = cdiv(8 * shape.groups * shape.num_blocks, 32)
     total = partial + 8 * pairs + words
-    if extra_pairs is not None:
+    if extra_pairs is None:
+        total += 12 * pairs
+    else:
         total += shape.heads * shape.head_dim * shape.element_size
         total += cdiv(8 * pairs * padded(shape.block_size) * shape.head_dim, extra_pairs)
     return total

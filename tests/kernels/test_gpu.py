@@ -8,6 +8,7 @@ from nsa_kernels import blocks_from_offsets, kept_bytes, uniform_blocks, video_n
 from nsa_kernels.compression.reference import pool_reference
 from nsa_kernels.reference import video_nsa_reference
 from nsa_kernels.runtime import INTERPRET, WORKSPACE_BYTES
+from nsa_kernels.selection import unions
 from nsa_kernels.testing import odd_blocks, poisoned, random_heads, relative_error, uneven
 from nsa_kernels.topk.reference import topk_reference
 from nsa_testing import block_rule, requires_gpu
@@ -131,6 +132,36 @@ def test_block_lengths_and_counts(longest, count, kind, dtype):
     check(blocks, inputs, do, dtype, chosen=choose(inputs, blocks, count, block_bias=bias), window=17, block_bias=bias)
 
 
+def alike(inputs, blocks):
+    """Queries and keys that drift slowly, so that neighbours choose much alike."""
+    q, k = inputs[:2]
+    slow = torch.randn(len(k) // 24 + 1, *k.shape[1:], device="cuda").repeat_interleave(24, 0)[: len(k)]
+    near = slow[blocks.position.long()].repeat_interleave(q.shape[1] // k.shape[1], 1)
+    return [0.4 * q + near, 0.4 * k + slow, *inputs[2:]]
+
+
+@pytest.mark.parametrize("waste", [0.0, 1.3, 1e9], ids=["lists", "both", "unions"])
+@pytest.mark.parametrize(
+    ("layout", "dim", "longest", "kind", "dtype"),
+    [
+        ((28, 4), 128, 64, "plain", torch.bfloat16),
+        ((28, 4), 128, 64, "permuted, few queries", torch.bfloat16),
+        ((7, 7), 64, 100, "plain", torch.bfloat16),
+        ((16, 1), 80, 33, "few queries", torch.float16),
+        ((14, 2), 256, 256, "permuted", torch.bfloat16),
+        ((64, 1), 64, 16, "plain", torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_the_walks_of_the_selection(layout, dim, longest, kind, dtype, waste, monkeypatch):
+    monkeypatch.setattr(unions, "MOST_WASTE", waste)
+    monkeypatch.setattr(unions, "LEAST_ROWS", 16)
+    blocks = gpu_blocks(kind, longest)
+    *inputs, do = random_heads(blocks, (*layout, dim), torch.float32, 1)
+    inputs, do = [x.to(dtype).float() for x in alike(inputs, blocks)], do.to(dtype).float()
+    check(blocks, inputs, do, dtype, branches=("selection",), chosen=choose(inputs, blocks, 5))
+
+
 @pytest.mark.parametrize("branches", [BRANCHES[:1], BRANCHES[1:2], BRANCHES[2:], BRANCHES[:2], BRANCHES[1:], BRANCHES])
 @pytest.mark.parametrize("pooled", [False, True], ids=["mean", "given"])
 def test_subsets_of_branches(branches, pooled):
@@ -179,9 +210,11 @@ def test_a_choice_among_4096_blocks():
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_two_runs_are_bit_equal(kind):
+@pytest.mark.parametrize("prepare", [lambda inputs, _: inputs, alike], ids=["random", "alike"])
+def test_two_runs_are_bit_equal(prepare, kind):
     blocks = gpu_blocks(kind)
     *inputs, do = random_heads(blocks, (28, 4, 128), torch.bfloat16)
+    inputs = prepare(inputs, blocks)
     one, other = (run(video_nsa, inputs, do, blocks, torch.bfloat16, block_count=5, window=100) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert all(torch.isfinite(x).all() for x in one)

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nsa_kernels.bench.names import OPS, WALKS
+
 DESCRIPTION = """Time the kernels of native sparse attention, and what others offer, on this machine's GPU.
 
 First every op and the layer are compared with float64 references on small odd inputs; if one is wrong, nothing is
@@ -20,10 +22,11 @@ Examples:
   python -m nsa_kernels.bench                                     everything, about five minutes on an H200
   python -m nsa_kernels.bench --quick                             does it work, and roughly how fast: a minute
   python -m nsa_kernels.bench --only selection --lengths 32768    one op, while working on it
+  python -m nsa_kernels.bench --only selection,selection-lists,selection-unions --lengths 32768 --query-tiles 1,16 \\
+      --designs 64x32                                             its two walks, and what it makes of them
   python -m nsa_kernels.bench --designs 32x64,64x32,128x16        the price of smaller blocks at one token budget
   TRITON_INTERPRET=1 python -m nsa_kernels.bench --lengths 96 --heads 7,1,16 --designs 8x3 --window 9 --dtype fp32 \\
       --query-tiles 1,4 --no-baselines                            without a GPU: parity is real, times are not"""
-NAMES = ("layer", "pool", "compression", "topk", "selection", "window", "combine")
 BASELINES = ("dense-cudnn", "dense-flash", "fla", "flex")
 QUICK_BASELINES = ("dense-cudnn",)
 
@@ -52,7 +55,8 @@ def run_parser() -> argparse.ArgumentParser:
         help="block size x blocks selected; the first gets every op (64x32,128x16: one token budget)")  # fmt: skip
     add("--query-tiles", type=_integers, metavar="N,...",
         help="neighbouring queries that share one choice, with the first design (1,16,64)")  # fmt: skip
-    add("--only", type=_one_of(*NAMES, *BASELINES), metavar="NAME,...", help=f"of {', '.join(NAMES + BASELINES)}")
+    add("--only", type=_one_of(*OPS, *WALKS, *BASELINES), metavar="NAME,...",
+        help=f"of {', '.join((*OPS, *WALKS, *BASELINES))}; {', '.join(WALKS)} only where named")  # fmt: skip
     add("--no-baselines", action="store_true", help="only this repository's kernels")
     add("--quick", action="store_true", help="8192 random tokens, 64x32, cuDNN's dense attention beside it")
     add("--seconds", type=float, default=300.0, metavar="S",
@@ -95,7 +99,7 @@ def _run(options: argparse.Namespace) -> int:
         inputs=options.inputs or (["random"] if quick else ["random", "video"]),
         designs=[Design(size, count) for size, count in sizes]
         + [Design(size, count, tile) for size, count in sizes[:1] for tile in tiles if tile > 1],
-        only=set(options.only or (*NAMES, *baselines)) - (set(BASELINES) if options.no_baselines else set()),
+        only=set(options.only or (*OPS, *baselines)) - (set(BASELINES) if options.no_baselines else set()),
         heads=Heads(*options.heads),
         window=options.window,
         dtype=options.dtype,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nsa_kernels.bench.inputs import Heads, Inputs, leaders, random_inputs
 from nsa_kernels.bench.jobs import Design
+from nsa_kernels.bench.names import WALKS
 from nsa_kernels.blocks import Blocks, uniform_blocks
 from nsa_kernels.combine.forward import combine_forward
 from nsa_kernels.combine.reference import combine_reference
@@ -67,6 +68,9 @@ def check_design(
         selected, _ = selection_forward(x.q, x.k, x.v, chosen, blocks, scale)
         expected = selection_reference(exact.q, exact.k, exact.v, chosen, blocks, scale=scale)
         yield Check("selection", relative(selected, expected), limit)
+        for walk, most_waste in WALKS.items():
+            walked, _ = selection_forward(x.q, x.k, x.v, chosen, blocks, scale, most_waste)
+            yield Check(walk, relative(walked, expected), limit)
         windowed, _ = window_forward(x.q, x.k, x.v, blocks, window, scale)
         expected = window_reference(exact.q, exact.k, exact.v, blocks, size=window, scale=scale)
         yield Check("window", relative(windowed, expected), limit)

@@ -140,7 +140,7 @@ def parity(plan: Plan, device: torch.device) -> bool:
         for check in check_design(design, plan.heads, plan.window, DTYPES[plan.dtype], device):
             label = f"{design.block_size} x {design.block_count}, tile {design.query_tile}"
             verdict = "ok" if check.passed else "FAILED"
-            print(f"parity {label}: {check.name:<12} {check.error:.1e} (at most {check.limit:.0e}) {verdict}")
+            print(f"parity {label}: {check.name:<16} {check.error:.1e} (at most {check.limit:.0e}) {verdict}")
             good &= check.passed
     return good
 

@@ -1,5 +1,7 @@
 """Selection attention, forward: every key block gathers the queries that chose it, then each query joins its blocks.
 
+That is the walk over lists; tiles of queries that share most of their choice go over unions instead (`over_unions.py`).
+
 A row is a (query, head) pair, so a group of 7 heads wastes nothing. A tile of rows meets one block once, writes a
 normalised partial output with its log-sum-exp into the query's slot, and `_join` sums the slots. Rows are read and
 written as left and right halves: products half as wide need fewer registers, and with too few of those left the
@@ -16,7 +18,9 @@ from torch import Tensor
 from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import INTERPRET, LOG2E, Tile, empty, launch, padded, precision
 from nsa_kernels.selection.lists import build_lists
+from nsa_kernels.selection.over_unions import attend_unions, forward_tile
 from nsa_kernels.selection.split import split_blocks
+from nsa_kernels.selection.unions import build_unions, waste_for
 from nsa_kernels.selection.walk import (
     block_keys,
     dot_halves,
@@ -87,9 +91,9 @@ def _visit(
 
 @triton.jit(do_not_specialize=["query_begin", "queries"])
 def _join(
-    partial, partial_lse, chosen, out, lse, query_begin, queries,
+    partial, partial_lse, chosen, out, lse, over_union, query_begin, queries,
     H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr,
-    SP: tl.constexpr, STEP: tl.constexpr,
+    SP: tl.constexpr, STEP: tl.constexpr, UNIONS: tl.constexpr, QUERIES: tl.constexpr,
 ):  # fmt: skip
     """One (query, group): softmax over its slots' log-sum-exps, and the weighted sum of their partial outputs."""
     R: tl.constexpr = H // G
@@ -101,6 +105,10 @@ def _join(
     base = (g.to(tl.int64) * queries + local) * S
     slots = tl.arange(0, SP)
     taken = tl.load(chosen + (query * G + g) * S + slots, mask=slots < S, other=-1) >= 0
+    if UNIONS:
+        blocks = tl.load(over_union + local // QUERIES * G + g)  # while the load above is on its way
+        if blocks != 0:
+            return
     there = taken[:, None] & (r < R)[None, :]
     logs = tl.load(partial_lse + (base + slots)[:, None] * R + r[None, :], mask=there, other=float("-inf"))
     m = tl.max(logs, 0)
@@ -136,11 +144,11 @@ def per_item(ratio: int) -> int:
 
 
 def selection_forward(
-    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, blocks: Blocks, scale: float
+    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, blocks: Blocks, scale: float, most_waste: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """Output [Tq, H, D] and base-2 log-sum-exp [Tq, H] float32, +inf where nothing is visible.
 
-    chosen [Tq, G, S] int32: the blocks of each (query, group), -1 for an empty slot.
+    chosen [Tq, G, S] int32: the blocks of each (query, group), -1 for an empty slot. most_waste: see `waste_for`.
     """
     rows, heads, dim = q.shape
     chunk = selection_chunk(shape_of(q, k, chosen, blocks))
@@ -153,11 +161,17 @@ def selection_forward(
     keys = padded(blocks.longest)
     tile = visit_tile(dim, keys, q.dtype)
     height = max(tile.rows, padded(ratio))
+    union_tile = forward_tile(dim, keys, ratio, q.dtype)
+    waste = waste_for(union_tile, q.dtype, most_waste)
     partial = empty((groups * chunk * slots * ratio, dim), q)
     partial_lse = empty((groups * chunk * slots * ratio,), q, torch.float32)
     for begin in range(0, rows, chunk):
         end = min(rows, begin + chunk)
-        lists = build_lists(chosen[begin:end], blocks.num_blocks, per_item(ratio))
+        words = unions = None
+        if waste:
+            words, unions = build_unions(chosen[begin:end], blocks, begin, union_tile, waste)
+            attend_unions(q, k, v, out, lse, unions, blocks, begin, end - begin, scale, union_tile)
+        lists = build_lists(chosen[begin:end], blocks.num_blocks, per_item(ratio), words)
         launch(_visit, (len(lists.item_block),),
             q, k, v, partial, partial_lse, lists.entries, lists.begin, lists.count, lists.item_begin, lists.item_block,
             blocks.offsets, blocks.offsets if blocks.order is None else blocks.order, blocks.start, blocks.end,
@@ -167,9 +181,10 @@ def selection_forward(
             STAGES=tile.stages, num_warps=tile.warps,
         )  # fmt: skip
         launch(_join, (end - begin, groups),
-            partial, partial_lse, chosen, out, lse, begin, end - begin,
+            partial, partial_lse, chosen, out, lse, lists.count if unions is None else unions.count, begin, end - begin,
             H=heads, G=groups, S=slots, D=dim, DP=padded(dim), RP=padded(ratio, 1), SP=padded(slots, 1),
-            STEP=math.gcd(slots, JOIN_STEP), num_warps=join_warps(ratio, dim),
+            STEP=math.gcd(slots, JOIN_STEP), UNIONS=unions is not None, QUERIES=union_tile.queries,
+            num_warps=join_warps(ratio, dim),
         )  # fmt: skip
     return out, lse
 

@@ -74,23 +74,28 @@ def _place(
     query = i // (G * S)
     g = (i // S) % G
     at = ((query // TILE) * G + g) * N + block
-    mask = ((1 << (query % TILE)) - 1).to(tl.uint32)
-    earlier = popcount(tl.load(words + at, mask=taken, other=0).to(tl.uint32) & mask)
+    bit = (1 << (query % TILE)).to(tl.uint32)
+    word = tl.load(words + at, mask=taken, other=0).to(tl.uint32)
+    earlier = popcount(word & (bit - 1))
     place = tl.load(begin + g * N + block, mask=taken, other=0) + tl.load(before + at, mask=taken, other=0) + earlier
-    tl.store(entries + place, (query * S + i % S).to(tl.int32), mask=taken)
+    tl.store(entries + place, (query * S + i % S).to(tl.int32), mask=taken & ((word & bit) != 0))
 
 
-def build_lists(chosen: Tensor, num_blocks: int, per_item: int) -> Lists:
-    """chosen [C, G, S] int32, -1 for an empty slot, no block twice in a (query, group). No host synchronisation."""
+def build_lists(chosen: Tensor, num_blocks: int, per_item: int, words: Tensor | None = None) -> Lists:
+    """chosen [C, G, S] int32, -1 for an empty slot, no block twice in a (query, group). No host synchronisation.
+
+    words [ceil(C / TILE), G, N] int32: the choices to list where not all of them are, bit i for query i of a TILE.
+    """
     queries, groups, slots = chosen.shape
     columns, tiles, total = groups * num_blocks, cdiv(queries, TILE), chosen.numel()
-    words = torch.zeros((tiles, columns), dtype=torch.int32, device=chosen.device)
+    grid = (cdiv(total, 1024),)
+    shape = {"G": groups, "S": slots, "TILE": TILE, "BLOCK": 1024}
+    if words is None:
+        words = torch.zeros((tiles, groups, num_blocks), dtype=torch.int32, device=chosen.device)
+        launch(_mark, grid, chosen, words, total, num_blocks, **shape)
     before = torch.empty_like(words)
     count = words.new_empty(columns)
     entries = words.new_empty(total)
-    grid = (cdiv(total, 1024),)
-    shape = {"G": groups, "S": slots, "TILE": TILE, "BLOCK": 1024}
-    launch(_mark, grid, chosen, words, total, num_blocks, **shape)
     launch(_before, (cdiv(columns, 32),), words, before, count, tiles, columns, TILES=64, BLOCK=32)
     items = (count + (per_item - 1)) // per_item
     firsts = items.clamp(max=1)
