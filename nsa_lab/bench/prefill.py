@@ -104,7 +104,10 @@ def _line(size: str, length: int, kind: str, method: str, found: "Prefill | None
     head = f"{size:>5} {length:>7} {kind:<6} {method:<12}"
     if found is None:
         return f"{head} out of memory"
-    return (
-        f"{head} {found.milliseconds:>9.3f} {found.choose_ms:>9.3f} {found.peak_mib:>9.0f} {found.budget:>7.1%}"
-        f" {found.visited:>7.1%}"
+    cells = (
+        (found.milliseconds, "9.3f"), (found.choose_ms, "9.3f"), (found.peak_mib, "9.0f"), (found.budget, "7.1%"),
+        (found.visited, "7.1%"),
+    )  # fmt: skip
+    return " ".join(
+        [head, *(f"{value:>{form}}" if value == value else "-".rjust(int(form[0])) for value, form in cells)]
     )

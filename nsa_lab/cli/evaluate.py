@@ -38,7 +38,8 @@ def evaluate(
     Answers are written greedily. Right is the expected answer word for word, whatever its case and the punctuation
     around it; of multiple choice (options in lines `A. ...`) its letter, as `B`, `(B)`, `Answer: B` or the option's
     text. The folder holds every answer (predictions.jsonl), and the accuracies with 95% intervals by `task` of the
-    rows (summary.json, accuracy.csv); a tracked run gets them in MLflow. The same command goes on where it ended.
+    rows (summary.json, accuracy.csv); a tracked run gets them in MLflow, under DATA, or DATA-NAME of --output NAME. The
+    same command goes on where it ended; under other settings give an --output of its own.
 
     `nsa-lab evaluate runs/smoke-0123456789ab needle`
 
@@ -51,6 +52,8 @@ def evaluate(
     from nsa_lab import api
     from nsa_lab.cli.bar import progress_bar
     from nsa_lab.cli.output import describe_reducer, say
+    from nsa_lab.config import is_run
+    from nsa_lab.config.rules import notices
     from nsa_lab.origin import training_device
     from nsa_lab.tracking import annotate, attach
 
@@ -59,10 +62,19 @@ def evaluate(
     assert config is not None
     for line in describe_reducer(config, loaded.config.text_config.num_hidden_layers):
         say(f"budget: {line}")
+    if is_run(model):
+        for notice in notices(config):
+            say(f"notice: {notice}")
     name = Path(data).stem
     at_home = Path(model) if Path(model).is_dir() else Path(config.output.dir) / model.replace("/", "--")
     folder = output or at_home / "evaluation" / name
+    already: list[int] = []
     with progress_bar("answered", quiet) as tell:
+
+        def on_progress(done: int, total: int, right: int) -> None:
+            already.append(done)
+            tell(done, total, f"{right / done:.1%} right" if done else "")
+
         found = api.evaluate(
             loaded.to(training_device(config.training.accelerator)),  # type: ignore[arg-type]
             data,
@@ -71,13 +83,16 @@ def evaluate(
             batch=batch,
             max_new_tokens=max_new_tokens,
             prefill_chunk=prefill_chunk,
-            on_progress=lambda done, total, right: tell(done, total, f"{right / done:.1%} right" if done else ""),
+            on_progress=on_progress,
         )
+    if already[0]:
+        say(f"{already[0]} of {len(found.predictions)} answers were there already and are not asked again")
     _print(found)
     print(f"\npredictions: {folder}")
     if Path(model).is_dir():
-        annotate(Path(model), {f"evaluation.{name}": f"{found.accuracy:.4f}"})
-        if unsent := attach(Path(model), found.files, f"evaluation/{name}"):
+        place = name if output is None else f"{name}-{output.name}"
+        annotate(Path(model), {f"evaluation.{place}": f"{found.accuracy:.4f}"})
+        if unsent := attach(Path(model), found.files, f"evaluation/{place}"):
             say(f"notice: the files are not in MLflow: {unsent}")
 
 

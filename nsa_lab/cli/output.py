@@ -77,8 +77,8 @@ def _describe_method(config: ExperimentConfig, shares: Sequence[float]) -> str:
         for what, length in {**lengths, "the paper's length": PAPER_LENGTH}.items()
     )
     layers = "; layers differ, see attention.layers" if config.attention.layers else ""
-    reduced = ", the reducer counted" * (set(shares) != {1.0})
-    return f"{attended:,} tokens a query: {said}{reduced}{layers}"
+    reduced = ", of the queries and keys that the reducer leaves" * (set(shares) != {1.0})
+    return f"{attended:,} tokens a query{reduced}: {said}{layers}"
 
 
 def _ratio(attended: int, length: int, shares: Sequence[float]) -> float:
@@ -95,7 +95,7 @@ def describe_reducer(config: ExperimentConfig, layers: int | None) -> Iterator[s
         yield f"{reducer.kind} leaves fewer video tokens, how many is known in a run (budget/tokens_kept)"
     elif shares is not None:
         least = f"{shares[-1]:.1%} of the video tokens in the last of {layers} layers"
-        yield f"{reducer.kind} leaves {least}, {fmean(shares):.1%} on average over all, but for rounding"
+        yield f"{reducer.kind} leaves {least}, {fmean(shares):.1%} on average over all; a frame keeps whole tokens"
 
 
 def describe_tasks() -> str:

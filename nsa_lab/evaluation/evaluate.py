@@ -14,7 +14,7 @@ from nsa_lab.data import BadSampleError
 from nsa_lab.errors import NsaLabError
 from nsa_lab.evaluation.answers import understood
 from nsa_lab.evaluation.ask import Answerer, own_settings
-from nsa_lab.evaluation.predictions import LINES, Predictions, Row, recorded
+from nsa_lab.evaluation.predictions import ABOUT, LINES, Predictions, Row, recorded
 from nsa_lab.evaluation.questions import Question, read_questions
 from nsa_lab.files import digest, write_csv, write_json, writing
 from nsa_lab.model import VideoNSAForConditionalGeneration
@@ -155,7 +155,7 @@ def _write(folder: Path, rows: Sequence[Row], facts: dict[str, Any]) -> list[Pat
     with writing(folder, "make room and run the same command again"):
         write_json(folder / SUMMARY, facts | {"accuracies": table})
         write_csv(folder / TABLE, [list(table[0]), *(list(line.values()) for line in table)])
-    return [folder / name for name in (LINES, SUMMARY, TABLE)]
+    return [folder / name for name in (ABOUT, LINES, SUMMARY, TABLE)]
 
 
 def weights_digest(model: VideoNSAForConditionalGeneration) -> str:

@@ -73,7 +73,7 @@ class ChunkedPrefill:
     """
 
     def __init__(self, decoder: Any, size: int, plan: AttentionPlan):
-        _check(decoder, size, plan)
+        _check(decoder, plan)
         self.size, self.tile = size, decoder.query_tile
         self.plan: AttentionPlan | None = None
         self.chunks: list[Chunk] = []
@@ -128,9 +128,13 @@ def chunk_bounds(layout: TokenLayout, size: int, tile: int = 1) -> Tensor:
     return torch.cat([cuts, cuts.new_tensor([count])]).unique()
 
 
-def _check(decoder: Any, size: int, plan: AttentionPlan) -> None:
-    if size < 1:
-        raise NsaLabError(f"prefill_chunk={size} holds no token; use 1 or more, or leave it out")
+def check_size(size: Any) -> None:
+    """Raise NsaLabError where a chunk cannot be of so many tokens."""
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 2**62:
+        raise NsaLabError(f"prefill_chunk={size!r} is no number of tokens; use 1 or more, or leave it out")
+
+
+def _check(decoder: Any, plan: AttentionPlan) -> None:
     if torch.is_grad_enabled():
         raise NsaLabError("prefill_chunk keeps nothing for a backward pass; run the model under torch.no_grad()")
     if plan.shared:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from nsa_lab.config import ExperimentConfig, to_yaml
 from nsa_lab.data.pixels import CLIP_MEAN, CLIP_STD
@@ -49,12 +50,19 @@ def export_model(
     with writing(folder, "choose another folder"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with whole(folder) as unfinished:
-            model.to(DTYPES[dtype]).save_pretrained(unfinished)
+            _save(model.to(DTYPES[dtype]), unfinished)
             tokenizer.save_pretrained(unfinished)
             for name, content in _processors(config).items():
                 write_json(unfinished / name, content)
             write_text(unfinished / EXPERIMENT, to_yaml(config))
             write_text(unfinished / "README.md", CARD.format(name=folder.name, experiment=EXPERIMENT))
+
+
+def _save(model: VideoNSAForConditionalGeneration, folder: Path) -> None:
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:  # a full disk is no OSError there
+        raise OSError(str(error)) from error
 
 
 def refuse_taken(folder: Path) -> None:

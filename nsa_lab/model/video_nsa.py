@@ -21,6 +21,7 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.layout import OnHost, TokenLayout, layout_from_mrope, layout_from_token_ids, moved
 from nsa_lab.model.attention import VideoNSAAttention
 from nsa_lab.model.cache import VideoCache
+from nsa_lab.model.chunks import check_size
 from nsa_lab.model.config import VideoNSAConfig
 from nsa_lab.model.context_parallel import Shared
 from nsa_lab.model.decoder import VideoNSATextModel
@@ -66,6 +67,8 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
         """
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         plan = None
+        if prefill_chunk is not None:
+            check_size(prefill_chunk)
         if prefill_chunk is not None and (past or host is not None):
             after = "a training's batch" if host is not None else f"what comes after {past} cached tokens"
             raise NsaLabError(f"prefill_chunk cuts a whole prompt, not {after}; leave it out")

@@ -61,8 +61,10 @@ def read_prefills(file: Path) -> list[Prefills]:
             rows = [row for row in csv.DictReader(stream) if row.get("what") == WHAT]
         found: dict[tuple[str, ...], list[Row]] = {}
         for row in rows:
-            int(row["video_tokens"]), row["method"], [float(row[name]) for name in NUMBERS]
-            found.setdefault(tuple(row[name] for name in SETTING), []).append(row)
+            numbers = {name: float(row[name]) for name in NUMBERS}
+            if not 0 < int(row["video_tokens"]) < 2**53 or not 0 < numbers["milliseconds"] < math.inf:
+                raise ValueError(f"video_tokens={row['video_tokens']}, milliseconds={row['milliseconds']}")
+            found.setdefault(tuple(row[name] for name in SETTING), []).append(row | {"method": row["method"]})
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
         raise NsaLabError(
             f"{file} cannot be read as what `bench --layer --methods --out` writes ({error!r})"
@@ -118,7 +120,8 @@ def prefill_said(found: Prefills) -> Iterator[str]:
         longest, times = known[-1]
         faster = [length for place, (length, _) in enumerate(known) if all(rate > 1 for _, rate in known[place:])]
         since = f"faster than dense from {faster[0]:,} tokens on" if faster else "not faster than dense"
-        yield f"{method}: {since}, {times:.2f} times its speed at {longest:,}"
+        read = _text(found.value(method, longest, "budget"), ", reading {:.0%} of its keys")
+        yield f"{method}: {since}, {times:.2f} times its speed at {longest:,}{read}"
     for method in found.methods:
         missing = [length for length in found.lengths if math.isnan(found.value(method, length, "milliseconds"))]
         if missing:

@@ -1,5 +1,6 @@
 """A trained run back from its directory: config, model with the last weights, data."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def restore(directory: Path) -> tuple[ExperimentConfig, VideoModule, VideoDataMo
     """
     config = _config(directory)
     data, tokenizer = build_data(config)
-    return config, _at_last_checkpoint(directory, config, tokenizer).float(), data
+    return config, _at_last_checkpoint(directory, config, tokenizer), data
 
 
 def restore_model(
@@ -37,12 +38,11 @@ def restore_model(
 ) -> tuple[ExperimentConfig, VideoNSAForConditionalGeneration]:
     """The config of the run in `directory` with `overrides`, and its model; raises as `restore`.
 
-    `as_stored` leaves weights in the dtype of the checkpoint, which they are read from when they are looked at.
+    `as_stored` leaves weights in the file and in its dtype: they are read when looked at, and change with it.
     """
     config = _config(directory, overrides)
     tokenizer = load_tokenizer(config.data.tokenizer, Path(config.data.cache_dir))
-    model = _at_last_checkpoint(directory, config, tokenizer, overrides).model
-    return config, model if as_stored else model.float()
+    return config, _at_last_checkpoint(directory, config, tokenizer, overrides, as_stored=as_stored).model
 
 
 def _config(directory: Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> ExperimentConfig:
@@ -57,19 +57,30 @@ def _config(directory: Path, overrides: Sequence[str] | Mapping[str, Any] = ()) 
 
 
 def _at_last_checkpoint(
-    directory: Path, config: ExperimentConfig, tokenizer: Any, overrides: Sequence[str] | Mapping[str, Any] = ()
+    directory: Path,
+    config: ExperimentConfig,
+    tokenizer: Any,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    as_stored: bool = False,
 ) -> VideoModule:
     module = build_module(config, tokenizer, _shape)
     weights = last_weights(directory)
+    if not as_stored:  # of its own, not the file's, which a training may write over
+        weights = {
+            name: weight.to(torch.float32, copy=True) if weight.is_floating_point() else weight.clone()
+            for name, weight in weights.items()
+        }
     try:
         module.model.load_state_dict(weights, assign=True)
         module.model.tie_weights()
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         given = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
         if other := [f"{key}={value}" for key, value in given.items() if key.startswith(("attention", "model"))]:
             raise NsaLabError(
-                f"{', '.join(other)}: the weights of {directory} do not fit ({reason}); leave it off, or train a run so"
+                f"{', '.join(other)}: the weights of {directory} do not fit ({reason}); leave it off, train a run "
+                f"so, or validate what fits of them: nsa-lab train CONFIG model.path={directory} training.steps=0"
             ) from error
         raise NsaLabError(
             f"{find_checkpoint(directory / CHECKPOINTS)} does not fit {directory / RUN_CONFIG} ({reason}); "

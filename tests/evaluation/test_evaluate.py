@@ -263,9 +263,15 @@ def test_a_tracked_run_gets_the_files_and_the_accuracy(place, capsys, tmp_path):
     code, _, err = command(capsys, "evaluate", tmp_path / "run", place / "rows.json", *given)
     assert code == 0 and not err
     record = json.loads((tmp_path / "run/tracking.json").read_text())
-    names = ("predictions.jsonl", "summary.json", "accuracy.csv")
-    assert record["artifacts"][-3:] == [[f"evaluation/rows/{name}", "evaluation/rows"] for name in names]
+    names = ("about.json", "predictions.jsonl", "summary.json", "accuracy.csv")
+    assert record["artifacts"][-4:] == [[f"evaluation/rows/{name}", "evaluation/rows"] for name in names]
     assert json.loads((tmp_path / "run/tags.json").read_text())["evaluation.rows"] == "0.6667"
+    other = ("--output", tmp_path / "dense", "attention.branches.window.size=2")
+    assert command(capsys, "evaluate", tmp_path / "run", place / "rows.json", *given, *other)[0] == 0
+    tags = json.loads((tmp_path / "run/tags.json").read_text())
+    assert {"evaluation.rows", "evaluation.rows-dense"} <= tags.keys() and tags["evaluation.rows"] == "0.6667"
+    again = command(capsys, "evaluate", tmp_path / "run", place / "rows.json", *given)
+    assert "3 of 3 answers were there already and are not asked again" in again[2]
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,8 @@ def test_no_tile_of_queries_is_parted(size, tile):
 @pytest.mark.parametrize(
     ("overrides", "given", "said"),
     [
-        ((), {"prefill_chunk": 0}, "prefill_chunk=0 holds no token"),
+        ((), {"prefill_chunk": 0}, "prefill_chunk=0 is no number of tokens"),
+        ((), {"prefill_chunk": 2.5}, "prefill_chunk=2.5 is no number of tokens"),
         ((), {"trace": Trace("choice")}, "cannot record choice"),
         (("attention.method=released",), {}, "released computes whole samples only; leave prefill_chunk out"),
         (("attention.method=frame_local",), {}, "frame_local computes whole samples only"),

@@ -1,7 +1,9 @@
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
 import nsa_lab
@@ -106,3 +108,23 @@ def test_a_run_is_read_back_without_weights_being_drawn(trained, monkeypatch):
         torch.equal(x, y) for x, y in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True)
     )
     assert all(x.requires_grad for x in loaded.parameters())
+
+
+def test_a_loaded_model_does_not_change_with_its_file(trained, tmp_path):
+    run, model = trained
+    shutil.copytree(run, tmp_path / "run")
+    loaded, file = nsa_lab.load_model(tmp_path / "run"), tmp_path / "run/checkpoints/last.ckpt"
+    with open(file, "r+b") as stream:
+        stream.write(b"\1" * file.stat().st_size)
+    for weight, own in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(weight, own)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(trained, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(VideoNSAForConditionalGeneration, "save_pretrained", full)
+    assert export(trained[0], tmp_path / "none") == 2
+    err = capsys.readouterr().err
+    assert "No space left on device" in err and "fault of nsa-lab" not in err and not list(tmp_path.iterdir())

@@ -101,8 +101,8 @@ def test_prefill_times_become_tables_sentences_and_a_picture(tmp_path, capsys):
     }
     assert grids["keys read, of dense attention's"]["dense"] == ["25.0%"] * 3
     assert list(prefill_said(found)) == [
-        "a_shape: faster than dense from 16,384 tokens on, 4.00 times its speed at 32,768",
-        "minference: not faster than dense, 0.50 times its speed at 16,384",
+        "a_shape: faster than dense from 16,384 tokens on, 4.00 times its speed at 32,768, reading 25% of its keys",
+        "minference: not faster than dense, 0.50 times its speed at 16,384, reading 25% of its keys",
         "minference: nothing measured at 32,768 tokens",
     ]
     svg = prefill_chart(found)
@@ -117,7 +117,10 @@ def test_prefill_times_become_tables_sentences_and_a_picture(tmp_path, capsys):
 def test_prefills_are_found_by_name_and_other_tables_are_refused(tmp_path):
     prefills(tmp_path / "prefill-h100.csv")
     assert "a GPU, 7b" in write_results([tmp_path], tmp_path / "r.md").read_text()
-    for name, changed in (("other", {"what": "training step"}), ("broken", {"milliseconds": "fast"})):
+    for name, changed in (
+        ("other", {"what": "training step"}), ("broken", {"milliseconds": "fast"}), ("broken0", {"milliseconds": 0}),
+        ("broken1", {"milliseconds": "nan"}), ("broken2", {"video_tokens": 10**26}), ("broken3", {"video_tokens": 0}),
+    ):  # fmt: skip
         with pytest.raises(NsaLabError, match=rf"{name}\.csv (has no rows|cannot be read)"):
             read_prefills(prefills(tmp_path / f"{name}.csv", **changed))
     with pytest.raises(NsaLabError, match=r"none\.csv cannot be read"):
