@@ -10,7 +10,7 @@ from torch import Tensor
 from nsa_lab.attention.dims import HeadDims
 from nsa_lab.attention.methods import Method
 from nsa_lab.attention.trace import Trace
-from nsa_lab.bench.measure import Measurement, Point, memory_mib, now
+from nsa_lab.bench.measure import Measurement, Point, fastest, memory_mib
 from nsa_lab.config import ExperimentConfig, layer_attention, load_config
 from nsa_lab.config.sizes import model_size
 from nsa_lab.layout import TokenLayout, layout_from_token_ids
@@ -69,9 +69,5 @@ def measure_layer(tree: dict[str, Any], point: Point, repeats: int) -> Measureme
         return (torch.randn(point.video_tokens, count, dims.head_dim, device=device) for count in counts)
 
     layer = build_layer(config, point.video_tokens, device, heads)
-    seconds = []
-    for _ in range(repeats):
-        started = now(device)
-        layer.forward(Trace())
-        seconds.append(now(device) - started)
-    return Measurement(min(seconds), memory_mib(device, peak=True) - base, base)
+    seconds = fastest(lambda: layer.forward(Trace()), device, repeats)
+    return Measurement(seconds, memory_mib(device, peak=True) - base, base)

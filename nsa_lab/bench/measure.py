@@ -1,6 +1,7 @@
 """One measurement: what is measured, and how time and memory are read."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,3 +47,13 @@ def now(device: Any) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def fastest(run: Callable[[], object], device: Any, repeats: int) -> float:
+    """Seconds of the fastest of so many calls, each waited for."""
+    times = []
+    for _ in range(repeats):
+        started = now(device)
+        run()
+        times.append(now(device) - started)
+    return min(times)

@@ -1,6 +1,5 @@
 """One layer's prefill on heads as the kernels' bench makes them: time, memory, and what it reads."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from nsa_lab.attention.methods.tiled import visited
 from nsa_lab.attention.methods.training_free import TrainingFree, keys_read
 from nsa_lab.attention.trace import Trace
 from nsa_lab.bench.layer import Layer, build_layer
-from nsa_lab.bench.measure import Point, memory_mib, now
+from nsa_lab.bench.measure import Point, fastest, memory_mib
 from nsa_lab.config import load_config
 from nsa_lab.origin import training_device
 
@@ -59,7 +58,7 @@ def measure_prefill(tree: dict[str, Any], point: Point, kind: str, repeats: int)
         layer = build_layer(config, point.video_tokens, device, heads)
         layer.forward(Trace())  # compiles
         peak = _peak_mib(layer, device)
-        whole = _fastest_ms(lambda: layer.forward(Trace()), device, repeats)
+        whole = 1e3 * fastest(lambda: layer.forward(Trace()), device, repeats)
         return Prefill(whole, _choose_ms(layer, device, repeats), peak, *_spent(layer))
     except torch.cuda.OutOfMemoryError:
         return None
@@ -79,20 +78,11 @@ def _peak_mib(layer: Layer, device: torch.device) -> float:
     return memory_mib(device, peak=True) - base
 
 
-def _fastest_ms(run: Callable[[], object], device: torch.device, repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        started = now(device)
-        run()
-        times.append(now(device) - started)
-    return 1e3 * min(times)
-
-
 def _choose_ms(layer: Layer, device: torch.device, repeats: int) -> float:
     method = layer.method
     if not isinstance(method, TrainingFree):
         return float("nan")
-    return _fastest_ms(
+    return 1e3 * fastest(
         lambda: method.attend(*method.chosen(layer.q, layer.k, layer.layout.is_video), layer.q), device, repeats
     )
 

@@ -69,9 +69,9 @@ class VideoNSAModel(qwen.Qwen2_5_VLModel):
         plan = None
         if prefill_chunk is not None:
             check_size(prefill_chunk)
-        if prefill_chunk is not None and (past or host is not None):
-            after = "a training's batch" if host is not None else f"what comes after {past} cached tokens"
-            raise NsaLabError(f"prefill_chunk cuts a whole prompt, not {after}; leave it out")
+            if past or host is not None:
+                after = "a training's batch" if host is not None else f"what comes after {past} cached tokens"
+                raise NsaLabError(f"prefill_chunk cuts a whole prompt, not {after}; leave it out")
         if position_ids is None:
             given = {"input_ids": input_ids, "attention_mask": attention_mask, "past_key_values": past_key_values}
             kwargs["mm_token_type_ids"] = self.ready_positions(kwargs.get("mm_token_type_ids"), **given)
