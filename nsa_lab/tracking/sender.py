@@ -26,17 +26,19 @@ class Sender:
     def __init__(self, record: Record):
         self._record = record
         self._wake = threading.Event()
-        self._closing = False
+        self._closing = self._over = False
         self.fault: Exception | None = None
         self.outage: str | None = None
         self._thread = threading.Thread(target=self._run, name="nsa-lab-tracking", daemon=True)
         self._thread.start()
 
     def close(self, patience_s: float) -> bool:
-        """Send what is left for at most `patience_s` seconds; True when all has arrived."""
+        """Send what is left for at most `patience_s` seconds, and no more afterwards; True when all has arrived."""
         self._closing = True
         self._wake.set()
         self._thread.join(patience_s)
+        self._over = True
+        self._wake.set()
         return not self._record.pending
 
     def _run(self) -> None:
@@ -44,6 +46,8 @@ class Sender:
         while True:
             self._wake.wait(wait)
             self._wake.clear()
+            if self._over:
+                return
             try:
                 if self._record.pending:
                     store.send(self._record)

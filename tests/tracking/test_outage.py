@@ -41,6 +41,8 @@ def test_a_server_that_stays_away_ends_with_one_error(store, tmp_path, monkeypat
         with pytest.raises(NsaLabError, match=r"no route.*everything is kept in .*alone.*`nsa-lab push"):
             trackers[0].finish()
         trackers[1].finish()
+    senders = [tracker.sender._thread for tracker in trackers]
+    until(lambda: not any(thread.is_alive() for thread in senders))  # what gave up does not go on in the background
     assert tracking.push(tmp_path) == [tmp_path / "alone", tmp_path / "trial"]
     child = client_of(config).get_run(tracking.last_run_id(tmp_path / "trial"))
     assert child.data.metrics == {"train/loss": 1.0} and child.info.status == "FINISHED"
