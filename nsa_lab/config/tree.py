@@ -3,8 +3,9 @@
 import copy
 import dataclasses
 import functools
+import pickle
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +16,8 @@ from nsa_lab.errors import ConfigError, Problem
 from nsa_lab.plugin import unread
 
 Kind = typing.TypeVar("Kind")
+Arguments = typing.ParamSpec("Arguments")
+Result = typing.TypeVar("Result")
 
 RENAMED = {
     "mode": "method (dense, or nsa for what was sparse)",
@@ -23,14 +26,25 @@ RENAMED = {
 """Settings of `attention` that have another name now."""
 
 
+def _remembered(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """`function`, worked out once for equal arguments; each caller has an object of its own to change."""
+
+    @functools.lru_cache(256)
+    def result(arguments: bytes) -> bytes:
+        args, named = pickle.loads(arguments)
+        return pickle.dumps(function(*args, **named))
+
+    @functools.wraps(function)
+    def call(*args: Arguments.args, **named: Arguments.kwargs) -> Result:
+        return typing.cast(Result, pickle.loads(result(pickle.dumps((args, named)))))
+
+    return call
+
+
+@_remembered
 def schema_of(kind: type) -> DictConfig:
     """The settings of the dataclass `kind` at their defaults, to be set."""
-    return copy.deepcopy(_built(kind))
-
-
-@functools.cache
-def _built(kind: type) -> DictConfig:
-    return OmegaConf.structured(kind)  # five times as long as a copy
+    return OmegaConf.structured(kind)
 
 
 _hints = functools.cache(typing.get_type_hints)
@@ -86,13 +100,14 @@ def read_settings(config: ExperimentConfig) -> dict[str, Any]:
     return read
 
 
+@_remembered
 def layer_attention(attention: AttentionConfig, layer: int) -> AttentionConfig:
     """The attention config of decoder layer `layer`, its overrides applied and `layers` emptied."""
     plain = dataclasses.replace(attention, layers={})
     spans = [(*parse_layer_range(key), key, override) for key, override in _overrides(attention)]
     mine = [(key, override) for first, last, key, override in spans if first <= layer <= last]
     if not mine:
-        return copy.deepcopy(plain)
+        return plain
     root = OmegaConf.structured(plain)
     problems: list[Problem] = []
     for key, override in mine:
@@ -102,6 +117,7 @@ def layer_attention(attention: AttentionConfig, layer: int) -> AttentionConfig:
     return typing.cast(AttentionConfig, OmegaConf.to_object(root))
 
 
+@_remembered
 def attention_from_dict(tree: Mapping[str, Any]) -> AttentionConfig:
     """An AttentionConfig from plain dicts, as stored in a checkpoint. Raises ConfigError like `load_config`."""
     root = schema_of(AttentionConfig)
