@@ -1,6 +1,7 @@
 """The shape of the repository: who may import what, and that everything shipped loads."""
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -74,6 +75,7 @@ def imports_of(source, package=""):
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
+@functools.cache
 def imports_of_file(path):
     place = path.relative_to(ROOT)
     return sorted(set(imports_of(path.read_text(), ".".join(place.parts[:-1]))))
@@ -178,6 +180,7 @@ for name in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_every_module_imports_without_torchvision_and_a_run_without_optuna_and_mlflow(tmp_path):
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES]
     names.remove("nsa_lab.cli.__main__")

@@ -149,6 +149,7 @@ def test_bad_input_is_named_in_one_line(analyze, trained, tokenizer, tmp_path):
         analyze_model(build_model(tiny_config(), tokenizer))
 
 
+@pytest.mark.slow
 def test_a_run_without_steps_names_whose_weights_it_has(analyze, trained, tokenizer, tmp_path):
     run = tmp_path / "validated"
     run.mkdir()

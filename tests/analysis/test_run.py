@@ -53,6 +53,7 @@ def test_a_run_with_another_partition_than_uniform_keeps_and_sends_pictures(make
             assert image.width > 500 and image.height > 200
 
 
+@pytest.mark.slow
 def test_a_uniform_run_has_no_partition_pictures_and_asks_for_no_whole_model(make_config, artifacts, monkeypatch):
     monkeypatch.delattr(Trained, "module")
     result = train(make_config({"attention.partition.kind": "uniform"}), progress_bar=False)
@@ -61,6 +62,7 @@ def test_a_uniform_run_has_no_partition_pictures_and_asks_for_no_whole_model(mak
     assert not (result.directory / "pictures" / "partition").exists()
 
 
+@pytest.mark.slow
 def test_one_layer_that_is_not_uniform_is_enough(make_config, artifacts):
     layers = {"0": {"method": "dense"}, "2": {"partition": {"kind": "frame"}}}
     train(make_config({"attention.partition.kind": "uniform", "attention.layers": layers}), progress_bar=False)
@@ -68,6 +70,7 @@ def test_one_layer_that_is_not_uniform_is_enough(make_config, artifacts):
     assert drawn == {"blocks-sample0-layer02.png"}  # blocks of 4 are the frames here, so layers 1 and 2 agree
 
 
+@pytest.mark.slow
 def test_a_broken_first_sample_is_passed_over_where_the_run_skips_such(make_config, artifacts, tmp_path, trained):
     clip = next(iter(restore(trained)[2].val.samples)).video
     videos = tmp_path / "videos"

@@ -236,6 +236,7 @@ def test_interrupt_is_one_line_and_exits_with_130(nsa_lab, config_file, monkeypa
     assert "interrupted" in err.splitlines()[-1] and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_push_sends_a_local_run(nsa_lab, config_file, tmp_path):
     nsa_lab("train", config_file, "--quiet", "--dir", tmp_path / "here")
     store = f"sqlite:///{tmp_path / 'store.db'}"

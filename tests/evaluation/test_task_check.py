@@ -87,6 +87,7 @@ def test_by_conversion_all_tasks_are_trained_together_from_one_dense_model_a_see
     assert {one.config.training.steps for one in rest} == {3}
 
 
+@pytest.mark.slow
 def test_a_card_by_conversion_is_of_its_own_task(monkeypatch, suite, tmp_path):
     options = {"seeds": 3, "conversion": 5, "out": tmp_path / "cards"}
     wanted = planned(monkeypatch, suite, "gist", "count", **options)

@@ -85,6 +85,7 @@ def test_two_runs_of_a_mixture_are_bit_equal(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.slow
 def test_a_tile_goes_where_it_would_alone():
     blocks, chosen = neighbours()
     q, k, v, _, _ = random_heads(blocks, (14, 2, 16), torch.float32)

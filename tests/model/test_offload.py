@@ -73,6 +73,7 @@ def test_gradients_are_the_same(tokenizer, every_tensor, overrides):
     assert set(offload_of(model).kept) == {0, 2}
 
 
+@pytest.mark.slow
 def test_gradients_are_the_same_with_compiled_parts(tokenizer, every_tensor):
     model, batch = built(tokenizer)
     compile_dense(model, backend="aot_eager")

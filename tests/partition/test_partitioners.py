@@ -247,6 +247,7 @@ def test_the_ratio_loss_is_least_at_its_target():
     assert at[0.25] == pytest.approx(1) and min(at.values()) == at[0.25]
 
 
+@pytest.mark.singly
 @pytest.mark.parametrize("target", [4, 8, 16])
 @pytest.mark.parametrize("offset", [0.0, 3.0], ids=["turning", "nearly alike"])
 def test_the_ratio_loss_steers_the_router(target, offset):

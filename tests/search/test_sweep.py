@@ -134,6 +134,7 @@ def test_a_design_is_trained_once_and_reused_after(folder, monkeypatch):
     assert len(log(folder, "end")) == 6, "the space holds six designs; a search of it comes to an end"
 
 
+@pytest.mark.slow
 def test_dense_attention_stands_beside_the_trials(folder):
     (folder / "dense.py").write_text(SPACE.replace("REFERENCES = {}\n", ""))
     result, text = run("dense.py", trials=2)
@@ -151,6 +152,7 @@ def test_dense_attention_stands_beside_the_trials(folder):
         run("dense.py", trials=1)
 
 
+@pytest.mark.slow
 def test_every_design_starts_from_the_run_of_start(folder):
     (folder / "from.py").write_text(SPACE + 'START = {"training.steps": 9}\n')
     result, text = run("from.py", trials=1, seeds=2)
@@ -209,6 +211,7 @@ def test_checkpoints_stay_on_the_front_alone(folder, monkeypatch):
     run(trials=1, keep_checkpoints="all")
 
 
+@pytest.mark.slow
 def test_a_full_disk_queues_its_trial_again(folder, monkeypatch):
     monkeypatch.setenv("FAKE_FAULT", "full")
     with pytest.raises(NsaLabError, match=r"trial-0000: .*No space left on device; it comes first when the same"):
@@ -228,6 +231,7 @@ def test_a_password_in_the_sweep_file_is_not_recorded(folder):
     assert ["asked/secret.py", ""] in recorded
 
 
+@pytest.mark.slow
 def test_another_question_is_not_mixed_into_a_study(folder):
     run(trials=1)
     for change, reason in (
@@ -313,6 +317,7 @@ def test_killed_sweep_resumes_without_a_lost_or_doubled_trial(folder, monkeypatc
     assert f"{before['RUNNING']} unfinished trials of an earlier sweep are retried first" in text
 
 
+@pytest.mark.slow
 def test_interrupt_queues_trials_in_flight_again(folder, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "20")
     process = launch(folder, 5, 2, "name=my base")

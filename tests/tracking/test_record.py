@@ -183,6 +183,7 @@ def test_a_run_ends_as_its_block_does(store, tmp_path, monkeypatch, caplog, erro
     assert ("the tracking record was not closed: full" in caplog.text) == (error is not None)
 
 
+@pytest.mark.slow
 def test_importing_tracking_does_not_import_mlflow():
     code = "import sys, nsa_lab.tracking; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -23,6 +23,7 @@ from nsa_lab.training.ranks import Ranks
 from nsa_parallel import TOLERANCE, assert_same, curves
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_two_processes_take_the_steps_of_one(uneven, tmp_path):
     alone = run(uneven(), directory=tmp_path / "one", progress_bar=False)

@@ -72,7 +72,7 @@ def uninterrupted(tiny, tmp_path_factory, whole_runs):
         ({}, break_at(4)),  # one step after a checkpoint, before the validation of that step
         slow({}, break_at(4, validated=True)),
         slow({}, break_at(2)),  # before the first checkpoint
-        ({}, break_at(8)),  # after the last step, before its validation
+        slow({}, break_at(8)),  # after the last step, before its validation
         slow({"training.checkpoint_every": 4}, break_at(5)),  # the checkpoint fell on a validation
         slow({"training.checkpoint_every": 4}, break_at(4, validated=True)),  # validated, not yet saved
         slow({"training.checkpoint_every": 2, "training.val_every": 1}, break_at(7)),

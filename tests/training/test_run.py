@@ -114,6 +114,7 @@ def test_the_budget_of_a_learned_partition_is_that_of_the_trained_model(tiny):
     assert result.metrics["budget/keys_per_query_with_compressed"] == series[8] != series[0]
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_curves_and_other_seeds_others(tiny, tmp_path):
     losses = [
         read_series(train(tiny({"seed": seed}), directory=tmp_path / name).directory / "metrics.jsonl")["train/loss"]
@@ -177,6 +178,7 @@ def test_no_steps_only_validate_what_a_run_has_learned(tiny):
     assert train(window).metrics["val/loss"] != result.metrics["val/loss"]
 
 
+@pytest.mark.slow
 def test_a_retry_of_a_run_that_is_over_tells_the_time_of_its_training(tiny, tmp_path):
     job, words = Job("one", to_dict(tiny()), str(tmp_path / "run")), SimpleNamespace(send=lambda progress: None)
     first, again = _do(job, words), _do(job, words)
