@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(NEW_ENOUGH)
 	@echo "Setting up $(VENV) (torch, transformers, mlflow, ...; a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 eval: $(EVAL_READY) ## make the environment with lmms-eval, for nsa-lab benchmark

@@ -18,6 +18,7 @@ from nsa_lab.plugin import unread
 Kind = typing.TypeVar("Kind")
 Arguments = typing.ParamSpec("Arguments")
 Result = typing.TypeVar("Result")
+MOST_REMEMBERED = 256
 
 RENAMED = {
     "mode": "method (dense, or nsa for what was sparse)",
@@ -28,15 +29,16 @@ RENAMED = {
 
 def _remembered(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """`function`, worked out once for equal arguments; each caller has an object of its own to change."""
-
-    @functools.lru_cache(256)
-    def result(arguments: bytes) -> bytes:
-        args, named = pickle.loads(arguments)
-        return pickle.dumps(function(*args, **named))
+    known: dict[bytes, Result] = {}
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **named: Arguments.kwargs) -> Result:
-        return typing.cast(Result, pickle.loads(result(pickle.dumps((args, named)))))
+        key = pickle.dumps((args, named))
+        if key not in known:
+            if len(known) == MOST_REMEMBERED:
+                del known[next(iter(known))]
+            known[key] = function(*args, **named)
+        return copy.deepcopy(known[key])
 
     return call
 
