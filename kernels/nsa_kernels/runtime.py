@@ -94,6 +94,7 @@ _thread = _Thread()
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     """Run a kernel on the device of its first argument, a tensor, or do what `instead_of_launching` says."""
+    options["enable_fp_fusion"] = True  # Triton 3.9 warns that 3.10 will not fuse products and sums by itself
     with torch.cuda.device(args[0].device) if args[0].is_cuda else nullcontext():
         if _thread.instead is None:
             kernel[grid](*args, **options)
