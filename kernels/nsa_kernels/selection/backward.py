@@ -1,8 +1,17 @@
 """Selection attention, backward: the same walk over key blocks, which sums dk and dv in registers.
 
-Query gradients leave as partial sums in the query's slots, as outputs do in the forward, so nothing is added atomically
-and two runs are bit-equal. Where a list is cut into several items, the first adds to the block's gradient itself and
-the others leave theirs for `_gather`, in order.
+`_visit`: a program owns one work item, as in the forward. Query gradients leave as partial sums in the query's
+slots, as outputs do in the forward, so nothing is added atomically and two runs are bit-equal. Where a list is cut
+into several items, the first adds to the block's gradient itself and the others leave theirs for `_gather`, whose
+program owns one (group, block) and adds them in order. `_join_queries`: a program owns one (query, group) and sums
+its slots into dq.
+
+Beside the names of `tiles.py` and of the forward:
+  do [queries, H, D]                      of this round, multiplied by the gate
+  lse, delta [Tq, H]                      delta of this `do`
+  partial [G, queries, S, R, D]           slots of query gradients, in the inputs' dtype; scaled already in float16
+  extra_k, extra_v [extras, BN, D] float32    what later items of a list leave; extra_begin [G * N]: where a list's are
+  ADD                                     dq holds gradients of other branches already
 """
 
 import math

@@ -1,7 +1,22 @@
 """Choose blocks: the importance of a block is its compression probability summed over the group's heads.
 
-Scores are made for a chunk of queries at a time, [chunk, G, blocks of a sample], so that T x N is never held; one
-program then finds the score that separates the chosen from the rest by bisection on its bits.
+Scores are made for a chunk of queries at a time, so that T x N is never held.
+
+`_score`: a program owns BM queries of one group and a tile of BN blocks, further ones where its queries are of
+several samples; it sums over the heads in registers, so that a score is written once.
+`_select`: a program owns one (query, group), or with TILE > 1 the first of a run of queries that share its choice.
+It holds all scores in registers, [W / 32, 32], so that what is picked of 32 is a word, and popcounts tell a block's
+slot. The score that separates the chosen from the rest is found by bisection on its bits: as integers, floats that
+are not negative are in the same order.
+
+Beside the names of `tiles.py`:
+  scores [chunk, G, width] float32        column c of a row is block first_block + c
+  lse [H, Tq]                             of compression
+  chosen [Tq, G, count] int32             ascending, -1 past the last
+  leader [Tq] int32                       the first query of each run, where TILE > 1
+  row_begin, row_end, rows_total          the chunk's queries, and how many there are in all
+  count, budget, initial, local           blocks to choose, tokens at most where TOKENS, blocks that are always chosen
+  W, SLOTS, TILE                          width, count and the longest run, padded to powers of two
 """
 
 import torch
