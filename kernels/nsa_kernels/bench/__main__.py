@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nsa_kernels.bench.names import OPS, WALKS
+from nsa_kernels.bench.names import NAMED, OPS
 
 DESCRIPTION = """Time the kernels of native sparse attention, and what others offer, on this machine's GPU.
 
@@ -27,6 +27,8 @@ Examples:
   python -m nsa_kernels.bench --only selection --lengths 32768    one op, while working on it
   python -m nsa_kernels.bench --only selection,selection-lists,selection-unions --lengths 32768 --query-tiles 1,16 \\
       --designs 64x32                                             its two walks, and what it makes of them
+  python -m nsa_kernels.bench --only selection,selection-in-64s --designs 128x16 --query-tiles 1
+                                                                  a backward of blocks of 128 in halves
   python -m nsa_kernels.bench --designs 32x64,64x32,128x16        the price of smaller blocks at one token budget
   TRITON_INTERPRET=1 python -m nsa_kernels.bench --lengths 96 --heads 7,1,16 --designs 8x3 --window 9 --dtype fp32 \\
       --query-tiles 1,4 --no-baselines                            without a GPU: parity is real, times are not"""
@@ -60,8 +62,8 @@ def run_parser() -> argparse.ArgumentParser:
         help="block size x blocks selected; the first gets every op (64x32,128x16: one token budget)")  # fmt: skip
     add("--query-tiles", type=_integers, metavar="N,...",
         help="neighbouring queries that share one choice, with the first design (1,16,64)")  # fmt: skip
-    add("--only", type=_one_of(*OPS, *WALKS, *BASELINES), metavar="NAME,...",
-        help=f"of {', '.join((*OPS, *WALKS, *BASELINES))}; {', '.join(WALKS)} only where named")  # fmt: skip
+    add("--only", type=_one_of(*OPS, *NAMED, *BASELINES), metavar="NAME,...",
+        help=f"of {', '.join((*OPS, *NAMED, *BASELINES))}; {', '.join(NAMED)} only where named")  # fmt: skip
     add("--no-baselines", action="store_true", help="only this repository's kernels")
     add("--quick", action="store_true", help="8192 random tokens, 64x32, cuDNN's dense attention beside it")
     add("--seconds", type=float, default=300.0, metavar="S",

@@ -40,7 +40,7 @@ from nsa_kernels.selection.walk import (
     store_products,
 )
 from nsa_kernels.tiles import exp2, load_rows, store_rows
-from nsa_kernels.workspace import most_keys, selection_chunk
+from nsa_kernels.workspace import BACKWARD_KEYS, keys_held, selection_chunk
 
 
 @triton.jit
@@ -190,15 +190,17 @@ def selection_backward(
     dk: Tensor,
     dv: Tensor,
     dq: Tensor | None = None,
+    most: int = BACKWARD_KEYS,
 ) -> Tensor:
     """dq [Tq, H, D]; adds to dk and dv [T, G, D] float32, and to `dq` where one is given.
 
     gate [Tq, H] multiplied the output. lse, delta [Tq, H] float32; delta is the gated `do` times the output, over D.
+    most: keys of a block that a program holds; larger blocks are read in parts, each with a slot of its own.
     """
     rows, heads, dim = q.shape
     ratio = heads // k.shape[1]
-    chunk = selection_chunk(shape_of(q, k, chosen, blocks), per_item(ratio))
-    blocks, chosen = split_blocks(blocks, chosen, most_keys(dim, q.element_size()))
+    chunk = selection_chunk(shape_of(q, k, chosen, blocks), per_item(ratio), most)
+    blocks, chosen = split_blocks(blocks, chosen, keys_held(dim, q.element_size(), most))
     groups, slots = k.shape[1], chosen.shape[2]
     add = dq is not None
     dq = empty(tuple(q.shape), q) if dq is None else dq

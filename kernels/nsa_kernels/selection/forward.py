@@ -46,7 +46,7 @@ from nsa_kernels.selection.walk import (
     store_products,
 )
 from nsa_kernels.tiles import exp2
-from nsa_kernels.workspace import Shape, most_keys, selection_chunk
+from nsa_kernels.workspace import FORWARD_KEYS, Shape, keys_held, selection_chunk
 
 JOIN_STEP = 8
 """Slots whose loads are in flight together when a query joins its partial outputs."""
@@ -164,7 +164,7 @@ def selection_forward(
     """
     rows, heads, dim = q.shape
     chunk = selection_chunk(shape_of(q, k, chosen, blocks))
-    blocks, chosen = split_blocks(blocks, chosen, most_keys(dim, q.element_size()))
+    blocks, chosen = split_blocks(blocks, chosen, keys_held(dim, q.element_size(), FORWARD_KEYS))
     groups, slots = k.shape[1], chosen.shape[2]
     out, lse = empty(tuple(q.shape), q), q.new_empty((rows, heads), dtype=torch.float32)
     if not rows:
