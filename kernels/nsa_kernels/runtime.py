@@ -86,30 +86,42 @@ def empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None
 
 
 class _Thread(threading.local):
-    warming = False
+    instead: Callable[..., None] | None = None
 
 
 _thread = _Thread()
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Run a kernel on the device of its first argument, a tensor; inside `compiling` only have it compiled."""
+    """Run a kernel on the device of its first argument, a tensor, or do what `instead_of_launching` says."""
+    options["enable_fp_fusion"] = True  # Triton 3.9 warns that 3.10 will not fuse products and sums by itself
     with torch.cuda.device(args[0].device) if args[0].is_cuda else nullcontext():
-        if _thread.warming:
-            kernel.warmup(*args, grid=grid, **options)
-        else:
+        if _thread.instead is None:
             kernel[grid](*args, **options)
+        else:
+            _thread.instead(kernel, grid, args, options)
+
+
+@contextmanager
+def instead_of_launching(do: Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]) -> Iterator[None]:
+    """What this thread launches inside is handed to `do` (kernel, grid, arguments, options) and not run."""
+    _thread.instead = do
+    try:
+        yield
+    finally:
+        _thread.instead = None
 
 
 @contextmanager
 def compiling() -> Iterator[None]:
     """Compile the kernels that this thread launches inside, side by side, and run none of them."""
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool, triton.AsyncCompileMode(pool):
-        _thread.warming = True
-        try:
-            yield
-        finally:
-            _thread.warming = False
+
+    def compile_only(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        kernel.warmup(*args, grid=grid, **options)
+
+    workers = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
+    with workers as pool, triton.AsyncCompileMode(pool), instead_of_launching(compile_only):
+        yield
 
 
 _compiled: set[tuple[Any, ...]] = set()
@@ -121,7 +133,7 @@ def compiled_together(run: Run) -> Run:
     @functools.wraps(run)
     def wrapped(*arguments: Any) -> Any:
         key = (run, *map(_kind, arguments))
-        if not (INTERPRET or _thread.warming or key in _compiled):
+        if not (INTERPRET or _thread.instead or key in _compiled):
             with compiling():
                 run(*arguments)
             _compiled.add(key)

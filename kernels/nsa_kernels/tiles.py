@@ -1,4 +1,23 @@
-"""Pieces of kernels that several ops share."""
+"""Pieces of kernels that several ops share, and the names that all kernels use.
+
+A kernel's file opens with what one program owns, why it is laid out so, and what is given to it beside these, all
+contiguous:
+
+  Tq, T, N           queries, keys, blocks
+  H, G, R            query heads, heads of keys and values, heads of a group (H / G); h, g: a program's own
+  D, DP, HD          head dim; padded to a power of two; half of that, where rows are held as left and right halves
+  BM, BN             rows, and keys or blocks, that a program holds at a time; powers of two
+  q, do, out, dq     [Tq, H, D] in the inputs' dtype; k, v [T, G, D], pooled pk, pv [N, G, D] likewise
+  dk, dv             [T, G, D] float32, for every branch adds to them
+  lse                log2 of a row's sum of 2^logit, float32; +inf where it sees nothing, so that exp2(s - lse) is zero
+  gate, delta        of a branch, float32, laid out as lse: its gate, and `do` times its output, summed over D
+  bias [N]           float32, added to the logits of compression
+  scale, scale2      of the logits; times log2(e), for exponentials in base 2
+  position to query_stop, offsets, order     the int32 tensors of `Blocks`
+  PERMUTED, IDENTITY    keys are read through `order`; every key is a query, so that `position` is not read
+  BIAS, GATE, VALUES    whether that is given; where it is not, another tensor stands in its place and is not read
+  PREC, STAGES       `input_precision` of products; tiles whose loads are in flight together
+"""
 
 import triton
 import triton.language as tl

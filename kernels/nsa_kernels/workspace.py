@@ -6,6 +6,8 @@ from nsa_kernels.runtime import INTERPRET, SCORE_BYTES, WORKSPACE_BYTES, cdiv, p
 
 SPARE = 64 * 2**20
 """What the allocator rounds up and the small tensors take."""
+FORWARD_KEYS, BACKWARD_KEYS = 256, 256
+"""Keys of a block that a program holds, at most, where more would fit: no block that is selected is longer."""
 LEAST_ROOM = 2**28
 """What a round of queries may take even where dk and dv in float32 leave less of WORKSPACE_BYTES."""
 
@@ -26,16 +28,16 @@ class Shape:
     choice_bytes: int = 0
 
 
-def most_keys(head_dim: int, element_size: int) -> int:
-    """Keys whose keys and values fit beside a tile of queries: 32 KiB each, 64 KiB in float32."""
+def keys_held(head_dim: int, element_size: int, most: int) -> int:
+    """At most `most`, and so many that keys and values fit beside a tile of queries: 32 KiB each, 64 in float32."""
     if INTERPRET:
-        return 32
-    return (2**16 if element_size == 4 else 2**15) // (padded(head_dim) * element_size)
+        return min(most, 32)
+    return min(most, (2**16 if element_size == 4 else 2**15) // (padded(head_dim) * element_size))
 
 
-def in_parts(shape: Shape) -> Shape:
+def in_parts(shape: Shape, most: int = FORWARD_KEYS) -> Shape:
     """The same call as the selection sees it: large blocks are read in parts, for which the choice is written anew."""
-    limit = most_keys(shape.head_dim, shape.element_size)
+    limit = keys_held(shape.head_dim, shape.element_size, most)
     parts = cdiv(shape.block_size, limit)
     if parts < 2:
         return shape
@@ -62,9 +64,12 @@ def selection_bytes_per_query(shape: Shape, extra_pairs: int | None) -> int:
     return total
 
 
-def selection_chunk(shape: Shape, extra_pairs: int | None = None) -> int:
-    """Queries that one round of the selection op takes; a multiple of 32 unless it takes all."""
-    shape = in_parts(shape)
+def selection_chunk(shape: Shape, extra_pairs: int | None = None, most: int = FORWARD_KEYS) -> int:
+    """Queries that one round of the selection op takes; a multiple of 32 unless it takes all.
+
+    most: keys of a block that a program holds.
+    """
+    shape = in_parts(shape, most)
     room = max(LEAST_ROOM, WORKSPACE_BYTES - SPARE - _held(shape, extra_pairs))
     per_query = selection_bytes_per_query(shape, extra_pairs)
     fewest_elements = 2**31 // max(1, shape.heads * shape.block_count * shape.head_dim)
@@ -77,8 +82,9 @@ def workspace_bytes(shape: Shape, extra_pairs: int | None = None) -> int:
     With extra_pairs (nsa_kernels.selection.backward.per_item) the backward, beyond its inputs and gradients. At most
     WORKSPACE_BYTES, unless dk and dv in float32 leave less than LEAST_ROOM of it.
     """
-    parts = in_parts(shape)
-    selection = selection_chunk(shape, extra_pairs) * selection_bytes_per_query(parts, extra_pairs)
+    most = FORWARD_KEYS if extra_pairs is None else BACKWARD_KEYS
+    parts = in_parts(shape, most)
+    selection = selection_chunk(shape, extra_pairs, most) * selection_bytes_per_query(parts, extra_pairs)
     scores = min(SCORE_BYTES, 4 * shape.groups * shape.num_blocks * shape.queries) if extra_pairs is None else 0
     return SPARE + max(_held(parts, extra_pairs) + selection, scores)
 

@@ -325,9 +325,9 @@ def test_one_thread_s_compiling_leaves_the_kernels_of_another_running():
 
     class Kernel:
         def __getitem__(self, grid):
-            return lambda *args: ran.append(grid)
+            return lambda *args, **options: ran.append(grid)
 
-        def warmup(self, *args, grid):
+        def warmup(self, *args, grid, **options):
             warmed.append(grid)
 
     with runtime.compiling():

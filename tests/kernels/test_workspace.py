@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from nsa_kernels.runtime import WORKSPACE_BYTES
+from nsa_kernels import workspace
+from nsa_kernels.bench.inputs import Inputs
+from nsa_kernels.bench.parity import gradient_error
+from nsa_kernels.runtime import INTERPRET, WORKSPACE_BYTES
 from nsa_kernels.selection import forward
 from nsa_kernels.testing import odd_blocks, random_heads
 from nsa_kernels.workspace import Shape, in_parts, selection_bytes_per_query, selection_chunk, workspace_bytes
@@ -51,3 +54,24 @@ def test_a_chunk_is_what_the_forward_takes(monkeypatch):
     torch.testing.assert_close(cut, whole, rtol=1e-5, atol=1e-6)
     shape = forward.shape_of(q, k, chosen, blocks)
     assert selection_bytes_per_query(shape, None) >= 2 * 1 * (16 * 4 + 4)
+
+
+@pytest.mark.skipif(not INTERPRET, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("permuted", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_backward_in_parts_gives_the_same_gradients(permuted):
+    blocks = odd_blocks(permuted=permuted)
+    q, k, v, gates, do = random_heads(blocks, (7, 1, 16), torch.float32)
+    chosen = torch.stack([blocks.block_of_query, blocks.first_block], -1)[:, None].contiguous()
+    chosen[..., 1].masked_fill_(chosen[..., 0] == chosen[..., 1], -1)
+    exact = Inputs(*(x.double().requires_grad_() for x in (q, k, v, gates, do)))
+    for most in (4, workspace.BACKWARD_KEYS):
+        assert gradient_error(Inputs(q, k, v, gates, do), exact, chosen, blocks, 0.25, most) < 1e-5
+
+
+def test_a_backward_in_parts_is_counted(monkeypatch):
+    shape = Shape(131072, 131072, 1024, 28, 4, 128, 16, 128)
+    whole = workspace_bytes(shape), in_parts(shape, 8).choice_bytes
+    monkeypatch.setattr(workspace, "BACKWARD_KEYS", 8)
+    assert workspace_bytes(shape) == whole[0]
+    assert whole[1] < workspace_bytes(shape, 576) <= WORKSPACE_BYTES
+    assert selection_chunk(shape, 576, 8) < selection_chunk(shape, 576)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nsa_kernels.bench.names import OPS, WALKS
+from nsa_kernels.bench.names import NAMED, OPS
 
 DESCRIPTION = """Time the kernels of native sparse attention, and what others offer, on this machine's GPU.
 
@@ -14,7 +14,10 @@ timed. Then each op and the whole layer are timed, forward and forward + backwar
 fla's parallel_nsa and FlexAttention. Times are medians (triton.testing.do_bench). Every row is appended to a CSV in
 --output as it is measured, with its peak memory, the share of the machine's arithmetic and bandwidth it reaches, and
 where it was measured; what fails or does not fit the time becomes a row that says why."""
-EPILOG = """Then, from a CSV:
+EPILOG = """Without a GPU:
+  python -m nsa_kernels.bench resources     compile every kernel of the layer: registers, spills, shared memory
+
+Then, from a CSV:
   python -m nsa_kernels.bench plot CSV      time against T, as a picture
   python -m nsa_kernels.bench table CSV     tables in Markdown; --readme kernels/README.md puts them there
 
@@ -24,6 +27,8 @@ Examples:
   python -m nsa_kernels.bench --only selection --lengths 32768    one op, while working on it
   python -m nsa_kernels.bench --only selection,selection-lists,selection-unions --lengths 32768 --query-tiles 1,16 \\
       --designs 64x32                                             its two walks, and what it makes of them
+  python -m nsa_kernels.bench --only selection,selection-in-64s --designs 128x16 --query-tiles 1
+                                                                  a backward of blocks of 128 in halves
   python -m nsa_kernels.bench --designs 32x64,64x32,128x16        the price of smaller blocks at one token budget
   TRITON_INTERPRET=1 python -m nsa_kernels.bench --lengths 96 --heads 7,1,16 --designs 8x3 --window 9 --dtype fp32 \\
       --query-tiles 1,4 --no-baselines                            without a GPU: parity is real, times are not"""
@@ -37,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _plot(plot_parser().parse_args(arguments[1:]))
     if arguments[:1] == ["table"]:
         return _table(table_parser().parse_args(arguments[1:]))
+    if arguments[:1] == ["resources"]:
+        return _resources(resources_parser().parse_args(arguments[1:]))
     return _run(run_parser().parse_args(arguments))
 
 
@@ -55,20 +62,24 @@ def run_parser() -> argparse.ArgumentParser:
         help="block size x blocks selected; the first gets every op (64x32,128x16: one token budget)")  # fmt: skip
     add("--query-tiles", type=_integers, metavar="N,...",
         help="neighbouring queries that share one choice, with the first design (1,16,64)")  # fmt: skip
-    add("--only", type=_one_of(*OPS, *WALKS, *BASELINES), metavar="NAME,...",
-        help=f"of {', '.join((*OPS, *WALKS, *BASELINES))}; {', '.join(WALKS)} only where named")  # fmt: skip
+    add("--only", type=_one_of(*OPS, *NAMED, *BASELINES), metavar="NAME,...",
+        help=f"of {', '.join((*OPS, *NAMED, *BASELINES))}; {', '.join(NAMED)} only where named")  # fmt: skip
     add("--no-baselines", action="store_true", help="only this repository's kernels")
     add("--quick", action="store_true", help="8192 random tokens, 64x32, cuDNN's dense attention beside it")
     add("--seconds", type=float, default=300.0, metavar="S",
         help="stop in time: what does not fit becomes a skipped row (%(default).0f)")  # fmt: skip
-    add("--heads", type=_heads, default=(28, 4, 128), metavar="H,G,D",
-        help="query heads, key/value heads, head dim (28,4,128: Qwen2.5-VL-7B)")  # fmt: skip
-    add("--window", type=int, default=256, metavar="W", help="tokens of the sliding window (%(default)s)")
-    add("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="(%(default)s)")
+    _add_layer(add)
     add("--output", type=Path, default=Path("kernels/results"), metavar="DIR",
         help="folder of the CSV, which is named after the GPU (%(default)s)")  # fmt: skip
     add("--commit", help="recorded in the rows; by default the variable NSA_COMMIT, else git's HEAD")
     return parser
+
+
+def _add_layer(add: Callable[..., object]) -> None:
+    add("--heads", type=_heads, default=(28, 4, 128), metavar="H,G,D",
+        help="query heads, key/value heads, head dim (28,4,128: Qwen2.5-VL-7B)")  # fmt: skip
+    add("--window", type=int, default=256, metavar="W", help="tokens of the sliding window (%(default)s)")
+    add("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="(%(default)s)")
 
 
 def plot_parser() -> argparse.ArgumentParser:
@@ -82,6 +93,28 @@ def table_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m nsa_kernels.bench table", description="A CSV's tables in Markdown.")
     parser.add_argument("csv", type=Path, metavar="CSV")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="put them between this file's marker comments")
+    return parser
+
+
+def resources_parser() -> argparse.ArgumentParser:
+    from nsa_kernels.bench.resources import CARDS
+
+    parser = argparse.ArgumentParser(
+        "python -m nsa_kernels.bench resources",
+        description="Compile every kernel of the layer, forward and backward, without a GPU, and print what its "
+        "threads and programs take. Exit code 1 where one does not compile or needs more shared memory than there is.",
+    )
+    add = parser.add_argument
+    add("--arch", type=int, choices=CARDS, default=90, help="compute capability: 80 A100, 90 H100 and H200 (90)")
+    add("--lengths", type=_integers, default=[32768], metavar="T,T,...", help="tokens of the sample (32768)")
+    add("--designs", type=_designs, default=[(64, 32), (128, 16)], metavar="SIZExCOUNT,...",
+        help="block size x blocks selected (64x32,128x16)")  # fmt: skip
+    add("--query-tiles", type=_integers, default=[1], metavar="N,...",
+        help="neighbouring queries that share one choice (1)")  # fmt: skip
+    _add_layer(add)
+    add("--full", action="store_true", help="permuted keys, half of them queries, a block bias and a token budget")
+    add("--only", default="", metavar="NAME", help="kernels whose name holds this, such as selection.backward")
+    add("--csv", action="store_true", help="print a CSV, to compare two versions")
     return parser
 
 
@@ -130,6 +163,28 @@ def _table(options: argparse.Namespace) -> int:
     else:
         print(text, end="")
     return 0
+
+
+def _resources(options: argparse.Namespace) -> int:
+    from nsa_kernels.bench.inputs import Heads
+    from nsa_kernels.bench.jobs import Design
+    from nsa_kernels.bench.resources import Setting, resources, show
+    from nsa_kernels.bench.run import DTYPES
+    from nsa_kernels.runtime import INTERPRET
+
+    if INTERPRET:
+        print("error: with TRITON_INTERPRET=1 nothing is compiled; unset it")
+        return 2
+    heads, dtype = Heads(*options.heads), DTYPES[options.dtype]
+    settings = [
+        Setting(tokens, heads, Design(size, count, tile), options.window, dtype, options.full)
+        for tokens in options.lengths
+        for size, count in options.designs
+        for tile in options.query_tiles
+    ]
+    rows = resources(settings, options.only, options.arch)
+    print(show(rows, options.csv), end="")
+    return int(any(not row.programs for row in rows))
 
 
 def _integers(text: str) -> list[int]:

@@ -1,10 +1,10 @@
 """Each op of the layer alone, and the whole layer, as jobs.
 
 pool pools k and v. selection and window include the float32 dk and dv they need (zeroed for selection, which adds to
-them). selection takes every tile of queries by the walk that its choices call for, selection-lists and selection-unions
-all tiles by one, forward. combine's backward makes the gates' gradient, as in the layer, whose branches apply their
-gates themselves. The layer is `video_nsa` with all three branches, forward, or forward and, by autograd, the gradients
-of q, k, v and gates.
+them). selection takes every tile of queries by the walk that its choices call for, selection-lists and
+selection-unions all tiles by one, forward; selection-in-64s is selection whose backward reads longer blocks in parts.
+combine's backward makes the gates' gradient, as in the layer, whose branches apply their gates themselves. The layer
+is `video_nsa` with all three branches, forward, or forward and, by autograd, the gradients of q, k, v and gates.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nsa_kernels.bench.inputs import leaders, mean_union
 from nsa_kernels.bench.jobs import BOTH, FORWARD, Design, Job, Prepared, Scene
-from nsa_kernels.bench.names import OPS, WALKS
+from nsa_kernels.bench.names import NAMED, OPS, PARTS, WALKS
 from nsa_kernels.bench.roofline import Work
 from nsa_kernels.blocks import Blocks, uniform_blocks
 from nsa_kernels.combine.backward import combine_backward
@@ -28,14 +28,15 @@ from nsa_kernels.selection.forward import selection_forward
 from nsa_kernels.topk.forward import topk_forward
 from nsa_kernels.window.backward import window_backward
 from nsa_kernels.window.forward import window_forward
+from nsa_kernels.workspace import BACKWARD_KEYS
 
-OF_INPUTS = ("layer", "topk", "selection", *WALKS)
+OF_INPUTS = ("layer", "topk", "selection", *NAMED)
 """Ops whose time depends on what the inputs are; the others are timed on the first kind only."""
 FORWARD_ONLY = ("topk", *WALKS)
 """The top-k has no gradient, and the selection's backward one walk."""
 OF_TILE = OF_INPUTS
 """Ops that a query tile changes."""
-OF_DESIGN = ("layer", "pool", "compression", "topk", "selection", *WALKS)
+OF_DESIGN = ("layer", "pool", "compression", "topk", "selection", *NAMED)
 """Ops that the block design changes."""
 
 
@@ -43,11 +44,17 @@ def op_jobs(scene: Scene, designs: list[Design], only: set[str], first_inputs: b
     """The first design for every op, the others for the ops they change."""
     for number, design in enumerate(designs):
         stage = Stage(scene, design)
-        for op in (*OPS, *WALKS):
+        for op in (*OPS, *NAMED):
             relevant = (first_inputs or op in OF_INPUTS) and (design.query_tile == 1 or op in OF_TILE)
             if op in only and relevant and (number == 0 or op in OF_DESIGN):
-                for direction in (FORWARD,) if op in FORWARD_ONLY else (FORWARD, BOTH):
+                for direction in _directions(op, design):
                     yield Job(scene.case(op, direction, design), stage.preparer(op, direction == BOTH))
+
+
+def _directions(op: str, design: Design) -> tuple[str, ...]:
+    if op in PARTS:
+        return (BOTH,) if design.block_size > PARTS[op] else ()
+    return (FORWARD,) if op in FORWARD_ONLY else (FORWARD, BOTH)
 
 
 class Stage:
@@ -60,6 +67,8 @@ class Stage:
     def preparer(self, op: str, backward: bool) -> Callable[[], Prepared]:
         if op in WALKS:
             return lambda: self.selection(backward, WALKS[op])
+        if op in PARTS:
+            return lambda: self.selection(backward, most=PARTS[op])
         return lambda: getattr(self, op)(backward)
 
     @cached_property
@@ -125,7 +134,7 @@ class Stage:
         work = self.counts.topk(self.blocks, self.design.block_count)
         return Prepared(self._choose, work, union16=self.union)
 
-    def selection(self, backward: bool, most_waste: float | None = None) -> Prepared:
+    def selection(self, backward: bool, most_waste: float | None = None, most: int = BACKWARD_KEYS) -> Prepared:
         x, chosen, gate = self.scene.inputs, self.chosen, self._rows()
 
         def run() -> None:
@@ -134,7 +143,7 @@ class Stage:
                 dk, dv = (torch.zeros_like(x.k, dtype=torch.float32) for _ in range(2))
                 selection_backward(
                     x.q, x.k, x.v, chosen, do=x.do, lse=lse, gate=gate, delta=gate, blocks=self.blocks,
-                    scale=self.scale, dk=dk, dv=dv,
+                    scale=self.scale, dk=dk, dv=dv, most=most,
                 )  # fmt: skip
 
         return Prepared(run, self.counts.selection(self.blocks, chosen, backward), union16=self.union)

@@ -8,15 +8,17 @@ from torch import Tensor
 
 from nsa_kernels.bench.inputs import Heads, Inputs, leaders, random_inputs
 from nsa_kernels.bench.jobs import Design
-from nsa_kernels.bench.names import WALKS
+from nsa_kernels.bench.names import PARTS, WALKS
 from nsa_kernels.blocks import Blocks, uniform_blocks
 from nsa_kernels.combine.forward import combine_forward
+from nsa_kernels.combine.products import products
 from nsa_kernels.combine.reference import combine_reference
 from nsa_kernels.compression.forward import compression_forward
 from nsa_kernels.compression.pooling import pool_forward
 from nsa_kernels.compression.reference import compression_reference, pool_reference
 from nsa_kernels.dense import closed, probabilities
 from nsa_kernels.reference import video_nsa_reference
+from nsa_kernels.selection.backward import selection_backward
 from nsa_kernels.selection.forward import selection_forward
 from nsa_kernels.selection.reference import selection_reference
 from nsa_kernels.topk.forward import topk_forward
@@ -71,6 +73,9 @@ def check_design(
         for walk, most_waste in WALKS.items():
             walked, _ = selection_forward(x.q, x.k, x.v, chosen, blocks, scale, most_waste)
             yield Check(walk, relative(walked, expected), limit)
+        for op, most in PARTS.items():
+            if design.block_size > most:
+                yield Check(op, gradient_error(x, exact, chosen, blocks, scale, most), limit)
         windowed, _ = window_forward(x.q, x.k, x.v, blocks, window, scale)
         expected = window_reference(exact.q, exact.k, exact.v, blocks, size=window, scale=scale)
         yield Check("window", relative(windowed, expected), limit)
@@ -110,6 +115,17 @@ def relative(found: Tensor, expected: Tensor) -> float:
     """Frobenius norm of the difference over that of the expected; NaN counts as infinite."""
     error = ((found.double() - expected).norm() / expected.norm()).item()
     return error if error == error else float("inf")
+
+
+def gradient_error(x: Inputs, exact: Inputs, chosen: Tensor, blocks: Blocks, scale: float, most: int) -> float:
+    """The greatest of the selection's gradients of q, k and v, the backward reading blocks in parts of `most` keys."""
+    out, lse = selection_forward(x.q, x.k, x.v, chosen, blocks, scale)
+    dk, dv = (torch.zeros_like(x.k, dtype=torch.float32) for _ in range(2))
+    delta = products(x.do, out).contiguous()
+    dq = selection_backward(x.q, x.k, x.v, chosen, x.do, lse, None, delta, blocks, scale, dk, dv, most=most)
+    expected = selection_reference(exact.q, exact.k, exact.v, chosen, blocks, scale=scale)
+    wanted = torch.autograd.grad(expected, (exact.q, exact.k, exact.v), exact.do)
+    return max(relative(found, want) for found, want in zip((dq, dk, dv), wanted, strict=True))
 
 
 @torch.no_grad()

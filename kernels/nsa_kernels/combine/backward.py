@@ -1,4 +1,10 @@
-"""Gradients of the gates, and of the branches where they are wanted apart."""
+"""Gradients of the gates, and of the branches where they are wanted apart.
+
+A program owns ROWS (query, head) rows, as in the forward, and reads their `do` once for all branches.
+
+a, b, c, da, db, dc, do [count, D], of which R are branches; gates [count, R]; dgates [count, R] float32: with one
+branch, the `delta` of its backward. WRITE: the branches' gradients are written too.
+"""
 
 import torch
 import triton

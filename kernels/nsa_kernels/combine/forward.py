@@ -1,4 +1,10 @@
-"""Gates applied and branches summed in one pass."""
+"""Gates applied and branches summed in one pass.
+
+A program owns ROWS (query, head) rows, of `count` in all, and reads each branch's once: there is nothing to do but
+to read and write, and whole rows are read side by side.
+
+a, b, c, out [count, D] in the inputs' dtype, of which R are branches and the others not read; gates [count, R].
+"""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,15 @@
-"""Compression attention, backward: gradients of the queries, and of the pooled keys and values."""
+"""Compression attention, backward: gradients of the queries, and of the pooled keys and values.
+
+`_queries`: laid out as the forward. `_pooled`: a program owns BN pooled keys and values of one group and walks over
+a part of its heads and of the queries that see them, both gradients in registers; grid [tiles, G, parts]. Pooled
+keys are few, 512 for 32,768 tokens, so that a program for all heads and queries of each tile would leave most SMs
+idle. The parts are added up afterwards, in order, as atomics would not be.
+
+Beside the names of `tiles.py`:
+  lse, gate, delta [H, Tq]
+  dk, dv [parts, N, G, D] float32         part = head part * query_parts + query part; dk not yet scaled
+  head_parts, query_parts                 how many parts the group's heads and the queries are cut into
+"""
 
 import torch
 import triton

@@ -1,4 +1,13 @@
-"""Compression attention, forward: queries against one pooled key per closed block, with the log-sum-exp."""
+"""Compression attention, forward: queries against one pooled key per closed block, with the log-sum-exp.
+
+A program owns BM queries of one head and walks over the pooled keys by BN, with maximum, sum and output in registers
+(FlashAttention-2, algorithm 1). Programs of one head stand side by side in the grid [tiles, H], so that they share
+its keys in L2. Queries ascend, so that up to a block `full` every row sees every block: most of the walk is not
+masked.
+
+Beside the names of `tiles.py`: lse [H, Tq], heads first, for a program reads and writes rows of one head. Without
+VALUES the log-sum-exp alone is made, which the top-k needs.
+"""
 
 import torch
 import triton

@@ -1,4 +1,10 @@
-"""The mean over the tokens of each block, of any lengths, and its gradient."""
+"""The mean over the tokens of each block, of any lengths, and its gradient.
+
+A program owns one block and CP of the C = G * D columns, and walks over the block's tokens by BN, with a sum in
+float32: a block's length is known to its program alone, and there are blocks enough for every SM.
+
+x, dx [T, C]; out, dy [N, C]; the rest as in `tiles.py`.
+"""
 
 import triton
 import triton.language as tl

@@ -1,8 +1,17 @@
 """Selection attention, backward: the same walk over key blocks, which sums dk and dv in registers.
 
-Query gradients leave as partial sums in the query's slots, as outputs do in the forward, so nothing is added atomically
-and two runs are bit-equal. Where a list is cut into several items, the first adds to the block's gradient itself and
-the others leave theirs for `_gather`, in order.
+`_visit`: a program owns one work item, as in the forward. Query gradients leave as partial sums in the query's
+slots, as outputs do in the forward, so nothing is added atomically and two runs are bit-equal. Where a list is cut
+into several items, the first adds to the block's gradient itself and the others leave theirs for `_gather`, whose
+program owns one (group, block) and adds them in order. `_join_queries`: a program owns one (query, group) and sums
+its slots into dq.
+
+Beside the names of `tiles.py` and of the forward:
+  do [queries, H, D]                      of this round, multiplied by the gate
+  lse, delta [Tq, H]                      delta of this `do`
+  partial [G, queries, S, R, D]           slots of query gradients, in the inputs' dtype; scaled already in float16
+  extra_k, extra_v [extras, BN, D] float32    what later items of a list leave; extra_begin [G * N]: where a list's are
+  ADD                                     dq holds gradients of other branches already
 """
 
 import math
@@ -31,7 +40,7 @@ from nsa_kernels.selection.walk import (
     store_products,
 )
 from nsa_kernels.tiles import exp2, load_rows, store_rows
-from nsa_kernels.workspace import most_keys, selection_chunk
+from nsa_kernels.workspace import BACKWARD_KEYS, keys_held, selection_chunk
 
 
 @triton.jit
@@ -181,15 +190,17 @@ def selection_backward(
     dk: Tensor,
     dv: Tensor,
     dq: Tensor | None = None,
+    most: int = BACKWARD_KEYS,
 ) -> Tensor:
     """dq [Tq, H, D]; adds to dk and dv [T, G, D] float32, and to `dq` where one is given.
 
     gate [Tq, H] multiplied the output. lse, delta [Tq, H] float32; delta is the gated `do` times the output, over D.
+    most: keys of a block that a program holds; larger blocks are read in parts, each with a slot of its own.
     """
     rows, heads, dim = q.shape
     ratio = heads // k.shape[1]
-    chunk = selection_chunk(shape_of(q, k, chosen, blocks), per_item(ratio))
-    blocks, chosen = split_blocks(blocks, chosen, most_keys(dim, q.element_size()))
+    chunk = selection_chunk(shape_of(q, k, chosen, blocks), per_item(ratio), most)
+    blocks, chosen = split_blocks(blocks, chosen, keys_held(dim, q.element_size(), most))
     groups, slots = k.shape[1], chosen.shape[2]
     add = dq is not None
     dq = empty(tuple(q.shape), q) if dq is None else dq

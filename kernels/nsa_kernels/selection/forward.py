@@ -1,11 +1,23 @@
 """Selection attention, forward: every key block gathers the queries that chose it, then each query joins its blocks.
 
-That is the walk over lists; tiles of queries that share most of their choice go over unions instead (`over_unions.py`).
+That is the walk over lists; tiles of queries that share most of their choice go over unions instead
+(`over_unions.py`).
 
-A row is a (query, head) pair, so a group of 7 heads wastes nothing. A tile of rows meets one block once, writes a
-normalised partial output with its log-sum-exp into the query's slot, and `_join` sums the slots. Rows are read and
-written as left and right halves: products half as wide need fewer registers, and with too few of those left the
-assembler lets every wgmma of the backward wait for the one before.
+`_visit`: a program owns one work item, at most PER_ITEM entries of a block's list, for which it loads the block
+once. A row is a (query, head) pair, so a group of 7 heads wastes nothing. A tile of rows meets the block once, so
+its softmax is whole: the program writes a normalised partial output with its log-sum-exp into the query's slot, and
+keeps nothing. Rows are read and written as left and right halves: products half as wide need fewer registers, and
+with too few of those left the assembler lets every wgmma of the backward wait for the one before. `_join`: a program
+owns one (query, group) and sums its slots.
+
+Beside the names of `tiles.py`:
+  partial [G, queries, S, R, D], partial_lse [G, queries, S, R] float32     the slots
+  chosen [Tq, G, S] int32                 S slots of a choice, -1 for an empty one
+  entries to item_block                   the tensors of `Lists` (`lists.py`); an entry is query * S + slot
+  lse [Tq, H]                             queries first, as a (query, group) is joined whole
+  over_union [tiles, G] int32             not 0 where _attend wrote the tile of QUERIES queries, if UNIONS
+  query_begin, queries                    this round's queries; those in entries and slots count from its first
+  STEP                                    slots that `_join` loads together
 """
 
 import math
@@ -34,7 +46,7 @@ from nsa_kernels.selection.walk import (
     store_products,
 )
 from nsa_kernels.tiles import exp2
-from nsa_kernels.workspace import Shape, most_keys, selection_chunk
+from nsa_kernels.workspace import FORWARD_KEYS, Shape, keys_held, selection_chunk
 
 JOIN_STEP = 8
 """Slots whose loads are in flight together when a query joins its partial outputs."""
@@ -152,7 +164,7 @@ def selection_forward(
     """
     rows, heads, dim = q.shape
     chunk = selection_chunk(shape_of(q, k, chosen, blocks))
-    blocks, chosen = split_blocks(blocks, chosen, most_keys(dim, q.element_size()))
+    blocks, chosen = split_blocks(blocks, chosen, keys_held(dim, q.element_size(), FORWARD_KEYS))
     groups, slots = k.shape[1], chosen.shape[2]
     out, lse = empty(tuple(q.shape), q), q.new_empty((rows, heads), dtype=torch.float32)
     if not rows:

@@ -1,7 +1,16 @@
 """Who chose which block: from [queries, G, slots] block numbers to one list of queries per (group, block).
 
-The order inside a list is the order of the queries, whatever order the programs run in, so that every sum over a list
-is the same in every run. Membership is a bit per query; a query's place is the number of bits before its own.
+The order inside a list is the order of the queries, whatever order the programs run in, so that every sum over a
+list is the same in every run. Membership is a bit per query; a query's place is the number of bits before its own.
+
+`_mark` and `_place`: a program owns BLOCK places of `chosen`, each of one (query, group, slot), whatever block it
+names, so that all have the same work. `_before`: a program owns BLOCK lists and runs down their words.
+
+  chosen [C, G, S] int32                  -1 for an empty slot; total = C * G * S
+  words [tiles, G, N] int32               bit i for query i of TILE
+  before [tiles, G, N] int32              how many queries of earlier words chose the block; tiles, columns: its sizes
+  count, begin [G * N], entries [total]   as in `Lists`
+  TILES                                   words that `_before` takes at a time
 """
 
 from dataclasses import dataclass

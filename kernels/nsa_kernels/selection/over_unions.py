@@ -149,7 +149,9 @@ def attend_unions(
 @functools.cache
 def programs(device: torch.device) -> int:
     """So many share the tiles: several rounds of what the GPU holds, but few where no tile goes over its union."""
-    return 5 if INTERPRET else PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
+    if device.type != "cuda":
+        return 5
+    return PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def forward_tile(head_dim: int, keys: int, ratio: int, dtype: torch.dtype) -> UnionTile:

@@ -67,10 +67,13 @@ def _unite(
     G: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr, QUERIES: tl.constexpr, MOST: tl.constexpr, BN: tl.constexpr,
     PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """One (tile, group): its bits in the words [words, G, N], or, where it shares enough, its union.
+    """One (tile, group): its bits in the words [words, G, N] of `lists.py`, or, where it shares enough, its union.
 
-    Who finds no bit of the tile in a word counts the block. A union is in the order of the first query, then slot, that
-    chose a block, whatever order the atomics ran in.
+    One program does both, for both ask who else of the tile chose a block: who finds no bit of the tile in a word
+    counts the block. A union is in the order of the first query, then slot, that chose a block, whatever order the
+    atomics ran in. chosen [queries, G, S] from query_begin on; met to taken_count: see `Unions`; most_waste: rows met
+    for one that is wanted; PAIRS: queries of a tile times slots, padded; MOST: blocks of a union; BN: keys of a whole
+    block.
     """
     ALL: tl.constexpr = (1 << QUERIES) - 1
     tile = tl.program_id(0)

@@ -1,7 +1,22 @@
 """Choose blocks: the importance of a block is its compression probability summed over the group's heads.
 
-Scores are made for a chunk of queries at a time, [chunk, G, blocks of a sample], so that T x N is never held; one
-program then finds the score that separates the chosen from the rest by bisection on its bits.
+Scores are made for a chunk of queries at a time, so that T x N is never held.
+
+`_score`: a program owns BM queries of one group and a tile of BN blocks, further ones where its queries are of
+several samples; it sums over the heads in registers, so that a score is written once.
+`_select`: a program owns one (query, group), or with TILE > 1 the first of a run of queries that share its choice.
+It holds all scores in registers, [W / 32, 32], so that what is picked of 32 is a word, and popcounts tell a block's
+slot. The score that separates the chosen from the rest is found by bisection on its bits: as integers, floats that
+are not negative are in the same order.
+
+Beside the names of `tiles.py`:
+  scores [chunk, G, width] float32        column c of a row is block first_block + c
+  lse [H, Tq]                             of compression
+  chosen [Tq, G, count] int32             ascending, -1 past the last
+  leader [Tq] int32                       the first query of each run, where TILE > 1
+  row_begin, row_end, rows_total          the chunk's queries, and how many there are in all
+  count, budget, initial, local           blocks to choose, tokens at most where TOKENS, blocks that are always chosen
+  W, SLOTS, TILE                          width, count and the longest run, padded to powers of two
 """
 
 import torch
@@ -15,6 +30,9 @@ from nsa_kernels.tiles import block_logits, exp2, load_rows, near_rows, popcount
 
 MOST_BLOCKS = 32768
 """Blocks of one sample that a program can rank in registers."""
+
+_FORCED = tl.constexpr(0x7F800000)
+"""The key of a block that is always chosen: above that of every score, the score's bits."""
 
 
 @triton.jit(do_not_specialize=["row_begin", "row_end", "Tq", "N", "width", "ratio"])
@@ -95,9 +113,9 @@ def _select(
             # A block that closed after an earlier query of the tile scores zero there, if it was scored at all.
             score += tl.load(at, mask=closed & (column <= tl.load(last_block + row + i) - first), other=0.0)
             at += G * width
-        score = tl.where(closed, score, -1.0)
+        score = tl.where(closed, score, float("-inf"))
     else:
-        score = tl.load(at, mask=closed, other=-1.0)
+        score = tl.load(at, mask=closed, other=float("-inf"))
     limit = count
     weight = column
     if TOKENS:
@@ -105,11 +123,11 @@ def _select(
         weight = tl.load(offsets + j + 1, mask=listed, other=1) - tl.load(offsets + j, mask=listed, other=0)
         score = score / weight.to(tl.float32)
         limit = budget
-    key = tl.where(forced, 0x7F800000, score.to(tl.int32, bitcast=True))
+    key = tl.where(forced, _FORCED, tl.minimum(score.to(tl.int32, bitcast=True), _FORCED - 1))
 
-    candidate = key >= 0
-    pick = candidate
-    if _too_many(candidate, weight, count, limit, TOKENS):
+    pick = key >= 0
+    _, many = _taken(key, 0, weight, count, limit, TOKENS)
+    if many:
         edge, tie = _edge(key, forced, weight, count, limit, TOKENS)
         pick = key > edge
         if tie:
@@ -128,38 +146,34 @@ def _select(
 
 
 @triton.jit
-def _too_many(taken, weight, count, limit, TOKENS: tl.constexpr):
-    """Whether the blocks `taken` are more than `count`, or hold more than `limit` tokens."""
-    many = tl.sum(taken.to(tl.int32)) > count
+def _taken(key, least, weight, count, limit, TOKENS: tl.constexpr):
+    """How many blocks have key >= least, and whether they are more than `count` or hold more than `limit` tokens."""
+    # The sign of a difference: a sum of comparisons is compiled to half as many instructions again.
+    taken = key.numel + tl.sum((key - least) >> 31)
+    many = taken > count
     if TOKENS:
-        many = many | (tl.sum(tl.where(taken, weight, 0)) > limit)
-    return many
+        many = many | (tl.sum(tl.where(key >= least, weight, 0)) > limit)
+    return taken, many
 
 
 @triton.jit
 def _edge(key, forced, weight, count, limit, TOKENS: tl.constexpr):
     """The largest v for which the blocks with key >= v are too many, and whether some with key == v may yet fit.
 
-    Bracketed downwards from the best score, then bisected.
+    Bisected between the worst key, with which all are taken, and what is above the best.
     """
-    low = tl.max(tl.where(forced, -1, key)) + 1
-    low = tl.where(_too_many(key >= low, weight, count, limit, TOKENS), 0x7F800001, low)
-    high = low
-    step = tl.full([], 1 << 21, tl.int32)
-    while (low == high) & (low > 0):
-        high = low
-        low = tl.maximum(low - step, 0)
-        if not _too_many(key >= low, weight, count, limit, TOKENS):
-            high = low
-        step *= 2
+    high = tl.max(tl.where(forced, -1, key)) + 1
+    low = tl.min(tl.where(forced | (key < 0), _FORCED, key))
+    taken, many = _taken(key, high, weight, count, limit, TOKENS)  # what is forced, alone
+    low = tl.where(many, _FORCED, low)
+    high = tl.where(many, _FORCED + 1, high)
     tie = True
+    if not TOKENS:
+        tie = taken != count
+        low = tl.where(tie, low, high - 1)
     while high - low > 1:
         trial = low + (high - low) // 2
-        above = key >= trial
-        taken = tl.sum(above.to(tl.int32))
-        many = taken > count
-        if TOKENS:
-            many = many | (tl.sum(tl.where(above, weight, 0)) > limit)
+        taken, many = _taken(key, trial, weight, count, limit, TOKENS)
         low = tl.where(many, trial, low)
         high = tl.where(many, high, trial)
         if not TOKENS:

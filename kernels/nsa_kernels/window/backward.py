@@ -1,4 +1,11 @@
-"""Sliding-window attention, backward: one kernel for the queries, one for the keys and values."""
+"""Sliding-window attention, backward: one kernel for the queries, one for the keys and values.
+
+`_queries`: laid out as the forward. `_keys`: a program owns BN keys and values of one group, and walks over the
+queries that see them, head after head, both gradients in registers. A window is short, so that no list need be cut
+and nothing be added afterwards. One kernel for both would have to add one of the gradients atomically.
+
+Beside the names of `tiles.py`: lse, gate, delta [H, Tq]; size, in keys; ADD: dq holds gradients of other branches.
+"""
 
 import triton
 import triton.language as tl

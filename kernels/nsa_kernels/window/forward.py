@@ -1,4 +1,12 @@
-"""Sliding-window attention, forward: each query sees the last `size` keys of its sample, its own included."""
+"""Sliding-window attention, forward: each query sees the last `size` keys of its sample, its own included.
+
+A program owns BM queries of one head and walks over the keys from its first row's first to its last row's own by BN,
+with maximum, sum and output in registers (FlashAttention-2, algorithm 1). Only the keys between `inner` and `outer`
+are seen by all rows; the tiles before and after are masked. Heads come first in the grid [H, tiles]: those of a
+group run side by side and read the same keys.
+
+Beside the names of `tiles.py`: lse [H, Tq]; size, in keys.
+"""
 
 import torch
 import triton
