@@ -1,10 +1,10 @@
 """Selection attention, backward: the same walk over key blocks, which sums dk and dv in registers.
 
 `_visit`: a program owns one work item, as in the forward. Query gradients leave as partial sums in the query's
-slots, as outputs do in the forward, so nothing is added atomically and two runs are bit-equal. Where a list is cut
-into several items, the first adds to the block's gradient itself and the others leave theirs for `_gather`, whose
-program owns one (group, block) and adds them in order. `_join_queries`: a program owns one (query, group) and sums
-its slots into dq.
+slots, as outputs do in the forward, or are made from gathered keys (`gathered.py`) without slots, so nothing is added
+atomically and two runs are bit-equal. Where a list is cut into several items, the first adds to the block's gradient
+itself and the others leave theirs for `_gather`, whose program owns one (group, block) and adds them in order.
+`_join_queries`: a program owns one (query, group) and sums its slots into dq.
 
 Beside the names of `tiles.py` and of the forward:
   do [queries, H, D]                      of this round, multiplied by the gate
@@ -24,6 +24,7 @@ from torch import Tensor
 from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import INTERPRET, LOG2E, Tile, empty, launch, padded, precision
 from nsa_kernels.selection.forward import JOIN_STEP, join_warps, shape_of
+from nsa_kernels.selection.gathered import gathered_query_gradients
 from nsa_kernels.selection.lists import build_lists
 from nsa_kernels.selection.split import split_blocks
 from nsa_kernels.selection.walk import (
@@ -57,7 +58,7 @@ def _visit(
     offsets, order, start, end, position, query_at, query_begin, queries, N, scale, scale2,
     H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr, HD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PER_ITEM: tl.constexpr, PERMUTED: tl.constexpr,
-    PREC: tl.constexpr, IDENTITY: tl.constexpr, STAGES: tl.constexpr,
+    PREC: tl.constexpr, IDENTITY: tl.constexpr, STAGES: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     R: tl.constexpr = H // G
     PAIRS: tl.constexpr = BM // R
@@ -109,9 +110,10 @@ def _visit(
         acc_v1 = tl.dot(weight, do1, acc_v1, input_precision=PREC)
         acc_k0 = tl.dot(tl.trans(ds), q0, acc_k0, input_precision=PREC)
         acc_k1 = tl.dot(tl.trans(ds), q1, acc_k1, input_precision=PREC)
-        if q0.dtype == tl.float16:  # unscaled, the partial sums overflow before dq does
-            ds = (wide * scale).to(q0.dtype)
-        store_products(partial, ds, k0, k1, entry * R + head, real, D, HD, PREC)
+        if SLOTS:
+            if q0.dtype == tl.float16:  # unscaled, the partial sums overflow before dq does
+                ds = (wide * scale).to(q0.dtype)
+            store_products(partial, ds, k0, k1, entry * R + head, real, D, HD, PREC)
     acc_k0 *= scale
     acc_k1 *= scale
     if begin == 0:
@@ -191,50 +193,69 @@ def selection_backward(
     dv: Tensor,
     dq: Tensor | None = None,
     most: int = BACKWARD_KEYS,
+    gathered: bool | None = None,
 ) -> Tensor:
     """dq [Tq, H, D]; adds to dk and dv [T, G, D] float32, and to `dq` where one is given.
 
     gate [Tq, H] multiplied the output. lse, delta [Tq, H] float32; delta is the gated `do` times the output, over D.
     most: keys of a block that a program holds; larger blocks are read in parts, each with a slot of its own.
+    gathered: see `shape_of`.
     """
     rows, heads, dim = q.shape
-    ratio = heads // k.shape[1]
-    chunk = selection_chunk(shape_of(q, k, chosen, blocks), per_item(ratio), most)
-    blocks, chosen = split_blocks(blocks, chosen, keys_held(dim, q.element_size(), most))
-    groups, slots = k.shape[1], chosen.shape[2]
+    groups, ratio = k.shape[1], heads // k.shape[1]
+    shape = shape_of(q, k, chosen, blocks, gathered)
+    chunk = selection_chunk(shape, per_item(ratio), most)
+    limit = keys_held(dim, q.element_size(), most)
+    if not shape.gathered:
+        blocks, chosen = split_blocks(blocks, chosen, limit)
+    slots = chosen.shape[2]
     add = dq is not None
     dq = empty(tuple(q.shape), q) if dq is None else dq
     if not rows:
         return dq
-    keys = padded(blocks.longest)
-    tile = visit_tile(dim, keys, q.dtype)
-    height = max(tile.rows, padded(ratio))
-    partial = empty((groups * chunk * slots * ratio, dim), q)
-    shape = {"G": groups, "D": dim, "BN": keys, "PERMUTED": blocks.order is not None}
-    order = blocks.offsets if blocks.order is None else blocks.order
+    partial = None if shape.gathered else empty((groups * chunk * slots * ratio, dim), q)
     for begin in range(0, rows, chunk):
         end = min(rows, begin + chunk)
-        lists = build_lists(chosen[begin:end], blocks.num_blocks, per_item(ratio))
         gated = do[begin:end] if gate is None else (do[begin:end] * gate[begin:end, :, None]).to(do.dtype)
-        extra_k, extra_v = (empty((max(1, lists.extras), keys, dim), q, torch.float32) for _ in range(2))
-        launch(_visit, (len(lists.item_block),),
-            q, k, v, gated, lse, delta, partial, dk, dv, extra_k, extra_v,
-            lists.entries, lists.begin, lists.count, lists.item_begin, lists.extra_begin, lists.item_block,
-            blocks.offsets, order, blocks.start, blocks.end, blocks.position, blocks.query_at,
-            begin, end - begin, blocks.num_blocks, scale, scale * LOG2E,
-            H=heads, S=slots, HD=half(dim), BM=height, PER_ITEM=lists.per_item, IDENTITY=blocks.identity,
-            PREC=precision(q.dtype), STAGES=tile.stages, num_warps=tile.warps, **shape,
-        )  # fmt: skip
-        launch(_gather, (groups * blocks.num_blocks,),
-            dk, dv, extra_k, extra_v, lists.count, lists.extra_begin, blocks.offsets, order, blocks.num_blocks,
-            DP=padded(dim), PER_ITEM=lists.per_item, num_warps=8, **shape,
-        )  # fmt: skip
+        parts, some = split_blocks(blocks, chosen[begin:end], limit)
+        _visit_lists(q, k, v, gated, lse, delta, partial, dk, dv, some, parts, begin, scale)
+        if partial is None:
+            gathered_query_gradients(q, k, v, gated, lse, delta, dq, chosen, blocks, begin, scale, add)
+            continue
         launch(_join_queries, (end - begin, groups),
             partial, chosen, dq, begin, end - begin, 1.0 if q.dtype == torch.float16 else scale,
             H=heads, G=groups, S=slots, D=dim, DP=padded(dim), RP=padded(ratio, 1),
             STEP=math.gcd(slots, JOIN_STEP), ADD=add, num_warps=join_warps(ratio, dim),
         )  # fmt: skip
     return dq
+
+
+def _visit_lists(
+    q: Tensor, k: Tensor, v: Tensor, gated: Tensor, lse: Tensor, delta: Tensor, partial: Tensor | None, dk: Tensor,
+    dv: Tensor, chosen: Tensor, blocks: Blocks, begin: int, scale: float,
+) -> None:  # fmt: skip
+    """Add to dk and dv what queries from `begin` on give, of gated gradients [C, H, D] and choices chosen [C, G, S];
+    and write their slots `partial` of dq, where there are any."""
+    _, heads, dim = q.shape
+    groups, slots = chosen.shape[1:]
+    keys = padded(blocks.longest)
+    tile = visit_tile(dim, keys, q.dtype)
+    lists = build_lists(chosen, blocks.num_blocks, per_item(heads // groups))
+    extra_k, extra_v = (empty((max(1, lists.extras), keys, dim), q, torch.float32) for _ in range(2))
+    shape = {"G": groups, "D": dim, "BN": keys, "PERMUTED": blocks.order is not None, "PER_ITEM": lists.per_item}
+    order = blocks.offsets if blocks.order is None else blocks.order
+    launch(_visit, (len(lists.item_block),),
+        q, k, v, gated, lse, delta, q if partial is None else partial, dk, dv, extra_k, extra_v,
+        lists.entries, lists.begin, lists.count, lists.item_begin, lists.extra_begin, lists.item_block,
+        blocks.offsets, order, blocks.start, blocks.end, blocks.position, blocks.query_at,
+        begin, len(chosen), blocks.num_blocks, scale, scale * LOG2E,
+        H=heads, S=slots, HD=half(dim), BM=max(tile.rows, padded(heads // groups)), IDENTITY=blocks.identity,
+        PREC=precision(q.dtype), STAGES=tile.stages, SLOTS=partial is not None, num_warps=tile.warps, **shape,
+    )  # fmt: skip
+    launch(_gather, (groups * blocks.num_blocks,),
+        dk, dv, extra_k, extra_v, lists.count, lists.extra_begin, blocks.offsets, order, blocks.num_blocks,
+        DP=padded(dim), num_warps=8, **shape,
+    )  # fmt: skip
 
 
 def per_item(ratio: int) -> int:
