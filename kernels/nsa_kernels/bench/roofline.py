@@ -175,7 +175,7 @@ def gathering(heads: Heads, blocks: Blocks, chosen: Tensor, dtype: torch.dtype, 
     dv it reads each head's query and gradient once per chosen block, with four products of that block's padded keys."""
     ratio, dim = heads.ratio, heads.dim
     tile = gather_tile(dim, ratio, dtype)
-    slot = torch.arange(1, chosen.shape[2] + 1, device=chosen.device)
+    slot = torch.arange(1, chosen.shape[2] + 1, dtype=chosen.dtype, device=chosen.device)
     reach = torch.where(chosen >= 0, slot, 0).amax(2) * padded(blocks.longest, 1)
     met = float((-(-reach // tile.keys)).sum()) * tile.keys * tile.rows * padded(dim)
     read = chosen_pairs(blocks, chosen) * 2 * dim * dtype.itemsize
