@@ -10,7 +10,6 @@ from torch.nn.functional import pad
 from nsa_kernels.blocks import Blocks
 from nsa_kernels.checks import MOST_BLOCK_COUNT, check
 
-
 MOST_ENTRIES = 2**24
 """Looked at together: some 40 bytes for each are taken meanwhile."""
 

@@ -87,3 +87,18 @@ def test_long_blocks_in_rounds_of_queries(permuted, monkeypatch):
     found = gradients(selection_attention, [q, k, v], do, chosen, blocks, scale=0.3)
     wide = [x.double() for x in (q, k, v)]
     check(found, gradients(selection_reference, wide, do.double(), chosen, blocks, scale=0.3), do)
+
+
+@pytest.mark.parametrize("permuted", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "permuted"])
+def test_packs_of_short_blocks(permuted, monkeypatch):
+    """Four of up to four tokens are met at once for dk and dv; one pack holds the end of a sample and the next one's
+    start, the last is not full, and queries chose all, some and one of a pack."""
+    monkeypatch.setattr(workspace, "MOST_SLOTS", 0)
+    blocks = few_queries(([2, 1, 3, 4, 2, 3], [1, 4, 2, 3]), 1, permuted)
+    q, k, v, _, do = random_heads(blocks, (7, 1, 16), torch.float32)
+    first = blocks.first_block[:, None, None]
+    chosen = (first + torch.rand(len(q), 1, 4).argsort(-1)).int()
+    chosen[::3, :, 1] = -1
+    found = gradients(selection_attention, [q, k, v], do, chosen, blocks, scale=0.3)
+    wide = [x.double() for x in (q, k, v)]
+    check(found, gradients(selection_reference, wide, do.double(), chosen, blocks, scale=0.3), do)

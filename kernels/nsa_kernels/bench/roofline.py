@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nsa_kernels.bench.inputs import Heads
+from nsa_kernels.bench.inputs import Heads, distinct
 from nsa_kernels.bench.records import Result
 from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import padded
 from nsa_kernels.selection.gathered import gather_tile
+from nsa_kernels.selection.pack import pack_size
 
 MIB = 2**20
 L2_BYTES_PER_SECOND = 1e13
@@ -172,7 +173,8 @@ class Gathering:
 def gathering(heads: Heads, blocks: Blocks, chosen: Tensor, dtype: torch.dtype, backward: bool) -> Gathering:
     """Forward: a key and a value for each pair of a query and a token it sees; two products of padded heads with padded
     blocks, up to the last slot that is filled. The backward does so again, with three products, for dq; and for dk and
-    dv it reads each head's query and gradient once per chosen block, with four products of that block's padded keys."""
+    dv it reads each head's query and gradient once per pack of which it chose a block, for four products with its
+    padded keys."""
     ratio, dim = heads.ratio, heads.dim
     tile = gather_tile(dim, ratio, dtype)
     slot = torch.arange(1, chosen.shape[2] + 1, dtype=chosen.dtype, device=chosen.device)
@@ -181,9 +183,10 @@ def gathering(heads: Heads, blocks: Blocks, chosen: Tensor, dtype: torch.dtype, 
     read = chosen_pairs(blocks, chosen) * 2 * dim * dtype.itemsize
     moved, flops = read, 4 * met
     if backward:
-        rows = float((chosen >= 0).sum()) * ratio
+        pack = pack_size(blocks.longest)
+        rows = float(distinct(torch.where(chosen < 0, -1, chosen // pack)).sum()) * ratio
         moved += read + rows * (2 * dim * dtype.itemsize + 8)
-        flops += 6 * met + 8 * rows * padded(blocks.longest) * padded(dim)
+        flops += 6 * met + 8 * rows * padded(pack * blocks.longest) * padded(dim)
     return Gathering(moved, flops, max(1, reach.numel()))
 
 

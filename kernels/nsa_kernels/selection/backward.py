@@ -26,6 +26,7 @@ from nsa_kernels.runtime import INTERPRET, LOG2E, Tile, empty, launch, padded, p
 from nsa_kernels.selection.forward import JOIN_STEP, join_warps, shape_of
 from nsa_kernels.selection.gathered import gathered_query_gradients
 from nsa_kernels.selection.lists import build_lists
+from nsa_kernels.selection.pack import pack_blocks, pack_size
 from nsa_kernels.selection.split import split_blocks
 from nsa_kernels.selection.walk import (
     block_keys,
@@ -51,15 +52,17 @@ def _add_rows(x, left, right, rows, seen, stride, D: tl.constexpr, HD: tl.conste
     store_halves(x, left + old_left, right + old_right, rows, seen, stride, D, HD)
 
 
-@triton.jit(do_not_specialize=["query_begin", "queries", "N"])
+@triton.jit(do_not_specialize=["inner_blocks", "query_begin", "queries", "N"])
 def _visit(
     q, k, v, do, lse, delta, partial, dk, dv, extra_k, extra_v,
     entries, list_begin, list_count, item_begin, extra_begin, item_block,
-    offsets, order, start, end, position, query_at, query_begin, queries, N, scale, scale2,
+    offsets, order, start, end, position, query_at, inner, inner_blocks, query_begin, queries, N, scale, scale2,
     H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr, HD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PER_ITEM: tl.constexpr, PERMUTED: tl.constexpr,
-    PREC: tl.constexpr, IDENTITY: tl.constexpr, STAGES: tl.constexpr, SLOTS: tl.constexpr,
+    PREC: tl.constexpr, IDENTITY: tl.constexpr, STAGES: tl.constexpr, PACK: tl.constexpr,
 ):  # fmt: skip
+    """PACK: the blocks are packs of so many of those that `inner` [inner_blocks + 1] cuts, entries hold a bit for each
+    of them instead of a slot (S is 2^PACK), and there are no slots to write; 0 for blocks and slots."""
     R: tl.constexpr = H // G
     PAIRS: tl.constexpr = BM // R
     column = tl.load(item_block + tl.program_id(0))
@@ -75,6 +78,9 @@ def _visit(
     masked = entries_to_mask(
         query_at, start, end, position, entry_at, block, query_begin, stop, length == BN, S, IDENTITY
     )
+    part = tl.zeros([BN], tl.int32)
+    for j in tl.static_range(1, PACK):
+        part += (place + n >= tl.load(inner + tl.minimum(block * PACK + j, inner_blocks))).to(tl.int32)
     acc_k0 = tl.zeros([BN, HD], tl.float32)
     acc_k1 = tl.zeros([BN, HD], tl.float32)
     acc_v0 = tl.zeros([BN, HD], tl.float32)
@@ -103,6 +109,8 @@ def _visit(
             if not IDENTITY:
                 pos = tl.load(position + pos)
             p = tl.where(seen_keys(key, n, place, length, pos, PERMUTED), p, 0.0)
+        if PACK > 1:
+            p = tl.where((((entry % S)[:, None] >> part[None, :]) & 1) != 0, p, 0.0)
         wide = p * (dot_halves(do0, do1, v0, v1, PREC) - delta_t[:, None])
         ds = wide.to(q0.dtype)
         weight = tl.trans(p.to(do0.dtype))
@@ -110,7 +118,7 @@ def _visit(
         acc_v1 = tl.dot(weight, do1, acc_v1, input_precision=PREC)
         acc_k0 = tl.dot(tl.trans(ds), q0, acc_k0, input_precision=PREC)
         acc_k1 = tl.dot(tl.trans(ds), q1, acc_k1, input_precision=PREC)
-        if SLOTS:
+        if PACK == 0:
             if q0.dtype == tl.float16:  # unscaled, the partial sums overflow before dq does
                 ds = (wide * scale).to(q0.dtype)
             store_products(partial, ds, k0, k1, entry * R + head, real, D, HD, PREC)
@@ -238,9 +246,13 @@ def _visit_lists(
     and write their slots `partial` of dq, where there are any."""
     _, heads, dim = q.shape
     groups, slots = chosen.shape[1:]
+    inner, pack = blocks, 0
+    if partial is None:
+        pack = pack_size(blocks.longest)
+        blocks, slots = pack_blocks(blocks, pack), 2**pack
     keys = padded(blocks.longest)
     tile = visit_tile(dim, keys, q.dtype)
-    lists = build_lists(chosen, blocks.num_blocks, per_item(heads // groups))
+    lists = build_lists(chosen, blocks.num_blocks, per_item(heads // groups), pack=pack)
     extra_k, extra_v = (empty((max(1, lists.extras), keys, dim), q, torch.float32) for _ in range(2))
     shape = {"G": groups, "D": dim, "BN": keys, "PERMUTED": blocks.order is not None, "PER_ITEM": lists.per_item}
     order = blocks.offsets if blocks.order is None else blocks.order
@@ -248,9 +260,9 @@ def _visit_lists(
         q, k, v, gated, lse, delta, q if partial is None else partial, dk, dv, extra_k, extra_v,
         lists.entries, lists.begin, lists.count, lists.item_begin, lists.extra_begin, lists.item_block,
         blocks.offsets, order, blocks.start, blocks.end, blocks.position, blocks.query_at,
-        begin, len(chosen), blocks.num_blocks, scale, scale * LOG2E,
+        inner.offsets, inner.num_blocks, begin, len(chosen), blocks.num_blocks, scale, scale * LOG2E,
         H=heads, S=slots, HD=half(dim), BM=max(tile.rows, padded(heads // groups)), IDENTITY=blocks.identity,
-        PREC=precision(q.dtype), STAGES=tile.stages, SLOTS=partial is not None, num_warps=tile.warps, **shape,
+        PREC=precision(q.dtype), STAGES=tile.stages, PACK=pack, num_warps=tile.warps, **shape,
     )  # fmt: skip
     launch(_gather, (groups * blocks.num_blocks,),
         dk, dv, extra_k, extra_v, lists.count, lists.extra_begin, blocks.offsets, order, blocks.num_blocks,
