@@ -26,7 +26,7 @@ from nsa_kernels.runtime import INTERPRET, LOG2E, Tile, empty, launch, padded, p
 from nsa_kernels.selection.forward import JOIN_STEP, join_warps, shape_of
 from nsa_kernels.selection.gathered import gathered_query_gradients
 from nsa_kernels.selection.lists import build_lists
-from nsa_kernels.selection.pack import pack_blocks, pack_size
+from nsa_kernels.selection.pack import LEAST_KEYS, pack_blocks, pack_size
 from nsa_kernels.selection.split import split_blocks
 from nsa_kernels.selection.walk import (
     block_keys,
@@ -251,7 +251,7 @@ def _visit_lists(
         pack = pack_size(blocks.longest)
         blocks, slots = pack_blocks(blocks, pack), 2**pack
     keys = padded(blocks.longest)
-    tile = visit_tile(dim, keys, q.dtype)
+    tile = visit_tile(dim, keys, q.dtype, slots=partial is not None)
     lists = build_lists(chosen, blocks.num_blocks, per_item(heads // groups), pack=pack)
     extra_k, extra_v = (empty((max(1, lists.extras), keys, dim), q, torch.float32) for _ in range(2))
     shape = {"G": groups, "D": dim, "BN": keys, "PERMUTED": blocks.order is not None, "PER_ITEM": lists.per_item}
@@ -275,12 +275,14 @@ def per_item(ratio: int) -> int:
     return 6 if INTERPRET else 64 * max(1, 64 // ratio)
 
 
-def visit_tile(head_dim: int, keys: int, dtype: torch.dtype) -> Tile:
-    """As in the forward; dk, dv and a tile of dq share the registers, so tiles are smaller."""
+def visit_tile(head_dim: int, keys: int, dtype: torch.dtype, slots: bool = True) -> Tile:
+    """As in the forward; dk, dv and, with slots, a tile of dq share the registers, so tiles are smaller."""
     if INTERPRET:
         return Tile(32, keys, 4, 1)
     if dtype == torch.float32:
         return Tile(16, keys, 4 if padded(head_dim) * keys <= 128 * 64 else 8, 1)
+    if keys <= LEAST_KEYS and not slots:
+        return Tile(64, keys, 4, 3)  # entries a stage ahead of the queries they name
     if padded(head_dim) > 128 or keys > 128:
         return Tile(32, keys, 8, 1)
     return Tile(64, keys, 4, 2) if keys <= 64 else Tile(64, keys, 8, 1)
