@@ -1,19 +1,18 @@
 """Selection attention by gathering: each (query, group) meets the keys of the blocks it chose, whoever else chose them.
 
-For many small blocks. A program's rows are the heads of the group, padded to what tl.dot multiplies (7 of 16). It walks
-over its slots in tiles of BK keys: BK / BN blocks side by side, or longer blocks in parts. Rows, softmax and what they
-sum up stay in registers from the first tile to the last, so nothing goes through slots; the price is that every chosen
-key and value is read for one query alone (`bench/roofline.py` counts it). Programs run group by group, so that caches
-hold the keys of one group at a time. The backward makes dq in the same way; dk and dv are sums over queries, which the
-walk over lists makes (`backward.py`).
+For many small blocks. `_attend` and `_query_gradients`: a program owns one (query, group), for the keys it reads are
+that query's alone. Its rows are the heads of the group, padded to what tl.dot multiplies (7 of 16). It walks over its
+slots in tiles of BK keys: BK / BN blocks side by side, or longer blocks in parts. Rows, softmax and what they sum up
+stay in registers from the first tile to the last, so nothing goes through slots; the price is that every chosen key and
+value is read for one query (`bench/roofline.py` counts it). Programs run group by group, so that caches hold the keys
+of one group at a time. dk and dv are sums over queries, which the walk over lists makes (`backward.py`).
 
-Arguments, all contiguous:
-  q [Tq, H, D], k, v [T, G, D]; writes out [Tq, H, D] and its base-2 log-sum-exps lse [Tq, H] float32
-  gated [queries, H, D]  the output's gradient times the gate, of queries from query_begin on; delta [Tq, H] float32
-  chosen [Tq, G, S]      int32, -1 for an empty slot
-  offsets [N + 1], order [T] (where PERMUTED), position [Tq]   of `Blocks`, int32
-  SP, DP, BM             slots, head dim and heads of a group, padded to powers of two
-  BN                     the longest block, padded so
+Beside the names of `tiles.py`:
+  gated [queries, H, D]                   `do` times the gate, of queries from query_begin on; delta [Tq, H] of it
+  lse [Tq, H]                             queries first, as in the walk over lists
+  chosen [Tq, G, S] int32                 S slots of a choice, -1 for an empty one; SP: padded to a power of two
+  BN                                      the longest block, padded so
+  ADD                                     dq holds gradients of other branches already
 """
 
 import torch
