@@ -11,7 +11,7 @@ LEAST_HEAD_DIM = 16
 """The least that tl.dot multiplies."""
 MOST_HEAD_DIM = 256
 MOST_BLOCK_LENGTH = 256
-MOST_BLOCK_COUNT = 128
+MOST_BLOCK_COUNT = 512
 MOST_TOKENS = 65535 * 16
 """65,535 programs of the smallest tile, 16 rows: the most along one axis of a launch; and places stay in int32."""
 BRANCHES = ("compression", "selection", "window")

@@ -10,6 +10,10 @@ FORWARD_KEYS, BACKWARD_KEYS = 256, 256
 """Keys of a block that a program holds, at most, where more would fit: no block that is selected is longer."""
 LEAST_ROOM = 2**28
 """What a round of queries may take even where dk and dv in float32 leave less of WORKSPACE_BYTES."""
+MOST_SLOTS = 128
+"""Chosen blocks that have a slot each; a choice of more is gathered (selection/gathered.py)."""
+GATHER_BELOW = 0
+"""Blocks shorter than this are gathered however few are chosen; 0 for none, until times on a GPU say where it pays."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,13 @@ class Shape:
     block_count: int
     block_size: int
     element_size: int = 2
+    gathered: bool = False
     choice_bytes: int = 0
+
+
+def gathers(block_count: int, block_size: int) -> bool:
+    """Whether the selection gathers each query's keys, rather than walk over key blocks and through slots."""
+    return block_count > MOST_SLOTS or block_size < GATHER_BELOW
 
 
 def keys_held(head_dim: int, element_size: int, most: int) -> int:
@@ -42,24 +52,27 @@ def in_parts(shape: Shape, most: int = FORWARD_KEYS) -> Shape:
     if parts < 2:
         return shape
     slots = shape.block_count * parts
-    size = 4 * shape.queries * shape.groups * slots
+    size = 0 if shape.gathered else 4 * shape.queries * shape.groups * slots
     return replace(shape, num_blocks=shape.num_blocks * parts, block_count=slots, block_size=limit, choice_bytes=size)
 
 
 def selection_bytes_per_query(shape: Shape, extra_pairs: int | None) -> int:
     """Partial outputs, list entries and membership words; in the forward also unions, in the backward gated gradients
-    and later items.
+    and later items. Where keys are gathered nothing in the forward, and in the backward the choice in parts instead of
+    partial outputs.
 
     extra_pairs: pairs of one work item in the backward, None in the forward.
     """
-    partial = shape.heads * shape.block_count * (shape.head_dim * shape.element_size + 4)
+    if shape.gathered and extra_pairs is None:
+        return 0
+    partial = 0 if shape.gathered else shape.heads * shape.block_count * (shape.head_dim * shape.element_size + 4)
     pairs = shape.groups * shape.block_count
     words = cdiv(8 * shape.groups * shape.num_blocks, 32)
     total = partial + 8 * pairs + words
     if extra_pairs is None:
         total += 12 * pairs
     else:
-        total += shape.heads * shape.head_dim * shape.element_size
+        total += shape.heads * shape.head_dim * shape.element_size + (4 * pairs if shape.gathered else 0)
         total += cdiv(8 * pairs * padded(shape.block_size) * shape.head_dim, extra_pairs)
     return total
 
@@ -72,8 +85,9 @@ def selection_chunk(shape: Shape, extra_pairs: int | None = None, most: int = FO
     shape = in_parts(shape, most)
     room = max(LEAST_ROOM, WORKSPACE_BYTES - SPARE - _held(shape, extra_pairs))
     per_query = selection_bytes_per_query(shape, extra_pairs)
-    fewest_elements = 2**31 // max(1, shape.heads * shape.block_count * shape.head_dim)
-    return min(shape.queries, max(32, min(room // per_query, fewest_elements - 32) // 32 * 32))
+    slots = 1 if shape.gathered else shape.block_count
+    fewest_elements = 2**31 // max(1, shape.heads * slots * shape.head_dim)
+    return min(shape.queries, max(32, min(room // max(1, per_query), fewest_elements - 32) // 32 * 32))
 
 
 def workspace_bytes(shape: Shape, extra_pairs: int | None = None) -> int:

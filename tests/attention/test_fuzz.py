@@ -37,7 +37,8 @@ def test_the_torch_path(number, monkeypatch):
 @interpreted
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("number", numbers(40, quick=(5, 7)))
-def test_the_kernels_in_the_interpreter(number):
+def test_the_kernels_in_the_interpreter(number, monkeypatch):
+    by_turns(number, monkeypatch)
     check_kernels(Layer(random_design(number, most_tokens=16)), "cpu")
 
 
@@ -45,9 +46,15 @@ def test_the_kernels_in_the_interpreter(number):
 @requires_gpu
 @compiled
 @pytest.mark.parametrize("number", numbers(DESIGNS, quick=range(20)))
-def test_the_kernels_on_a_gpu(number):
+def test_the_kernels_on_a_gpu(number, monkeypatch):
+    by_turns(number, monkeypatch)
     torch.backends.cuda.matmul.allow_tf32 = False
     check_kernels(Layer(random_design(number)), "cuda")
+
+
+def by_turns(number, monkeypatch):
+    """The selection over key blocks, and by gathering keys."""
+    monkeypatch.setattr("nsa_kernels.workspace.MOST_SLOTS", (128, 0)[number // 2 % 2])
 
 
 def check_kernels(layer, device):

@@ -10,6 +10,7 @@ from nsa_kernels.bench.__main__ import main, run_parser
 from nsa_kernels.bench.inputs import FRAME, Heads, leaders, mean_union, random_inputs, scenes, video_inputs
 from nsa_kernels.bench.records import COLUMNS, Case, Origin, Result, Row, Shape, append, latest, read
 from nsa_kernels.bench.report import END, START, markdown
+from nsa_kernels.checks import MOST_BLOCK_COUNT
 
 SHAPE = Shape(28, 4, 128, 256, "bf16")
 ORIGIN = Origin("NVIDIA H200", "580.1", "2.11.0", "3.6.0", "13.0", "abc123", "2026-11-22T10:00:00Z")
@@ -45,6 +46,16 @@ def test_options_are_parsed():
     options = run_parser().parse_args(["--lengths", "8,16", "--designs", "8x3,16x2", "--only", "fla,topk"])
     assert (options.lengths, options.designs, options.only) == ([8, 16], [(8, 3), (16, 2)], ["fla", "topk"])
     assert options.heads == (28, 4, 128) and options.seconds == 300
+
+
+def test_small_blocks_have_one_budget_and_leave_the_rest_to_be_said(monkeypatch):
+    plans = []
+    monkeypatch.setattr("nsa_kernels.bench.run.run", lambda plan: plans.append(plan) or 0)
+    assert main(["--small-blocks", "--lengths", "4096"]) == 0
+    (plan,) = plans
+    assert {d.block_size * d.block_count for d in plan.designs} == {2048} and plan.lengths == [4096]
+    assert max(d.block_count for d in plan.designs) == MOST_BLOCK_COUNT
+    assert {"selection-lists", "selection-gathered"} <= plan.only and "fla" not in plan.only
 
 
 @pytest.mark.parametrize(

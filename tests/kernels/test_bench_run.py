@@ -51,10 +51,30 @@ def test_work_counts():
     chosen[9, 0] = torch.tensor([0, 2])
     chosen[5, 0, 0] = 1
     assert chosen_pairs(blocks, chosen) == 4 + 2 + 2
-    work = Counts(Heads(2, 1, 8), 10, 2).dense(backward=False)
+    work = Counts(Heads(2, 1, 8), 10, torch.float16).dense(backward=False)
     assert work.flops == 55 * 2 * 2 * 8 * 2
     result = Roof(work.flops, 1e30).explain(Result(2000.0), work)
     assert result.roof_ms == pytest.approx(1000.0) and result.roof_share == pytest.approx(0.5)
+
+
+def test_what_gathering_costs_on_paper(monkeypatch):
+    """8 x 256 at the 7B's heads: a query that sees its whole budget, one that sees four blocks, one that sees none."""
+    from nsa_kernels.bench.roofline import gathering
+    from nsa_kernels.blocks import uniform_blocks
+    from nsa_kernels.runtime import Tile
+
+    monkeypatch.setattr("nsa_kernels.bench.roofline.gather_tile", lambda *_: Tile(16, 64, 4, 2))
+    blocks = uniform_blocks(torch.tensor([0, 4096]), 8)
+    chosen = torch.full((4096, 1, 256), -1, dtype=torch.int32)
+    chosen[4095, 0] = torch.arange(256)
+    chosen[31, 0, :4] = torch.arange(4)
+    seen, met, visits = 2048 + 32, 2048 + 64, 130  # two blocks of 8 tokens are met at once
+    forward = gathering(Heads(7, 1, 128), blocks, chosen, torch.bfloat16, backward=False)
+    assert (forward.bytes, forward.flops) == (seen * 512, met * 16 * 128 * 4)
+    both = gathering(Heads(7, 1, 128), blocks, chosen, torch.bfloat16, backward=True)
+    assert both.bytes == 2 * forward.bytes + visits * 7 * (512 + 8)
+    assert both.flops == 2.5 * forward.flops + visits * 7 * 16 * 128 * 8
+    assert both.milliseconds == pytest.approx(1e3 * both.bytes / 1e13)
 
 
 def test_the_clock_stops_what_runs_past_it():

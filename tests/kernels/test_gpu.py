@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from nsa_kernels import blocks_from_offsets, kept_bytes, uniform_blocks, video_nsa, video_nsa_with_blocks
+from nsa_kernels import blocks_from_offsets, kept_bytes, uniform_blocks, video_nsa, video_nsa_with_blocks, workspace
 from nsa_kernels.compression.reference import pool_reference
 from nsa_kernels.reference import video_nsa_reference
 from nsa_kernels.runtime import INTERPRET, WORKSPACE_BYTES
@@ -24,7 +24,7 @@ SAMPLES = (1, 513, 0, 383)
 NAMES = ("out", "dq", "dk", "dv", "dgates", "d pooled_k", "d pooled_v")
 BRANCHES = ("compression", "selection", "window")
 LAYOUTS = [(28, 4), (8, 8), (16, 1), (14, 2), (7, 7)]
-LENGTHS = {1: 128, 2: 100, 7: 64, 16: 33, 64: 8, 100: 3, 256: 1}
+LENGTHS = {1: 128, 2: 100, 4: 512, 7: 64, 8: 256, 16: 33, 64: 8, 100: 3, 256: 1}
 """The longest block, and block_count."""
 ODD = ["plain", "permuted", "few queries", "permuted, few queries"]
 
@@ -119,8 +119,8 @@ def test_head_dims(dim, dtype):
     ("longest", "count", "kind", "dtype"),
     [
         *((n, count, "plain", torch.bfloat16) for n, count in LENGTHS.items()),
-        *((n, LENGTHS[n], "permuted", torch.bfloat16) for n in (7, 100, 256)),
-        *((n, LENGTHS[n], "permuted", torch.float32) for n in (1, 64, 256)),
+        *((n, LENGTHS[n], "permuted", torch.bfloat16) for n in (4, 7, 100, 256)),
+        *((n, LENGTHS[n], "permuted", torch.float32) for n in (1, 8, 64, 256)),
     ],
     ids=str,
 )
@@ -140,7 +140,7 @@ def alike(inputs, blocks):
     return [0.4 * q + near, 0.4 * k + slow, *inputs[2:]]
 
 
-@pytest.mark.parametrize("waste", [0.0, 1.3, 1e9], ids=["lists", "both", "unions"])
+@pytest.mark.parametrize("waste", [0.0, 1.3, 1e9, None], ids=["lists", "both", "unions", "gathered"])
 @pytest.mark.parametrize(
     ("layout", "dim", "longest", "kind", "dtype"),
     [
@@ -156,6 +156,7 @@ def alike(inputs, blocks):
 def test_the_walks_of_the_selection(layout, dim, longest, kind, dtype, waste, monkeypatch):
     monkeypatch.setattr(unions, "MOST_WASTE", waste)
     monkeypatch.setattr(unions, "LEAST_ROWS", 16)
+    monkeypatch.setattr(workspace, "MOST_SLOTS", 0 if waste is None else 128)
     blocks = gpu_blocks(kind, longest)
     *inputs, do = random_heads(blocks, (*layout, dim), torch.float32, 1)
     inputs, do = [x.to(dtype).float() for x in alike(inputs, blocks)], do.to(dtype).float()
@@ -205,13 +206,16 @@ def test_a_choice_among_4096_blocks():
     index = torch.arange(7, 16384, 511, device="cuda")
     blocks = blocks_from_offsets(blocks.offsets, torch.tensor([0, 16384], device="cuda"), query_index=index)
     q, k, v, gates, _ = random_heads(blocks, (7, 1, 64), torch.float32)
-    _, chosen = video_nsa_with_blocks(q, k, v, gates, blocks, block_count=128, window=8)
-    assert (chosen == choose([q, k], blocks, 128)).float().mean() > 0.998
+    for count in (128, 512):
+        _, chosen = video_nsa_with_blocks(q, k, v, gates, blocks, block_count=count, window=8)
+        assert (chosen == choose([q, k], blocks, count)).float().mean() > 0.998
 
 
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("prepare", [lambda inputs, _: inputs, alike], ids=["random", "alike"])
-def test_two_runs_are_bit_equal(prepare, kind):
+@pytest.mark.parametrize("walk", ["slots", "gathered"])
+def test_two_runs_are_bit_equal(prepare, kind, walk, monkeypatch):
+    monkeypatch.setattr(workspace, "MOST_SLOTS", 0 if walk == "gathered" else 128)
     blocks = gpu_blocks(kind)
     *inputs, do = random_heads(blocks, (28, 4, 128), torch.bfloat16)
     inputs = prepare(inputs, blocks)

@@ -169,7 +169,9 @@ BAD_CHOICES = {
 @pytest.mark.parametrize("order", [None, [*range(15, -1, -1), *range(16, 32)]], ids=["plain", "permuted"])
 @pytest.mark.parametrize("op", ["selection_attention", "video_nsa"])
 @pytest.mark.parametrize(("query", "named", "said"), BAD_CHOICES.values(), ids=BAD_CHOICES)
-def test_a_chosen_block_that_is_not_the_query_s_to_choose_is_refused(query, named, said, op, order):
+def test_a_chosen_block_that_is_not_the_query_s_to_choose_is_refused(query, named, said, op, order, monkeypatch):
+    if op == "video_nsa":
+        monkeypatch.setattr("nsa_kernels.chosen.MOST_ENTRIES", 7)  # some queries at a time
     order = order if order is None else torch.tensor(order)
     blocks = blocks_from_offsets(torch.arange(0, 33, 8), torch.tensor([0, 16, 32]), order=order)
     q, k, v, _, _ = random_heads(blocks, (2, 1, 16), torch.float32)
@@ -183,8 +185,9 @@ def test_a_chosen_block_that_is_not_the_query_s_to_choose_is_refused(query, name
 
 
 @pytest.mark.parametrize("op", ["selection_attention", "video_nsa"])
-def test_what_does_not_fit_is_ignored_on_request(op):
+def test_what_does_not_fit_is_ignored_on_request(op, monkeypatch):
     """As if it were not there, forward and backward, though numbers point at the ends of memory and of int32."""
+    monkeypatch.setattr("nsa_kernels.chosen.MOST_ENTRIES", 50)
     blocks = blocks_from_offsets(torch.arange(0, 33, 8), torch.tensor([0, 16, 32]))
     q, k, v, gates, do = random_heads(blocks, (2, 1, 16), torch.float32)
     bad, good = (torch.full((32, 1, 6), -1, dtype=torch.int32) for _ in range(2))
@@ -234,8 +237,10 @@ def test_combine(count, dtype):
     )  # fmt: skip
 
 
-def test_nothing_at_all():
+@pytest.mark.parametrize("slots", [128, 0], ids=["slots", "gathered"])
+def test_nothing_at_all(slots, monkeypatch):
     """No token, or no query: every op gives an empty output, and zero gradients."""
+    monkeypatch.setattr("nsa_kernels.workspace.MOST_SLOTS", slots)
     for cu_seqlens, query_index in (([0, 0], None), ([0, 9], [])):
         index = None if query_index is None else torch.tensor(query_index, dtype=torch.int64)
         cu = torch.tensor(cu_seqlens)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import nsa_kernels
+from nsa_kernels import checks
 from nsa_kernels.runtime import INTERPRET
 
 KERNELS = Path(__file__).parents[2] / "kernels"
@@ -53,6 +54,12 @@ def test_the_readme_s_example_runs_as_written(capsys):
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(example, "kernels/README.md", "exec"), {})
     assert "torch.Size" in capsys.readouterr().out
+
+
+def test_the_readme_s_limits_are_those_of_the_checks():
+    assert f"up to {checks.MOST_BLOCK_LENGTH} tokens where" in README
+    assert f"up to {checks.MOST_BLOCK_COUNT} chosen blocks" in README
+    assert f"up to {checks.MOST_TOKENS:,} tokens" in README
 
 
 def test_the_readme_names_every_public_function():

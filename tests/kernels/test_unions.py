@@ -1,9 +1,9 @@
-"""The selection over unions of neighbours' choices, and what sends a tile of queries there, in Triton's interpreter."""
+"""The selection by each of its walks, and what sends a tile of queries over unions, in Triton's interpreter."""
 
 import pytest
 import torch
 
-from nsa_kernels import selection_attention, uniform_blocks
+from nsa_kernels import selection_attention, uniform_blocks, workspace
 from nsa_kernels.compression.reference import pool_reference
 from nsa_kernels.runtime import INTERPRET
 from nsa_kernels.selection import unions
@@ -40,17 +40,19 @@ def check(blocks, chosen, inputs, do, tolerance):
 
 
 @pytest.mark.pairwise
-@pytest.mark.parametrize("most_waste", [NEVER, ALWAYS])
+@pytest.mark.parametrize("walk", ["lists", "unions", "gathered"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("sparse", [False, True], ids=["all queries", "few queries"])
 @pytest.mark.parametrize("permuted", [False, True], ids=["plain", "permuted"])
-def test_each_walk(permuted, sparse, heads, dtype, most_waste, monkeypatch):
-    monkeypatch.setattr(unions, "MOST_WASTE", most_waste)
+def test_each_walk(permuted, sparse, heads, dtype, walk, monkeypatch):
+    monkeypatch.setattr(unions, "MOST_WASTE", ALWAYS if walk == "unions" else NEVER)
+    monkeypatch.setattr(workspace, "MOST_SLOTS", 0 if walk == "gathered" else 128)
     blocks = odd_blocks(permuted=permuted, sparse=sparse)
     q, k, v, _, do = random_heads(blocks, heads, dtype)
     chosen = topk_reference(q.double(), pool_reference(k.double(), blocks), blocks, scale=0.3, block_count=3)
     chosen[::5] = -1
+    chosen[1::5] = chosen[1::5].flip(2)  # empty slots first
     check(blocks, chosen, [q, k, v], do, TOLERANCE[dtype])
 
 
@@ -77,7 +79,9 @@ def test_a_mixture_of_walks(limit, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_runs_of_a_mixture_are_bit_equal(monkeypatch):
+@pytest.mark.parametrize("slots", [128, 0], ids=["mixture", "gathered"])
+def test_two_runs_are_bit_equal(slots, monkeypatch):
+    monkeypatch.setattr(workspace, "MOST_SLOTS", slots)
     blocks, chosen = neighbours()
     q, k, v, _, do = random_heads(blocks, (14, 2, 16), torch.float32)
     monkeypatch.setattr(unions, "MOST_WASTE", 1.5)

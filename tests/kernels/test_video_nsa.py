@@ -18,7 +18,7 @@ from nsa_kernels import (
     video_nsa,
     video_nsa_with_blocks,
 )
-from nsa_kernels.checks import BRANCHES
+from nsa_kernels.checks import BRANCHES, MOST_BLOCK_COUNT
 from nsa_kernels.reference import video_nsa_reference
 from nsa_kernels.runtime import INTERPRET
 from nsa_kernels.testing import odd_blocks, poisoned, random_heads, relative_error
@@ -228,8 +228,8 @@ FAULTS = {
     "unknown branch": ({}, {"branches": ("compression", "dense")}, r"\['dense'\] are unknown"),
     "order of branches": ({"gates": (17, 4, 2)}, {"branches": ("window", "selection")}, "in the order"),
     "no branch": ({}, {"branches": ()}, "no branch is on"),
-    "no blocks": ({}, {"block_count": 0}, "block_count=0 is outside 1 to 128"),
-    "many blocks": ({}, {"block_count": 129}, "block_count=129 is outside 1 to 128"),
+    "no blocks": ({}, {"block_count": 0}, f"block_count=0 is outside 1 to {MOST_BLOCK_COUNT}"),
+    "many blocks": ({}, {"block_count": MOST_BLOCK_COUNT + 1}, f"block_count={MOST_BLOCK_COUNT + 1} is outside 1 to"),
     "initial": ({}, {"initial_blocks": -1}, "initial_blocks=-1 is negative"),
     "local": ({}, {"local_blocks": -1}, "local_blocks=-1 is negative"),
     "budget": ({}, {"token_budget": 0}, "token_budget=0 is not positive"),

@@ -9,14 +9,18 @@ from nsa_kernels.bench.parity import gradient_error
 from nsa_kernels.runtime import INTERPRET, WORKSPACE_BYTES
 from nsa_kernels.selection import forward
 from nsa_kernels.testing import odd_blocks, random_heads
-from nsa_kernels.workspace import Shape, in_parts, selection_bytes_per_query, selection_chunk, workspace_bytes
+from nsa_kernels.workspace import Shape, gathers, in_parts, selection_bytes_per_query, selection_chunk, workspace_bytes
 
 
 @pytest.mark.parametrize("extra_pairs", [None, 576], ids=["forward", "backward"])
 @pytest.mark.parametrize("queries", [1, 8192, 131072, 262144])
-@pytest.mark.parametrize(("block_count", "block_size"), [(32, 64), (16, 128), (128, 16), (1, 256), (128, 1)])
+@pytest.mark.parametrize(
+    ("block_count", "block_size"),
+    [(32, 64), (16, 128), (128, 16), (1, 256), (128, 1), (256, 8), (512, 4), (512, 1), (512, 256)],
+)
 def test_the_layer_of_the_7b_stays_within_the_bound(queries, block_count, block_size, extra_pairs):
-    shape = Shape(queries, queries, -(-queries // block_size), 28, 4, 128, block_count, block_size)
+    blocks, gathered = -(-queries // block_size), gathers(block_count, block_size)
+    shape = Shape(queries, queries, blocks, 28, 4, 128, block_count, block_size, gathered=gathered)
     assert workspace_bytes(shape, extra_pairs) <= WORKSPACE_BYTES
     assert 1 <= selection_chunk(shape, extra_pairs) <= queries
 

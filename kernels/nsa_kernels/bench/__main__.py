@@ -30,10 +30,18 @@ Examples:
   python -m nsa_kernels.bench --only selection,selection-in-64s --designs 128x16 --query-tiles 1
                                                                   a backward of blocks of 128 in halves
   python -m nsa_kernels.bench --designs 32x64,64x32,128x16        the price of smaller blocks at one token budget
+  python -m nsa_kernels.bench --small-blocks                      16x128, 8x256 and 4x512 beside 64x32, by both walks
   TRITON_INTERPRET=1 python -m nsa_kernels.bench --lengths 96 --heads 7,1,16 --designs 8x3 --window 9 --dtype fp32 \\
       --query-tiles 1,4 --no-baselines                            without a GPU: parity is real, times are not"""
 BASELINES = ("dense-cudnn", "dense-flash", "fla", "flex")
 QUICK_BASELINES = ("dense-cudnn",)
+SMALL = {
+    "designs": [(64, 32), (16, 128), (8, 256), (4, 512)],
+    "only": ["layer", "compression", "topk", "selection", "selection-lists", "selection-gathered", "dense-cudnn"],
+    "query_tiles": [1],
+    "lengths": [8192, 32768],
+}
+"""What --small-blocks stands for, where nothing else is said."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,6 +74,8 @@ def run_parser() -> argparse.ArgumentParser:
         help=f"of {', '.join((*OPS, *NAMED, *BASELINES))}; {', '.join(NAMED)} only where named")  # fmt: skip
     add("--no-baselines", action="store_true", help="only this repository's kernels")
     add("--quick", action="store_true", help="8192 random tokens, 64x32, cuDNN's dense attention beside it")
+    add("--small-blocks", action="store_true",
+        help="64x32, 16x128, 8x256, 4x512 (one token budget), selection over lists and gathered")  # fmt: skip
     add("--seconds", type=float, default=300.0, metavar="S",
         help="stop in time: what does not fit becomes a skipped row (%(default).0f)")  # fmt: skip
     _add_layer(add)
@@ -123,6 +133,9 @@ def _run(options: argparse.Namespace) -> int:
     from nsa_kernels.bench.jobs import Design
     from nsa_kernels.bench.run import Plan, run
 
+    if options.small_blocks:
+        for name, value in SMALL.items():
+            setattr(options, name, getattr(options, name) or value)
     quick = options.quick
     sizes = options.designs or ([(64, 32)] if quick else [(64, 32), (128, 16)])
     tiles = options.query_tiles or ([1] if quick else [1, 16, 64])

@@ -109,9 +109,14 @@ def mean_union(chosen: Tensor, neighbours: int = NEIGHBOURS) -> float:
     whole = len(chosen) // neighbours * neighbours
     if not whole:
         return float("nan")
-    runs = chosen[:whole].unflatten(0, (-1, neighbours)).transpose(1, 2).flatten(2).sort(-1).values
+    return distinct(chosen[:whole].unflatten(0, (-1, neighbours)).transpose(1, 2).flatten(2)).float().mean().item()
+
+
+def distinct(numbers: Tensor) -> Tensor:
+    """How many different ones stand in each row of the last dimension, those below zero left out."""
+    runs = numbers.sort(-1).values
     new = (runs[..., 1:] != runs[..., :-1]) & (runs[..., 1:] >= 0)
-    return (new.sum(-1) + (runs[..., 0] >= 0)).float().mean().item()
+    return new.sum(-1) + (runs[..., 0] >= 0)
 
 
 def _content(scene: Tensor, first: Tensor, draw: Callable[..., Tensor], heads: Heads) -> Tensor:

@@ -42,7 +42,7 @@ class Scene:
         self.kind, self.tokens, self.heads, self.window = kind, tokens, heads, window
         self.dtype, self.device = dtype, device
         self.scale = heads.dim**-0.5
-        self.counts = Counts(heads, tokens, dtype.itemsize)
+        self.counts = Counts(heads, tokens, dtype)
         self._inputs: Inputs | None = None
 
     @property

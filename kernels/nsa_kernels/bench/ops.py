@@ -1,10 +1,11 @@
 """Each op of the layer alone, and the whole layer, as jobs.
 
 pool pools k and v. selection and window include the float32 dk and dv they need (zeroed for selection, which adds to
-them). selection takes every tile of queries by the walk that its choices call for, selection-lists and
-selection-unions all tiles by one, forward; selection-in-64s is selection whose backward reads longer blocks in parts.
-combine's backward makes the gates' gradient, as in the layer, whose branches apply their gates themselves. The layer
-is `video_nsa` with all three branches, forward, or forward and, by autograd, the gradients of q, k, v and gates.
+them). selection takes every tile of queries by the walk that its choices call for, selection-lists, selection-unions
+(forward) and selection-gathered all by one; where keys are gathered the status says what that costs on paper.
+selection-in-64s is selection whose backward reads longer blocks in parts. combine's backward makes the gates' gradient,
+as in the layer, whose branches apply their gates themselves. The layer is `video_nsa` with all three branches, forward,
+or forward and, by autograd, the gradients of q, k, v and gates.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from nsa_kernels.bench.inputs import leaders, mean_union
 from nsa_kernels.bench.jobs import BOTH, FORWARD, Design, Job, Prepared, Scene
-from nsa_kernels.bench.names import NAMED, OPS, PARTS, WALKS
-from nsa_kernels.bench.roofline import Work
+from nsa_kernels.bench.names import FORWARD_ONLY, NAMED, OPS, PARTS, WALKS
+from nsa_kernels.bench.roofline import Work, gathering
 from nsa_kernels.blocks import Blocks, uniform_blocks
 from nsa_kernels.combine.backward import combine_backward
 from nsa_kernels.combine.forward import combine_forward
@@ -28,12 +29,10 @@ from nsa_kernels.selection.forward import selection_forward
 from nsa_kernels.topk.forward import topk_forward
 from nsa_kernels.window.backward import window_backward
 from nsa_kernels.window.forward import window_forward
-from nsa_kernels.workspace import BACKWARD_KEYS
+from nsa_kernels.workspace import BACKWARD_KEYS, gathers
 
 OF_INPUTS = ("layer", "topk", "selection", *NAMED)
 """Ops whose time depends on what the inputs are; the others are timed on the first kind only."""
-FORWARD_ONLY = ("topk", *WALKS)
-"""The top-k has no gradient, and the selection's backward one walk."""
 OF_TILE = OF_INPUTS
 """Ops that a query tile changes."""
 OF_DESIGN = ("layer", "pool", "compression", "topk", "selection", *NAMED)
@@ -66,7 +65,7 @@ class Stage:
 
     def preparer(self, op: str, backward: bool) -> Callable[[], Prepared]:
         if op in WALKS:
-            return lambda: self.selection(backward, WALKS[op])
+            return lambda: self.selection(backward, **WALKS[op])
         if op in PARTS:
             return lambda: self.selection(backward, most=PARTS[op])
         return lambda: getattr(self, op)(backward)
@@ -134,19 +133,36 @@ class Stage:
         work = self.counts.topk(self.blocks, self.design.block_count)
         return Prepared(self._choose, work, union16=self.union)
 
-    def selection(self, backward: bool, most_waste: float | None = None, most: int = BACKWARD_KEYS) -> Prepared:
+    def selection(
+        self,
+        backward: bool,
+        gathered: bool | None = None,
+        most_waste: float | None = None,
+        most: int = BACKWARD_KEYS,
+    ) -> Prepared:
         x, chosen, gate = self.scene.inputs, self.chosen, self._rows()
 
         def run() -> None:
-            _, lse = selection_forward(x.q, x.k, x.v, chosen, self.blocks, self.scale, most_waste)
+            _, lse = selection_forward(x.q, x.k, x.v, chosen, self.blocks, self.scale, most_waste, gathered)
             if backward:
                 dk, dv = (torch.zeros_like(x.k, dtype=torch.float32) for _ in range(2))
                 selection_backward(
                     x.q, x.k, x.v, chosen, do=x.do, lse=lse, gate=gate, delta=gate, blocks=self.blocks,
-                    scale=self.scale, dk=dk, dv=dv, most=most,
+                    scale=self.scale, dk=dk, dv=dv, most=most, gathered=gathered,
                 )  # fmt: skip
 
-        return Prepared(run, self.counts.selection(self.blocks, chosen, backward), union16=self.union)
+        if gathered is None:
+            gathered = self.gathers
+        note = str(gathering(self.heads, self.blocks, chosen, x.k.dtype, backward)) if gathered else ""
+        return Prepared(run, self._selection_work(backward, gathered), note, self.union)
+
+    @property
+    def gathers(self) -> bool:
+        return gathers(self.design.block_count, self.blocks.longest)
+
+    def _selection_work(self, backward: bool, gathered: bool) -> Work:
+        count = self.counts.gathered if gathered else self.counts.selection
+        return count(self.blocks, self.chosen, backward)
 
     def window(self, backward: bool) -> Prepared:
         x, gate, size = self.scene.inputs, self._rows().T.contiguous(), self.scene.window
@@ -193,7 +209,7 @@ class Stage:
             counts.pool(blocks, backward)
             + counts.compression(blocks, backward)
             + counts.topk(blocks, self.design.block_count)
-            + counts.selection(blocks, self.chosen, backward)
+            + self._selection_work(backward, self.gathers)
             + counts.window(self.scene.window, backward)
             + counts.combine(backward)
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nsa_kernels.bench.inputs import Heads, Inputs, leaders, random_inputs
 from nsa_kernels.bench.jobs import Design
-from nsa_kernels.bench.names import PARTS, WALKS
+from nsa_kernels.bench.names import FORWARD_ONLY, PARTS, WALKS
 from nsa_kernels.blocks import Blocks, uniform_blocks
 from nsa_kernels.combine.forward import combine_forward
 from nsa_kernels.combine.products import products
@@ -24,6 +24,7 @@ from nsa_kernels.selection.reference import selection_reference
 from nsa_kernels.topk.forward import topk_forward
 from nsa_kernels.window.forward import window_forward
 from nsa_kernels.window.reference import window_reference
+from nsa_kernels.workspace import BACKWARD_KEYS
 
 LIMITS = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 """Greatest relative error, in the Frobenius norm, by dtype."""
@@ -70,9 +71,12 @@ def check_design(
         selected, _ = selection_forward(x.q, x.k, x.v, chosen, blocks, scale)
         expected = selection_reference(exact.q, exact.k, exact.v, chosen, blocks, scale=scale)
         yield Check("selection", relative(selected, expected), limit)
-        for walk, most_waste in WALKS.items():
-            walked, _ = selection_forward(x.q, x.k, x.v, chosen, blocks, scale, most_waste)
+        for walk, options in WALKS.items():
+            walked, lse = selection_forward(x.q, x.k, x.v, chosen, blocks, scale, **options)
             yield Check(walk, relative(walked, expected), limit)
+            if walk not in FORWARD_ONLY:
+                error = gradient_error(x, exact, chosen, blocks, scale, gathered=options["gathered"])
+                yield Check(f"{walk} gradients", error, limit)
         for op, most in PARTS.items():
             if design.block_size > most:
                 yield Check(op, gradient_error(x, exact, chosen, blocks, scale, most), limit)
@@ -117,12 +121,17 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def gradient_error(x: Inputs, exact: Inputs, chosen: Tensor, blocks: Blocks, scale: float, most: int) -> float:
-    """The greatest of the selection's gradients of q, k and v, the backward reading blocks in parts of `most` keys."""
+def gradient_error(
+    x: Inputs, exact: Inputs, chosen: Tensor, blocks: Blocks, scale: float, most: int = BACKWARD_KEYS,
+    gathered: bool | None = None,
+) -> float:  # fmt: skip
+    """The greatest of the selection's gradients of q, k and v; most, gathered: see `selection_backward`."""
     out, lse = selection_forward(x.q, x.k, x.v, chosen, blocks, scale)
     dk, dv = (torch.zeros_like(x.k, dtype=torch.float32) for _ in range(2))
     delta = products(x.do, out).contiguous()
-    dq = selection_backward(x.q, x.k, x.v, chosen, x.do, lse, None, delta, blocks, scale, dk, dv, most=most)
+    dq = selection_backward(
+        x.q, x.k, x.v, chosen, x.do, lse, None, delta, blocks, scale, dk, dv, most=most, gathered=gathered
+    )  # fmt: skip
     expected = selection_reference(exact.q, exact.k, exact.v, chosen, blocks, scale=scale)
     wanted = torch.autograd.grad(expected, (exact.q, exact.k, exact.v), exact.do)
     return max(relative(found, want) for found, want in zip((dq, dk, dv), wanted, strict=True))

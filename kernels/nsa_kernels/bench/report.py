@@ -7,7 +7,7 @@ from nsa_kernels.bench.flex import MASK_ROWS
 from nsa_kernels.bench.records import Case, Result, Row, latest
 
 START, END = "<!-- bench table: start -->", "<!-- bench table: end -->"
-_LIVE = "{:<16} {:>7} {:<8} {:>5} {:<16} {:>10} {:>10} {:>6}  {}"
+_LIVE = "{:<18} {:>7} {:<8} {:>5} {:<16} {:>10} {:>10} {:>6}  {}"
 _HEADINGS = ["T", "what", "inputs", "forward ms", "forward + backward ms", "peak MiB", "peak MiB both"]
 BASELINES = ("dense-cudnn", "dense-flash", "fla", "flex")
 

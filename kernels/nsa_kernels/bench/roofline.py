@@ -6,28 +6,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nsa_kernels.bench.inputs import Heads
+from nsa_kernels.bench.inputs import Heads, distinct
 from nsa_kernels.bench.records import Result
 from nsa_kernels.blocks import Blocks
+from nsa_kernels.runtime import padded
+from nsa_kernels.selection.gathered import gather_tile
+from nsa_kernels.selection.pack import pack_size
 
 MIB = 2**20
+L2_BYTES_PER_SECOND = 1e13
+"""What a walk over queries has read: flash-nsa's selection on an H200, 133 GB in 13.2 ms."""
+MMA_FLOPS_PER_SECOND = 5e14
+"""Tiles of 16 rows are too small for wgmma; mma.sync reaches 63% of a Hopper's rate (arXiv 2402.13499), here 790e12."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """flops; bytes moved if every input is read once and every output written once; bytes that the key-block-major
-    walk moves through its slots when no cache helps (the same where an op has no slots)."""
+    """flops; bytes moved if every input is read once and every output written once; bytes that the selection moves
+    through its slots or gathers when no cache helps, and flops with what it pads (the same for the other ops)."""
 
     flops: float
     least: float
     moved: float = 0.0
+    padded: float = 0.0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.flops + other.flops, self.least + other.least, self.bytes + other.bytes)
+        flops, padded = self.flops + other.flops, self.spent + other.spent
+        return Work(flops, self.least + other.least, self.bytes + other.bytes, padded)
 
     @property
     def bytes(self) -> float:
         return self.moved or self.least
+
+    @property
+    def spent(self) -> float:
+        return self.padded or self.flops
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,7 @@ class Roof:
     def explain(self, result: Result, work: Work) -> Result:
         """The result with its roofline columns; the shares are empty where there is no time."""
         least = 1e3 * max(work.flops / self.flops_per_second, work.least / self.bytes_per_second)
-        moved = 1e3 * max(work.flops / self.flops_per_second, work.bytes / self.bytes_per_second)
+        moved = 1e3 * max(work.spent / self.flops_per_second, work.bytes / self.bytes_per_second)
         time = result.milliseconds
         return dataclasses.replace(
             result,
@@ -70,8 +83,9 @@ def measure_roof(device: torch.device) -> Roof:
 class Counts:
     """Work of each op on T queries and keys; `pairs` are (query, key) pairs that are not masked, of one head."""
 
-    def __init__(self, heads: Heads, tokens: int, element: int) -> None:
-        self.heads = heads
+    def __init__(self, heads: Heads, tokens: int, dtype: torch.dtype) -> None:
+        self.heads, self.dtype = heads, dtype
+        element = dtype.itemsize
         self.query_bytes = tokens * heads.query * heads.dim * element
         self.key_bytes = tokens * heads.groups * heads.dim * element
         self.lse_bytes = tokens * heads.query * 4
@@ -118,6 +132,13 @@ class Counts:
         slots = visits * (3 if not backward else 3 + 4)
         return Work(least.flops, least.least + choice, least.least + choice + slots)
 
+    def gathered(self, blocks: Blocks, chosen: Tensor, backward: bool) -> Work:
+        choice = chosen.numel() * 4
+        pairs = chosen_pairs(blocks, chosen) / self.heads.groups
+        least = self.attention(pairs, self.key_bytes, backward, self._wide(self.key_bytes))
+        own = gathering(self.heads, blocks, chosen, self.dtype, backward)
+        return Work(least.flops, least.least + choice, least.least + choice + own.bytes, own.flops)
+
     def combine(self, backward: bool) -> Work:
         gates = self.tokens * self.heads.query * 3 * self.element
         forward = 4 * self.query_bytes + gates
@@ -129,6 +150,44 @@ class Counts:
     def _wide(self, size: float) -> float:
         """Bytes of the same numbers in float32."""
         return size / self.element * 4
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """What it costs to gather keys, on paper, for so many (query, group) pairs: bytes read again and again, from L2
+    where the keys of one group fit there, and flops with padding."""
+
+    bytes: float
+    flops: float
+    pairs: int
+
+    @property
+    def milliseconds(self) -> float:
+        return 1e3 * max(self.bytes / L2_BYTES_PER_SECOND, self.flops / MMA_FLOPS_PER_SECOND)
+
+    def __str__(self) -> str:
+        kib, mflop = self.bytes / self.pairs / 2**10, self.flops / self.pairs / 1e6
+        return f"on paper {self.milliseconds:.3g} ms, {kib:,.0f} KiB and {mflop:.0f} MFLOP per query and group"
+
+
+def gathering(heads: Heads, blocks: Blocks, chosen: Tensor, dtype: torch.dtype, backward: bool) -> Gathering:
+    """Forward: a key and a value for each pair of a query and a token it sees; two products of padded heads with padded
+    blocks, up to the last slot that is filled. The backward does so again, with three products, for dq; and for dk and
+    dv it reads each head's query and gradient once per pack of which it chose a block, for four products with its
+    padded keys."""
+    ratio, dim = heads.ratio, heads.dim
+    tile = gather_tile(dim, ratio, dtype)
+    slot = torch.arange(1, chosen.shape[2] + 1, dtype=chosen.dtype, device=chosen.device)
+    reach = torch.where(chosen >= 0, slot, 0).amax(2) * padded(blocks.longest, 1)
+    met = float((-(-reach // tile.keys)).sum()) * tile.keys * tile.rows * padded(dim)
+    read = chosen_pairs(blocks, chosen) * 2 * dim * dtype.itemsize
+    moved, flops = read, 4 * met
+    if backward:
+        pack = pack_size(blocks.longest)
+        rows = float(distinct(torch.where(chosen < 0, -1, chosen // pack)).sum()) * ratio
+        moved += read + rows * (2 * dim * dtype.itemsize + 8)
+        flops += 6 * met + 8 * rows * padded(pack * blocks.longest) * padded(dim)
+    return Gathering(moved, flops, max(1, reach.numel()))
 
 
 def closed_pairs(blocks: Blocks) -> float:

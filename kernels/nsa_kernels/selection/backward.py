@@ -1,10 +1,10 @@
 """Selection attention, backward: the same walk over key blocks, which sums dk and dv in registers.
 
 `_visit`: a program owns one work item, as in the forward. Query gradients leave as partial sums in the query's
-slots, as outputs do in the forward, so nothing is added atomically and two runs are bit-equal. Where a list is cut
-into several items, the first adds to the block's gradient itself and the others leave theirs for `_gather`, whose
-program owns one (group, block) and adds them in order. `_join_queries`: a program owns one (query, group) and sums
-its slots into dq.
+slots, as outputs do in the forward, or are made from gathered keys (`gathered.py`) without slots, so nothing is added
+atomically and two runs are bit-equal. Where a list is cut into several items, the first adds to the block's gradient
+itself and the others leave theirs for `_gather`, whose program owns one (group, block) and adds them in order.
+`_join_queries`: a program owns one (query, group) and sums its slots into dq.
 
 Beside the names of `tiles.py` and of the forward:
   do [queries, H, D]                      of this round, multiplied by the gate
@@ -24,7 +24,9 @@ from torch import Tensor
 from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import INTERPRET, LOG2E, Tile, empty, launch, padded, precision
 from nsa_kernels.selection.forward import JOIN_STEP, join_warps, shape_of
+from nsa_kernels.selection.gathered import gathered_query_gradients
 from nsa_kernels.selection.lists import build_lists
+from nsa_kernels.selection.pack import LEAST_KEYS, pack_blocks, pack_size
 from nsa_kernels.selection.split import split_blocks
 from nsa_kernels.selection.walk import (
     block_keys,
@@ -50,15 +52,17 @@ def _add_rows(x, left, right, rows, seen, stride, D: tl.constexpr, HD: tl.conste
     store_halves(x, left + old_left, right + old_right, rows, seen, stride, D, HD)
 
 
-@triton.jit(do_not_specialize=["query_begin", "queries", "N"])
+@triton.jit(do_not_specialize=["inner_blocks", "query_begin", "queries", "N"])
 def _visit(
     q, k, v, do, lse, delta, partial, dk, dv, extra_k, extra_v,
     entries, list_begin, list_count, item_begin, extra_begin, item_block,
-    offsets, order, start, end, position, query_at, query_begin, queries, N, scale, scale2,
+    offsets, order, start, end, position, query_at, inner, inner_blocks, query_begin, queries, N, scale, scale2,
     H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, D: tl.constexpr, HD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PER_ITEM: tl.constexpr, PERMUTED: tl.constexpr,
-    PREC: tl.constexpr, IDENTITY: tl.constexpr, STAGES: tl.constexpr,
+    PREC: tl.constexpr, IDENTITY: tl.constexpr, STAGES: tl.constexpr, PACK: tl.constexpr,
 ):  # fmt: skip
+    """PACK: the blocks are packs of so many of those that `inner` [inner_blocks + 1] cuts, entries hold a bit for each
+    of them instead of a slot (S is 2^PACK), and there are no slots to write; 0 for blocks and slots."""
     R: tl.constexpr = H // G
     PAIRS: tl.constexpr = BM // R
     column = tl.load(item_block + tl.program_id(0))
@@ -74,6 +78,9 @@ def _visit(
     masked = entries_to_mask(
         query_at, start, end, position, entry_at, block, query_begin, stop, length == BN, S, IDENTITY
     )
+    part = tl.zeros([BN], tl.int32)
+    for j in tl.static_range(1, PACK):
+        part += (place + n >= tl.load(inner + tl.minimum(block * PACK + j, inner_blocks))).to(tl.int32)
     acc_k0 = tl.zeros([BN, HD], tl.float32)
     acc_k1 = tl.zeros([BN, HD], tl.float32)
     acc_v0 = tl.zeros([BN, HD], tl.float32)
@@ -102,6 +109,8 @@ def _visit(
             if not IDENTITY:
                 pos = tl.load(position + pos)
             p = tl.where(seen_keys(key, n, place, length, pos, PERMUTED), p, 0.0)
+        if PACK > 1:
+            p = tl.where((((entry % S)[:, None] >> part[None, :]) & 1) != 0, p, 0.0)
         wide = p * (dot_halves(do0, do1, v0, v1, PREC) - delta_t[:, None])
         ds = wide.to(q0.dtype)
         weight = tl.trans(p.to(do0.dtype))
@@ -109,9 +118,10 @@ def _visit(
         acc_v1 = tl.dot(weight, do1, acc_v1, input_precision=PREC)
         acc_k0 = tl.dot(tl.trans(ds), q0, acc_k0, input_precision=PREC)
         acc_k1 = tl.dot(tl.trans(ds), q1, acc_k1, input_precision=PREC)
-        if q0.dtype == tl.float16:  # unscaled, the partial sums overflow before dq does
-            ds = (wide * scale).to(q0.dtype)
-        store_products(partial, ds, k0, k1, entry * R + head, real, D, HD, PREC)
+        if PACK == 0:
+            if q0.dtype == tl.float16:  # unscaled, the partial sums overflow before dq does
+                ds = (wide * scale).to(q0.dtype)
+            store_products(partial, ds, k0, k1, entry * R + head, real, D, HD, PREC)
     acc_k0 *= scale
     acc_k1 *= scale
     if begin == 0:
@@ -191,44 +201,35 @@ def selection_backward(
     dv: Tensor,
     dq: Tensor | None = None,
     most: int = BACKWARD_KEYS,
+    gathered: bool | None = None,
 ) -> Tensor:
     """dq [Tq, H, D]; adds to dk and dv [T, G, D] float32, and to `dq` where one is given.
 
     gate [Tq, H] multiplied the output. lse, delta [Tq, H] float32; delta is the gated `do` times the output, over D.
     most: keys of a block that a program holds; larger blocks are read in parts, each with a slot of its own.
+    gathered: see `shape_of`.
     """
     rows, heads, dim = q.shape
-    ratio = heads // k.shape[1]
-    chunk = selection_chunk(shape_of(q, k, chosen, blocks), per_item(ratio), most)
-    blocks, chosen = split_blocks(blocks, chosen, keys_held(dim, q.element_size(), most))
-    groups, slots = k.shape[1], chosen.shape[2]
+    groups, ratio = k.shape[1], heads // k.shape[1]
+    shape = shape_of(q, k, chosen, blocks, gathered)
+    chunk = selection_chunk(shape, per_item(ratio), most)
+    limit = keys_held(dim, q.element_size(), most)
+    if not shape.gathered:
+        blocks, chosen = split_blocks(blocks, chosen, limit)
+    slots = chosen.shape[2]
     add = dq is not None
     dq = empty(tuple(q.shape), q) if dq is None else dq
     if not rows:
         return dq
-    keys = padded(blocks.longest)
-    tile = visit_tile(dim, keys, q.dtype)
-    height = max(tile.rows, padded(ratio))
-    partial = empty((groups * chunk * slots * ratio, dim), q)
-    shape = {"G": groups, "D": dim, "BN": keys, "PERMUTED": blocks.order is not None}
-    order = blocks.offsets if blocks.order is None else blocks.order
+    partial = None if shape.gathered else empty((groups * chunk * slots * ratio, dim), q)
     for begin in range(0, rows, chunk):
         end = min(rows, begin + chunk)
-        lists = build_lists(chosen[begin:end], blocks.num_blocks, per_item(ratio))
         gated = do[begin:end] if gate is None else (do[begin:end] * gate[begin:end, :, None]).to(do.dtype)
-        extra_k, extra_v = (empty((max(1, lists.extras), keys, dim), q, torch.float32) for _ in range(2))
-        launch(_visit, (len(lists.item_block),),
-            q, k, v, gated, lse, delta, partial, dk, dv, extra_k, extra_v,
-            lists.entries, lists.begin, lists.count, lists.item_begin, lists.extra_begin, lists.item_block,
-            blocks.offsets, order, blocks.start, blocks.end, blocks.position, blocks.query_at,
-            begin, end - begin, blocks.num_blocks, scale, scale * LOG2E,
-            H=heads, S=slots, HD=half(dim), BM=height, PER_ITEM=lists.per_item, IDENTITY=blocks.identity,
-            PREC=precision(q.dtype), STAGES=tile.stages, num_warps=tile.warps, **shape,
-        )  # fmt: skip
-        launch(_gather, (groups * blocks.num_blocks,),
-            dk, dv, extra_k, extra_v, lists.count, lists.extra_begin, blocks.offsets, order, blocks.num_blocks,
-            DP=padded(dim), PER_ITEM=lists.per_item, num_warps=8, **shape,
-        )  # fmt: skip
+        parts, some = split_blocks(blocks, chosen[begin:end], limit)
+        _visit_lists(q, k, v, gated, lse, delta, partial, dk, dv, some, parts, begin, scale)
+        if partial is None:
+            gathered_query_gradients(q, k, v, gated, lse, delta, dq, chosen, blocks, begin, scale, add)
+            continue
         launch(_join_queries, (end - begin, groups),
             partial, chosen, dq, begin, end - begin, 1.0 if q.dtype == torch.float16 else scale,
             H=heads, G=groups, S=slots, D=dim, DP=padded(dim), RP=padded(ratio, 1),
@@ -237,17 +238,51 @@ def selection_backward(
     return dq
 
 
+def _visit_lists(
+    q: Tensor, k: Tensor, v: Tensor, gated: Tensor, lse: Tensor, delta: Tensor, partial: Tensor | None, dk: Tensor,
+    dv: Tensor, chosen: Tensor, blocks: Blocks, begin: int, scale: float,
+) -> None:  # fmt: skip
+    """Add to dk and dv what queries from `begin` on give, of gated gradients [C, H, D] and choices chosen [C, G, S];
+    and write their slots `partial` of dq, where there are any."""
+    _, heads, dim = q.shape
+    groups, slots = chosen.shape[1:]
+    inner, pack = blocks, 0
+    if partial is None:
+        pack = pack_size(blocks.longest)
+        blocks, slots = pack_blocks(blocks, pack), 2**pack
+    keys = padded(blocks.longest)
+    tile = visit_tile(dim, keys, q.dtype, slots=partial is not None)
+    lists = build_lists(chosen, blocks.num_blocks, per_item(heads // groups), pack=pack)
+    extra_k, extra_v = (empty((max(1, lists.extras), keys, dim), q, torch.float32) for _ in range(2))
+    shape = {"G": groups, "D": dim, "BN": keys, "PERMUTED": blocks.order is not None, "PER_ITEM": lists.per_item}
+    order = blocks.offsets if blocks.order is None else blocks.order
+    launch(_visit, (len(lists.item_block),),
+        q, k, v, gated, lse, delta, q if partial is None else partial, dk, dv, extra_k, extra_v,
+        lists.entries, lists.begin, lists.count, lists.item_begin, lists.extra_begin, lists.item_block,
+        blocks.offsets, order, blocks.start, blocks.end, blocks.position, blocks.query_at,
+        inner.offsets, inner.num_blocks, begin, len(chosen), blocks.num_blocks, scale, scale * LOG2E,
+        H=heads, S=slots, HD=half(dim), BM=max(tile.rows, padded(heads // groups)), IDENTITY=blocks.identity,
+        PREC=precision(q.dtype), STAGES=tile.stages, PACK=pack, num_warps=tile.warps, **shape,
+    )  # fmt: skip
+    launch(_gather, (groups * blocks.num_blocks,),
+        dk, dv, extra_k, extra_v, lists.count, lists.extra_begin, blocks.offsets, order, blocks.num_blocks,
+        DP=padded(dim), num_warps=8, **shape,
+    )  # fmt: skip
+
+
 def per_item(ratio: int) -> int:
     """As in the forward, but longer: every later item of a list costs a pass over the block's gradient."""
     return 6 if INTERPRET else 64 * max(1, 64 // ratio)
 
 
-def visit_tile(head_dim: int, keys: int, dtype: torch.dtype) -> Tile:
-    """As in the forward; dk, dv and a tile of dq share the registers, so tiles are smaller."""
+def visit_tile(head_dim: int, keys: int, dtype: torch.dtype, slots: bool = True) -> Tile:
+    """As in the forward; dk, dv and, with slots, a tile of dq share the registers, so tiles are smaller."""
     if INTERPRET:
         return Tile(32, keys, 4, 1)
     if dtype == torch.float32:
         return Tile(16, keys, 4 if padded(head_dim) * keys <= 128 * 64 else 8, 1)
+    if keys <= LEAST_KEYS and not slots:
+        return Tile(64, keys, 4, 3)  # entries a stage ahead of the queries they name
     if padded(head_dim) > 128 or keys > 128:
         return Tile(32, keys, 8, 1)
     return Tile(64, keys, 4, 2) if keys <= 64 else Tile(64, keys, 8, 1)

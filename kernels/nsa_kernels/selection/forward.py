@@ -1,7 +1,7 @@
 """Selection attention, forward: every key block gathers the queries that chose it, then each query joins its blocks.
 
 That is the walk over lists; tiles of queries that share most of their choice go over unions instead
-(`over_unions.py`).
+(`over_unions.py`), and where many blocks are chosen each query gathers its keys (`gathered.py`).
 
 `_visit`: a program owns one work item, at most PER_ITEM entries of a block's list, for which it loads the block
 once. A row is a (query, head) pair, so a group of 7 heads wastes nothing. A tile of rows meets the block once, so
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from nsa_kernels.blocks import Blocks
 from nsa_kernels.runtime import INTERPRET, LOG2E, Tile, empty, launch, padded, precision
+from nsa_kernels.selection.gathered import attend_gathered
 from nsa_kernels.selection.lists import build_lists
 from nsa_kernels.selection.over_unions import attend_unions, forward_tile
 from nsa_kernels.selection.split import split_blocks
@@ -46,7 +47,7 @@ from nsa_kernels.selection.walk import (
     store_products,
 )
 from nsa_kernels.tiles import exp2
-from nsa_kernels.workspace import FORWARD_KEYS, Shape, keys_held, selection_chunk
+from nsa_kernels.workspace import FORWARD_KEYS, Shape, gathers, keys_held, selection_chunk
 
 JOIN_STEP = 8
 """Slots whose loads are in flight together when a query joins its partial outputs."""
@@ -143,11 +144,14 @@ def _join(
     tl.store(out + at[:, None] * D + d[None, :], acc.to(out.dtype.element_ty), mask=inside)
 
 
-def shape_of(q: Tensor, k: Tensor, chosen: Tensor, blocks: Blocks) -> Shape:
+def shape_of(q: Tensor, k: Tensor, chosen: Tensor, blocks: Blocks, gathered: bool | None = None) -> Shape:
+    """gathered: as given, otherwise as `gathers` says."""
     rows, heads, dim = q.shape
+    slots = chosen.shape[2]
     return Shape(
-        rows, len(k), blocks.num_blocks, heads, k.shape[1], dim, chosen.shape[2], blocks.longest, q.element_size()
-    )
+        rows, len(k), blocks.num_blocks, heads, k.shape[1], dim, slots, blocks.longest, q.element_size(),
+        gathers(slots, blocks.longest) if gathered is None else gathered,
+    )  # fmt: skip
 
 
 def per_item(ratio: int) -> int:
@@ -156,14 +160,19 @@ def per_item(ratio: int) -> int:
 
 
 def selection_forward(
-    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, blocks: Blocks, scale: float, most_waste: float | None = None
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, blocks: Blocks, scale: float, most_waste: float | None = None,
+    gathered: bool | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Output [Tq, H, D] and base-2 log-sum-exp [Tq, H] float32, +inf where nothing is visible.
 
     chosen [Tq, G, S] int32: the blocks of each (query, group), -1 for an empty slot. most_waste: see `waste_for`.
+    gathered: see `shape_of`.
     """
+    shape = shape_of(q, k, chosen, blocks, gathered)
+    if shape.gathered:
+        return attend_gathered(q, k, v, chosen, blocks, scale)
     rows, heads, dim = q.shape
-    chunk = selection_chunk(shape_of(q, k, chosen, blocks))
+    chunk = selection_chunk(shape)
     blocks, chosen = split_blocks(blocks, chosen, keys_held(dim, q.element_size(), FORWARD_KEYS))
     groups, slots = k.shape[1], chosen.shape[2]
     out, lse = empty(tuple(q.shape), q), q.new_empty((rows, heads), dtype=torch.float32)

@@ -13,6 +13,7 @@ names, so that all have the same work. `_before`: a program owns BLOCK lists and
   TILES                                   words that `_before` takes at a time
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -31,9 +32,10 @@ TILE = 32
 class Lists:
     """Lists of C queries' choices, group by group and block by block, as int32 tensors.
 
-    entries [C * G * S]: chunk query * S + slot. begin, count [G * N]: where each list begins and how long it is.
-    item_block [M]: the list each work item belongs to, G * N past the last. item_begin, extra_begin [G * N]: the list's
-    first item, and where its later items stand among all that are not the first of their list.
+    entries [C * G * S]: chunk query * S + slot; of packs chunk query * 2^pack + a bit for each block. begin, count [G *
+    N]: where each list begins and how long it is. item_block [M]: the list each work item belongs to, G * N past the
+    last. item_begin, extra_begin [G * N]: the list's first item, and where its later items stand among all that are not
+    the first of their list.
     per_item: entries of one item. extras: at most so many items are not the first of their list.
     """
 
@@ -74,34 +76,48 @@ def _before(words, before, count, tiles, columns, TILES: tl.constexpr, BLOCK: tl
 
 @triton.jit(do_not_specialize=["total", "N"])
 def _place(
-    chosen, words, before, begin, entries, total, N,
-    G: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    chosen, inner, words, before, begin, entries, total, N,
+    G: tl.constexpr, S: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, PACK: tl.constexpr,
 ):  # fmt: skip
+    """PACK: N packs of so many blocks, whose words are `inner`; 0 for N blocks. A query that chose several of a pack
+    writes its entry as often."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     block = tl.load(chosen + i, mask=i < total, other=-1)
     taken = block >= 0
     query = i // (G * S)
     g = (i // S) % G
+    entry = query * S + i % S
+    if PACK:
+        block = block // PACK
     at = ((query // TILE) * G + g) * N + block
+    if PACK:
+        entry = query << PACK
+        for j in tl.static_range(PACK):
+            own = tl.load(inner + at * PACK + j, mask=taken, other=0).to(tl.uint32)
+            entry |= (((own >> (query % TILE).to(tl.uint32)) & 1) << j).to(tl.int64)
     bit = (1 << (query % TILE)).to(tl.uint32)
     word = tl.load(words + at, mask=taken, other=0).to(tl.uint32)
     earlier = popcount(word & (bit - 1))
     place = tl.load(begin + g * N + block, mask=taken, other=0) + tl.load(before + at, mask=taken, other=0) + earlier
-    tl.store(entries + place, (query * S + i % S).to(tl.int32), mask=taken & ((word & bit) != 0))
+    tl.store(entries + place, entry.to(tl.int32), mask=taken & ((word & bit) != 0))
 
 
-def build_lists(chosen: Tensor, num_blocks: int, per_item: int, words: Tensor | None = None) -> Lists:
+def build_lists(chosen: Tensor, num_blocks: int, per_item: int, words: Tensor | None = None, pack: int = 0) -> Lists:
     """chosen [C, G, S] int32, -1 for an empty slot, no block twice in a (query, group). No host synchronisation.
 
     words [ceil(C / TILE), G, N] int32: the choices to list where not all of them are, bit i for query i of a TILE.
+    pack: N is a number of packs of so many blocks, a list for each.
     """
     queries, groups, slots = chosen.shape
     columns, tiles, total = groups * num_blocks, cdiv(queries, TILE), chosen.numel()
     grid = (cdiv(total, 1024),)
     shape = {"G": groups, "S": slots, "TILE": TILE, "BLOCK": 1024}
+    inner = words
     if words is None:
-        words = torch.zeros((tiles, groups, num_blocks), dtype=torch.int32, device=chosen.device)
-        launch(_mark, grid, chosen, words, total, num_blocks, **shape)
+        blocks = num_blocks * max(1, pack)
+        inner = torch.zeros((tiles, groups, blocks), dtype=torch.int32, device=chosen.device)
+        launch(_mark, grid, chosen, inner, total, blocks, **shape)
+        words = functools.reduce(torch.bitwise_or, inner.view(tiles, groups, num_blocks, -1).unbind(3))
     before = torch.empty_like(words)
     count = words.new_empty(columns)
     entries = words.new_empty(total)
@@ -115,5 +131,5 @@ def build_lists(chosen: Tensor, num_blocks: int, per_item: int, words: Tensor | 
     item_block = torch.searchsorted(
         ends[1], torch.arange(most, dtype=torch.int32, device=chosen.device), right=True, out_int32=True
     )
-    launch(_place, grid, chosen, words, before, begin, entries, total, num_blocks, **shape)
+    launch(_place, grid, chosen, inner, words, before, begin, entries, total, num_blocks, PACK=pack, **shape)
     return Lists(entries, begin, count, item_begin, extra_begin, item_block, per_item, extras)
