@@ -32,7 +32,14 @@ def test_a_run_is_recorded_here_and_there(store, tmp_path):
     assert (run.info.status, run.info.run_name) == ("FINISHED", "needle-nsa")
     assert run.data.params["attention.branches.window.size"] == "256"
     assert not any(name.startswith(("output.", "tracking.")) for name in run.data.params)
-    wanted = {"state": "finished", "study": "s1", "partition": "uniform", "model": "nano", "tasks": "needle"}
+    wanted = {
+        "state": "finished",
+        "study": "s1",
+        "partition": "uniform",
+        "reducer": "none",
+        "model": "nano",
+        "tasks": "needle",
+    }
     assert wanted.items() <= run.data.tags.items()
     assert run.data.tags["branches"] == "compression+selection+window"
     assert len(run.data.tags["config_hash"]) == 12 and run.data.tags["host"] == socket.gethostname()
