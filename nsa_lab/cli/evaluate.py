@@ -51,7 +51,7 @@ def evaluate(
     check_data(data)
     from nsa_lab import api
     from nsa_lab.cli.bar import progress_bar
-    from nsa_lab.cli.output import describe_reducer, say
+    from nsa_lab.cli.output import say
     from nsa_lab.config import is_run
     from nsa_lab.config.rules import notices
     from nsa_lab.origin import training_device
@@ -60,8 +60,6 @@ def evaluate(
     loaded = api.load_model(model, overrides or ())
     config = loaded.experiment
     assert config is not None
-    for line in describe_reducer(config, loaded.config.text_config.num_hidden_layers):
-        say(f"budget: {line}")
     if is_run(model):
         for notice in notices(config):
             say(f"notice: {notice}")

@@ -142,8 +142,11 @@ def test_show_says_what_a_reducer_leaves(nsa_lab):
     code, out, err = nsa_lab("show", *given)
     assert (code, yaml.safe_load(out)["attention"]["reducer"]["fastv"]) == (0, {"layer": 2, "drop": 0.5})
     assert "budget: fastv leaves 50.0% of the video tokens in the last of 28 layers, 53.6% on average over all" in err
+    assert "over all, of a needle clip (32 frames of 4)\n" in err
     read = (2 + 26 / 4) / 28
-    assert f"dense attention: every past token, {read:.1%} of it after the reducer" in err
+    assert f"dense attention: every past token; after the reducer {read:.1%} of it for a needle clip\n" in err
+    small = nsa_lab("show", "attention.method=dense", "attention.reducer.kind=visionzip")[2]
+    assert "visionzip leaves 25.0% of the video tokens in the last of 4 layers, 25.0% on" in small, "1 of 4, not 11.1%"
     sparse = nsa_lab("show", "attention.reducer.kind=visionzip", "attention.reducer.visionzip.keep=0.5")[2]
     attended = int(sparse.split("budget: ")[1].split(" tokens a query, of the queries and keys")[0].replace(",", ""))
     share = 2 * attended / 63_999 / 4

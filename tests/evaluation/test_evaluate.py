@@ -240,10 +240,7 @@ def test_the_command_evaluates_a_task_and_a_file(place, capsys, tmp_path):
     given = ("--videos", place / "videos", "--output", tmp_path, "--max-new-tokens", LIMIT)
     code, out, err = command(capsys, "evaluate", run, place / "rows.json", *given)
     assert code == 0 and "66.7%" in out and "20.8% to 93.9%" in out, out + err
-    assert "3/3" in err and "66.7% right" in err and "budget" not in err
-    reduced = ("attention.reducer={kind: fastv, fastv: {layer: 1}}", "--output", tmp_path / "reduced")
-    code, _, err = command(capsys, "evaluate", run, "needle", *reduced, "--max-new-tokens", 3, "--quiet")
-    assert code == 0 and "budget: fastv leaves 50.0% of the video tokens in the last of 2 layers, 75.0% on" in err, err
+    assert "3/3" in err and "66.7% right" in err
 
 
 def test_an_exported_folder_answers_as_its_run(place, capsys, tmp_path):
