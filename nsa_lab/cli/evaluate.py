@@ -38,7 +38,8 @@ def evaluate(
     Answers are written greedily. Right is the expected answer word for word, whatever its case and the punctuation
     around it; of multiple choice (options in lines `A. ...`) its letter, as `B`, `(B)`, `Answer: B` or the option's
     text. The folder holds every answer (predictions.jsonl), and the accuracies with 95% intervals by `task` of the
-    rows (summary.json, accuracy.csv); a tracked run gets them in MLflow, under DATA, or DATA-NAME of --output NAME. The
+    rows (summary.json, accuracy.csv), and what the first batch's prompts spent on attention (budget/*, as a training
+    measures it); a tracked run gets them in MLflow, under DATA, or DATA-NAME of --output NAME. The
     same command goes on where it ended; under other settings give an --output of its own.
 
     `nsa-lab evaluate runs/smoke-0123456789ab needle`
@@ -51,7 +52,7 @@ def evaluate(
     check_data(data)
     from nsa_lab import api
     from nsa_lab.cli.bar import progress_bar
-    from nsa_lab.cli.output import say
+    from nsa_lab.cli.output import print_metrics, say
     from nsa_lab.config import is_run
     from nsa_lab.config.rules import notices
     from nsa_lab.origin import training_device
@@ -86,6 +87,9 @@ def evaluate(
     if already[0]:
         say(f"{already[0]} of {len(found.predictions)} answers were there already and are not asked again")
     _print(found)
+    if found.budget:
+        print()
+        print_metrics(found.budget)
     print(f"\npredictions: {folder}")
     if Path(model).is_dir():
         place = name if output is None else f"{name}-{output.name}"

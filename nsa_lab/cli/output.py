@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -33,16 +33,21 @@ def print_result(config: ExperimentConfig, config_file: Path, result: "RunResult
     """The final metrics of a run, its directory, and how to look at it."""
     if result.recorded:
         say("this run was over already; these are its recorded results (training.resume=false starts over)")
-    table = Table("metric", "value", box=None)
-    table.columns[1].justify = "right"
-    for name, value in sorted(result.metrics.items()):
-        if not name.startswith(HIDDEN):
-            table.add_row(name, format_metric(name, value))
-    Console(width=100).print(table)
+    print_metrics(result.metrics)
     print(f"\nrun directory: {result.directory}")
     if config.tracking.enabled:
         store = f" {config_file}" if config.tracking.uri else f" output.dir={config.output.dir}"
         print(f"all runs:      nsa-lab ui{store}")
+
+
+def print_metrics(metrics: Mapping[str, float]) -> None:
+    """A line a metric, by name."""
+    table = Table("metric", "value", box=None)
+    table.columns[1].justify = "right"
+    for name, value in sorted(metrics.items()):
+        if not name.startswith(HIDDEN):
+            table.add_row(name, format_metric(name, value))
+    Console(width=100).print(table)
 
 
 def format_metric(name: str, value: float) -> str:
