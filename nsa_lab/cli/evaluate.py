@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nsa_lab.cli.values import home_of
 from nsa_lab.errors import NsaLabError
 
 if TYPE_CHECKING:
@@ -65,8 +66,7 @@ def evaluate(
         for notice in notices(config):
             say(f"notice: {notice}")
     name = Path(data).stem
-    at_home = Path(model) if Path(model).is_dir() else Path(config.output.dir) / model.replace("/", "--")
-    folder = output or at_home / "evaluation" / name
+    folder = output or home_of(model, config.output.dir) / "evaluation" / name
     already: list[int] = []
     with progress_bar("answered", quiet) as tell:
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,6 +27,11 @@ def output_of(overrides: Sequence[str]) -> str:
         raise NsaLabError(f"{others[0]} is not read here; only output.dir=DIR is, where the sweep was run")
     # A task makes the config complete.
     return load_config(None, ["tasks.needle.enabled=true", *overrides]).output.dir
+
+
+def home_of(model: str, runs: str) -> Path:
+    """Where what is found of MODEL goes: its folder, or one in the folder `runs` where it is a hub id."""
+    return Path(model) if Path(model).is_dir() else Path(runs) / model.replace("/", "--")
 
 
 def whole_numbers(text: str, option: str) -> list[int]:

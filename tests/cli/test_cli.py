@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nsa_lab.cli.values import home_of
 from nsa_lab.config import load_config
 from nsa_lab.tasks import base
 
@@ -152,6 +153,11 @@ def test_show_says_what_a_reducer_leaves(nsa_lab):
     share = 2 * attended / 63_999 / 4
     assert f"{100 * share:.3g}% of dense for the paper's length (128,000 tokens)" in sparse
     assert "reducer" not in nsa_lab("show", "attention.method=dense")[2]
+
+
+def test_what_is_found_of_a_hub_id_goes_below_the_runs(tmp_path):
+    assert home_of("Qwen/Qwen2.5-VL-3B", "runs") == Path("runs/Qwen--Qwen2.5-VL-3B")
+    assert home_of(str(tmp_path), "runs") == tmp_path
 
 
 def test_tasks_says_where_nothing_was_measured(nsa_lab, monkeypatch):
