@@ -1,5 +1,6 @@
-"""Progress on stderr: a bar that moves, or in a log file a line every half minute."""
+"""Progress on stderr: a bar that moves, or in a log file a line at first and every half minute."""
 
+import math
 import os
 import sys
 import time
@@ -23,7 +24,7 @@ class Bar(Progress):
         console = Console(stderr=True, width=own)
         super().__init__(*columns, TimeRemainingColumn(), console=console, disable=disable)
         self.task = self.add_task(what, total=total, note="")
-        self.told = time.monotonic()
+        self.told = -math.inf
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
         super().update(task_id, **changes)

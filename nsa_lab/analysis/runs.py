@@ -16,7 +16,8 @@ NOT_READ = "not read"
 
 @dataclass(frozen=True)
 class Row:
-    """One run. `fault` says why its files cannot be read (state `damaged`); `step` is the last recorded one."""
+    """One run. `fault` says why its files cannot be read (state `damaged`); `step` is the last recorded one; `design`:
+    method, branches and reducer, in words."""
 
     name: str
     state: str
@@ -25,12 +26,14 @@ class Row:
     hash: str = ""
     when: str = ""
     fault: str = ""
+    design: str = ""
 
     @property
     def values(self) -> dict[str, Any]:
         """What a table of runs shows, by column; val/* and keys where there are any."""
         shown = {name: value for name, value in self.metrics.items() if name.startswith("val/") or name == KEYS}
-        return {"run": self.name, "state": self.state, "step": self.step, **shown, "hash": self.hash, "when": self.when}
+        known = {"run": self.name, "design": self.design, "state": self.state, "step": self.step}
+        return {**known, **shown, "hash": self.hash, "when": self.when}
 
 
 def list_runs(folder: Path) -> list[Row]:
@@ -60,7 +63,13 @@ def read_run(home: Path, name: str) -> Row:
     except (NsaLabError, OSError, ValueError, TypeError, LookupError, OverflowError) as error:
         return Row(name, "damaged", fault=" ".join(str(error).split()).removesuffix(";"))
     known = str(summary.get("config_hash") or tags.get("config_hash") or "")
-    return Row(name, _state(home, summary, record), step, metrics, known, began)
+    return Row(name, _state(home, summary, record), step, metrics, known, began, design=_design(tags))
+
+
+def _design(tags: dict[str, Any]) -> str:
+    method, branches, reducer = (str(tags.get(name, "")) for name in ("method", "branches", "reducer"))
+    design = method if branches in ("", method) else f"{method}: {branches}"
+    return design if reducer in ("", "none") else f"{design} with {reducer}"
 
 
 def _state(home: Path, summary: dict[str, Any], record: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from nsa_lab.baselines.by_question import attention_of_question, strongest
-from nsa_lab.baselines.reducer import Reducer, no_share, no_such_layer
+from nsa_lab.baselines.reducer import Reducer, count_of, no_share, no_such_layer
 from nsa_lab.errors import Problem
 
 
@@ -50,9 +50,9 @@ class FastV(Reducer):
         yield from no_such_layer("fastv.layer", config.fastv.layer, layers)
 
     @classmethod
-    def shares(cls, config: Any, layers: int) -> list[float]:
-        own = config.fastv
-        return [1.0] * own.layer + [1.0 - own.drop] * (layers - own.layer)
+    def left(cls, config: Any, layers: int, frames: int, size: int) -> list[int]:
+        own, tokens = config.fastv, frames * size
+        return [tokens] * own.layer + [count_of(1 - own.drop, tokens)] * (layers - own.layer)
 
     def asks(self, layers: int) -> Collection[int]:
         return (self.config.fastv.layer - 1,)

@@ -55,8 +55,11 @@ class Reducer(Plugin, nn.Module):
         return iter(())
 
     @classmethod
-    def shares(cls, config: Any, layers: int) -> list[float] | None:
-        """The share of the video tokens that each of so many layers has, but for rounding; None: not known."""
+    def left(cls, config: Any, layers: int, frames: int, size: int) -> list[int] | None:
+        """How many tokens each of so many layers has of a sample's video, `frames` temporal patches of `size` tokens.
+
+        None: not known.
+        """
         return None
 
     def looks_at(self, blocks: Sequence[int]) -> Collection[int]:

@@ -42,8 +42,8 @@ class VisionZip(PerFrame):
         yield from no_share("visionzip.contextual", config.visionzip.contextual, zero=True, one=True)
 
     @classmethod
-    def shares(cls, config: Any, layers: int) -> list[float]:
-        return [float(config.visionzip.keep)] * layers
+    def left(cls, config: Any, layers: int, frames: int, size: int) -> list[int]:
+        return [frames * count_of(config.visionzip.keep, size)] * layers
 
     def looks_at(self, blocks: Sequence[int]) -> Collection[int]:
         return blocks[-1:]

@@ -57,9 +57,10 @@ class VScan(PerFrame):
         yield from no_such_layer("vscan.layer", _late_layer(config.vscan, layers), layers)
 
     @classmethod
-    def shares(cls, config: Any, layers: int) -> list[float]:
+    def left(cls, config: Any, layers: int, frames: int, size: int) -> list[int]:
         own, late = config.vscan, _late_layer(config.vscan, layers)
-        return [float(own.keep)] * late + [float(own.keep * own.late)] * (layers - late)
+        kept = frames * count_of(own.keep, size)
+        return [kept] * late + [count_of(own.late, kept)] * (layers - late)
 
     def looks_at(self, blocks: Sequence[int]) -> Collection[int]:
         return {blocks[0], blocks[-1]}

@@ -2,12 +2,11 @@
 
 import logging
 import os
-import re
 import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,6 +14,7 @@ from nsa_lab import origin
 from nsa_lab.cli.ablate import ablate
 from nsa_lab.cli.analyze import analyze_app
 from nsa_lab.cli.ask import ask
+from nsa_lab.cli.bench import bench
 from nsa_lab.cli.benchmark import benchmark
 from nsa_lab.cli.compare import compare, report
 from nsa_lab.cli.data import data_app
@@ -25,23 +25,15 @@ from nsa_lab.cli.runs import runs_app
 from nsa_lab.cli.scale import plan, promote
 from nsa_lab.cli.sweep import sweep_app
 from nsa_lab.cli.tasks import tasks_app
-from nsa_lab.cli.values import refuse_empty, whole_numbers
+from nsa_lab.cli.values import Experiment, load_experiment, refuse_empty
 from nsa_lab.errors import NsaLabError
 from nsa_lab.redact import hide
-
-if TYPE_CHECKING:
-    from nsa_lab.config import ExperimentConfig
 
 Config = Annotated[Path, typer.Argument(help="YAML file of the experiment.", metavar="CONFIG")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Settings on top, such as training.steps=200.", metavar="KEY=VALUE"),
 ]
-Experiment = Annotated[
-    list[str] | None,
-    typer.Argument(help="YAML file (without one, the defaults) and settings on top.", metavar="CONFIG|KEY=VALUE"),
-]
-
 app = typer.Typer(
     cls=OneLineGroup,
     no_args_is_help=True,
@@ -152,7 +144,7 @@ def show(experiment: Experiment = None) -> None:
     from nsa_lab.config import config_hash, to_yaml
     from nsa_lab.config.rules import notices
 
-    config = _load(experiment or [])
+    config = load_experiment(experiment or [])
     typer.echo(to_yaml(config), nl=False)
     say(f"hash: {config_hash(config)}")
     for line in describe_budget(config):
@@ -176,7 +168,7 @@ def ui(
     """
     from nsa_lab.tracking import serve_ui
 
-    raise typer.Exit(serve_ui(_load(experiment or []), port, host, browse))
+    raise typer.Exit(serve_ui(load_experiment(experiment or []), port, host, browse))
 
 
 @app.command()
@@ -199,98 +191,7 @@ def push(
         typer.echo(f"nothing to send in {directory}: all has arrived, or is still being written")
 
 
-@app.command()
-def bench(
-    experiment: Experiment = None,
-    lengths: Annotated[str, typer.Option(help="Video tokens of the sample, each a multiple of 64.")] = "512,2048,8192",
-    sizes: Annotated[
-        str | None, typer.Option(help="Model sizes; nano where neither they nor model.path are given.")
-    ] = None,
-    repeats: Annotated[int, typer.Option(help="Timed steps per point; the fastest counts.", min=1)] = 3,
-    out: Annotated[Path | None, typer.Option(help="CSV to append to.")] = None,
-    layer: Annotated[bool, typer.Option("--layer", help="One layer's attention, forward, on random heads.")] = False,
-    methods: Annotated[
-        str | None, typer.Option(help="With --layer: the prefill of these attention methods, its choice apart.")
-    ] = None,
-    inputs: Annotated[
-        str | None, typer.Option(help="With --methods: heads that are random, or drift as a video's (video).")
-    ] = None,
-    parts: Annotated[
-        bool, typer.Option("--parts", help="The step as it was and with each fast part: rate, MFU, memory, kernels.")
-    ] = False,
-    only: Annotated[
-        str | None,
-        typer.Option(help="With --parts: these of its rows, separated by semicolons; an unknown one lists them."),
-    ] = None,
-    optimizer: Annotated[bool, typer.Option(help="With --parts: whether the optimiser steps too.")] = True,
-    labels: Annotated[int, typer.Option(help="With --parts: words of the answer.", min=1)] = 256,
-) -> None:
-    """Measure a training step, sparse against dense: seconds and peak memory by video length.
-
-    Each point runs in a process of its own. The CSV says on which machine.
-
-    `nsa-lab bench`
-
-    `nsa-lab bench --lengths 512,2048,8192,32768 --sizes nano,micro --repeats 5 --out bench.csv`
-
-    `nsa-lab bench attention.partition.block_size=32 training.threads=1`
-
-    `nsa-lab bench --layer --sizes 7b --lengths 32768 --repeats 1`
-
-    `nsa-lab bench --layer --sizes 7b --lengths 8192,32768 --methods dense,x_attention training.precision=bf16-true`
-
-    `nsa-lab bench --parts --no-optimizer --lengths 32768 model.size=7b training.precision=bf16-true`
-    """
-    from nsa_lab.bench.parts import run_parts
-    from nsa_lab.bench.prefill import run_prefill
-    from nsa_lab.bench.run import run_bench
-
-    if parts:
-        if sizes is not None or layer or methods is not None:
-            raise NsaLabError("--parts measures the config's model.size; leave out --sizes, --layer and --methods")
-        run_parts(
-            _load(experiment or []),
-            lengths=whole_numbers(lengths, "--lengths"),
-            repeats=repeats,
-            out=out,
-            optimizer=optimizer,
-            labels=labels,
-            only=None if only is None else [name.strip() for name in only.split(";")],
-        )
-        return
-    if only is not None:
-        raise NsaLabError("--only names rows of --parts; give --parts, too")
-    if methods is not None or inputs is not None:
-        if not layer or methods is None:
-            raise NsaLabError("--methods and --inputs are of one layer's prefill; give --layer and --methods")
-        run_prefill(
-            _load(experiment or []),
-            methods=methods.split(","),
-            lengths=whole_numbers(lengths, "--lengths"),
-            sizes=(sizes or "nano").split(","),
-            inputs=(inputs or "random,video").split(","),
-            repeats=repeats,
-            out=out,
-        )
-        return
-    run_bench(
-        _load(experiment or []),
-        lengths=whole_numbers(lengths, "--lengths"),
-        sizes=sizes.split(",") if sizes is not None else None,
-        repeats=repeats,
-        out=out,
-        layer=layer,
-    )
-
-
-def _load(arguments: list[str]) -> "ExperimentConfig":
-    """The config of `[CONFIG] [KEY=VALUE]...`; without a file, the defaults and one task, so that it is complete."""
-    from nsa_lab.config import load_config
-
-    if arguments and "=" not in arguments[0]:
-        return load_config(arguments[0], arguments[1:])
-    chosen = any(re.match(r"tasks(\.\w+(\.enabled)?)?=|data\.annotations=", text) for text in arguments)
-    return load_config(None, arguments if chosen else ["tasks.needle.enabled=true", *arguments])
+app.command()(bench)
 
 
 def main(arguments: list[str] | None = None) -> None:

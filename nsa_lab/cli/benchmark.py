@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nsa_lab.cli.evaluate import Chunk, Model
-from nsa_lab.cli.values import names
+from nsa_lab.cli.values import home_of, names
 
 if TYPE_CHECKING:
     from nsa_lab.benchmark.run import Score
@@ -47,11 +47,15 @@ def benchmark(
     from nsa_lab.benchmark import read_benchmarks
     from nsa_lab.benchmark.run import check_installed
     from nsa_lab.cli.output import say
+    from nsa_lab.config import flatten
+    from nsa_lab.config.load import parse_overrides
+    from nsa_lab.config.schema import OutputConfig
 
     chosen = read_benchmarks(names(tasks, "--tasks"), settings)
     check_installed()
-    home = Path(model) if Path(model).is_dir() else Path("runs") / model.replace("/", "--")
-    folder = output or home / ("benchmark" if limit is None else f"benchmark-first-{limit}")
+    name = "benchmark" if limit is None else f"benchmark-first-{limit}"
+    runs = str(flatten(parse_overrides(overrides or ())).get("output.dir", OutputConfig().dir))
+    folder = output or home_of(model, runs) / name
     options = {"batch": batch, "prefill_chunk": prefill_chunk, "processes": processes, "rows": rows, "limit": limit}
     scores = []
     for one in chosen:

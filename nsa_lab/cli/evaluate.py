@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nsa_lab.cli.values import home_of
 from nsa_lab.errors import NsaLabError
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def evaluate(
     Answers are written greedily. Right is the expected answer word for word, whatever its case and the punctuation
     around it; of multiple choice (options in lines `A. ...`) its letter, as `B`, `(B)`, `Answer: B` or the option's
     text. The folder holds every answer (predictions.jsonl), and the accuracies with 95% intervals by `task` of the
-    rows (summary.json, accuracy.csv); a tracked run gets them in MLflow, under DATA, or DATA-NAME of --output NAME. The
+    rows (summary.json, accuracy.csv), and what the first batch's prompts spent on attention (budget/*, as a training
+    measures it); a tracked run gets them in MLflow, under DATA, or DATA-NAME of --output NAME. The
     same command goes on where it ended; under other settings give an --output of its own.
 
     `nsa-lab evaluate runs/smoke-0123456789ab needle`
@@ -51,7 +53,7 @@ def evaluate(
     check_data(data)
     from nsa_lab import api
     from nsa_lab.cli.bar import progress_bar
-    from nsa_lab.cli.output import describe_reducer, say
+    from nsa_lab.cli.output import print_metrics, say
     from nsa_lab.config import is_run
     from nsa_lab.config.rules import notices
     from nsa_lab.origin import training_device
@@ -60,14 +62,11 @@ def evaluate(
     loaded = api.load_model(model, overrides or ())
     config = loaded.experiment
     assert config is not None
-    for line in describe_reducer(config, loaded.config.text_config.num_hidden_layers):
-        say(f"budget: {line}")
     if is_run(model):
         for notice in notices(config):
             say(f"notice: {notice}")
     name = Path(data).stem
-    at_home = Path(model) if Path(model).is_dir() else Path(config.output.dir) / model.replace("/", "--")
-    folder = output or at_home / "evaluation" / name
+    folder = output or home_of(model, config.output.dir) / "evaluation" / name
     already: list[int] = []
     with progress_bar("answered", quiet) as tell:
 
@@ -88,6 +87,9 @@ def evaluate(
     if already[0]:
         say(f"{already[0]} of {len(found.predictions)} answers were there already and are not asked again")
     _print(found)
+    if found.budget:
+        print()
+        print_metrics(found.budget)
     print(f"\npredictions: {folder}")
     if Path(model).is_dir():
         place = name if output is None else f"{name}-{output.name}"

@@ -30,7 +30,7 @@ def list_(
     sort: Annotated[str, typer.Option(help="Column to sort by, ascending; by default the last begun first.")] = "",
     csv: Annotated[bool, typer.Option("--csv", help="Print a CSV with every val/* metric.")] = False,
 ) -> None:
-    """List the runs in DIR: state, last step, validation metrics, keys per query, hash, and when it began.
+    """List the runs in DIR: design, state, last step, validation metrics, keys per query, hash, and when it began.
 
     States: finished, stopped (ended early by its sweep), running, cut off (killed; the same command goes on),
     failed, killed, damaged.

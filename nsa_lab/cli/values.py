@@ -1,12 +1,22 @@
 """Values on the command line."""
 
 import math
+import re
 from collections.abc import Sequence
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nsa_lab.errors import NsaLabError
+
+if TYPE_CHECKING:
+    from nsa_lab.config import ExperimentConfig
+
+Experiment = Annotated[
+    list[str] | None,
+    typer.Argument(help="YAML file (without one, the defaults) and settings on top.", metavar="CONFIG|KEY=VALUE"),
+]
 
 
 def refuse_empty(arguments: Sequence[str]) -> None:
@@ -15,6 +25,16 @@ def refuse_empty(arguments: Sequence[str]) -> None:
         place = arguments.index("")
         before = f", after {arguments[place - 1]}" if place else ""
         raise NsaLabError(f"argument {place + 1} is empty{before}; give a value, or leave it out")
+
+
+def load_experiment(arguments: list[str]) -> "ExperimentConfig":
+    """The config of `[CONFIG] [KEY=VALUE]...`; without a file, the defaults and one task, so that it is complete."""
+    from nsa_lab.config import load_config
+
+    if arguments and "=" not in arguments[0]:
+        return load_config(arguments[0], arguments[1:])
+    chosen = any(re.match(r"tasks(\.\w+(\.enabled)?)?=|data\.annotations=", text) for text in arguments)
+    return load_config(None, arguments if chosen else ["tasks.needle.enabled=true", *arguments])
 
 
 def output_of(overrides: Sequence[str]) -> str:
@@ -26,6 +46,11 @@ def output_of(overrides: Sequence[str]) -> str:
         raise NsaLabError(f"{others[0]} is not read here; only output.dir=DIR is, where the sweep was run")
     # A task makes the config complete.
     return load_config(None, ["tasks.needle.enabled=true", *overrides]).output.dir
+
+
+def home_of(model: str, runs: str) -> Path:
+    """Where what is found of MODEL goes: its folder, or one in the folder `runs` where it is a hub id."""
+    return Path(model) if Path(model).is_dir() else Path(runs) / model.replace("/", "--")
 
 
 def whole_numbers(text: str, option: str) -> list[int]:

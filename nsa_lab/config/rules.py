@@ -66,11 +66,7 @@ def broken_rules(config: ExperimentConfig, layers: int | None) -> list[Problem]:
 def notices(config: ExperimentConfig) -> list[str]:
     """What is allowed but worth saying before a run starts."""
     method, own = METHODS[config.attention.method], settings(config.attention, "method")
-    said = [
-        notice
-        for name, task in enabled_tasks(config).items()
-        for notice in method.notices(own, name, _tokens(config, name, task))
-    ]
+    said = [notice for name, tokens in clip_tokens(config).items() for notice in method.notices(own, name, tokens)]
     said += [f"{key}={value} is read by nothing that is chosen" for key, value in _misplaced(config)]
     return said + [
         f"{key}={value} is not read: model.path={config.model.path} holds weights, whose shape is stored beside them"
@@ -114,15 +110,21 @@ def shown_frames(config: ExperimentConfig, frames: int) -> int:
     return min(int(frames * min(1.0, config.data.fps / config.tasks.fps)), config.data.max_frames)
 
 
+def clip_grids(config: ExperimentConfig) -> dict[str, tuple[int, int]]:
+    """How many temporal patches one clip has, as the model is shown it, and tokens each, of each task that is on."""
+    per_token = FRAMES_AS[config.data.frames_as]
+    return {
+        name: (
+            -(-shown_frames(config, task.frames) // per_token),
+            TASKS[name].video_tokens(dataclasses.replace(task, frames=FRAMES_PER_PATCH)),
+        )
+        for name, task in enabled_tasks(config).items()
+    }
+
+
 def clip_tokens(config: ExperimentConfig) -> dict[str, int]:
     """Video tokens of one clip, as the model is shown it, of each task that is switched on."""
-    return {name: _tokens(config, name, task) for name, task in enabled_tasks(config).items()}
-
-
-def _tokens(config: ExperimentConfig, name: str, task: Any) -> int:
-    per_token = FRAMES_AS[config.data.frames_as]
-    patches = -(-shown_frames(config, task.frames) // per_token)
-    return patches * TASKS[name].video_tokens(dataclasses.replace(task, frames=FRAMES_PER_PATCH))
+    return {name: frames * size for name, (frames, size) in clip_grids(config).items()}
 
 
 def _task_rules(config: ExperimentConfig) -> Iterator[Problem]:

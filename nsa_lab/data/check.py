@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.files import writing
 
 LEDGER, DROP = "videos.jsonl", "drop.jsonl"
+Row = tuple[str, Any, Sample | RowError]
+"""Where a row stands, the row as it was read, and its sample or its fault."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +73,22 @@ def check(
     if data.drop and Path(data.drop).resolve() == (out / DROP).resolve():
         raise NsaLabError(f"data.drop={data.drop} is the list that would be written; give another --out")
     tokenizer = load_tokenizer(data.tokenizer, Path(data.cache_dir))
-    named = {sample.video for _, _, sample in _rows(data) if isinstance(sample, Sample)}
+    rows = list(_rows(data))
+    named = {sample.video for _, _, sample in rows if isinstance(sample, Sample)}
     if data.videos and not Path(data.videos).is_dir():
         raise NsaLabError(f"the folder of videos {data.videos} does not exist; correct data.videos (--videos)")
     videos = sorted((video for video in named if os.path.isfile(first_file(video))), key=str)
     keys = {video: video_key(video, data.fps) for video in videos}
     with open_ledger(out / LEDGER, f"another process checks into {out}; waiting") as ledger:
         seen = look_at_all(videos, data, ledger, workers, decode, on_progress)
-        found = _judged(config, seen, tokenizer)
+        found = _judged(config, rows, seen, tokenizer)
         with writing(out / DROP, "make room and run the same command again"):
             write_drop(out / DROP, found.drop)
     remember({key: look.shape for video, look in found.looks.items() if (key := keys[video])}, data)
     return found
 
 
-def _rows(data: DataConfig) -> Iterator[tuple[str, Any, Sample | RowError]]:
+def _rows(data: DataConfig) -> Iterator[Row]:
     """All rows but those in data.drop."""
     videos = Path(data.videos or ".")
     drop = drop_of(data)
@@ -94,9 +97,9 @@ def _rows(data: DataConfig) -> Iterator[tuple[str, Any, Sample | RowError]]:
             yield place, row, sample
 
 
-def _judged(config: ExperimentConfig, seen: Mapping[Video, Look | str], tokenizer: Any) -> Check:
+def _judged(config: ExperimentConfig, rows: Iterable[Row], seen: Mapping[Video, Look | str], tokenizer: Any) -> Check:
     good, drop, lost, outside = [], {}, Counter[str](), 0
-    for place, row, sample in _rows(config.data):
+    for place, row, sample in rows:
         look = seen.get(sample.video) if isinstance(sample, Sample) else None
         if isinstance(look, Look) and not is_kept(look.shape, config.data):
             outside += 1

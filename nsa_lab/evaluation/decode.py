@@ -25,13 +25,17 @@ def greedy(
     Video tokens are never written: a cache takes none. Each answer is that of its example alone, but for float
     rounding.
     """
-    inputs = {name: value.to(model.device) for name, value in left_padded(examples).items()}
-    inputs["pixel_values_videos"] = inputs["pixel_values_videos"].to(model.dtype)
     was_training = model.training
     try:
-        return _decode(model.eval(), inputs, end, count, prefill_chunk)
+        return _decode(model.eval(), prompts(model, examples), end, count, prefill_chunk)
     finally:
         model.train(was_training)
+
+
+def prompts(model: VideoNSAForConditionalGeneration, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """The examples `left_padded`, as `model` takes them."""
+    inputs = {name: value.to(model.device) for name, value in left_padded(examples).items()}
+    return inputs | {"pixel_values_videos": inputs["pixel_values_videos"].to(model.dtype)}
 
 
 def left_padded(examples: Sequence[Example]) -> dict[str, torch.Tensor]:

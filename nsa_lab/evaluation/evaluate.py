@@ -4,20 +4,24 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nsa_lab.comparison.statistics import share_interval
 from nsa_lab.config import identity
-from nsa_lab.data import BadSampleError
+from nsa_lab.data import BadSampleError, Example
 from nsa_lab.errors import NsaLabError
 from nsa_lab.evaluation.answers import understood
 from nsa_lab.evaluation.ask import Answerer, own_settings
+from nsa_lab.evaluation.decode import prompts
 from nsa_lab.evaluation.predictions import ABOUT, LINES, Predictions, Row, recorded
 from nsa_lab.evaluation.questions import Question, read_questions
 from nsa_lab.files import digest, write_csv, write_json, writing
-from nsa_lab.model import VideoNSAForConditionalGeneration
+from nsa_lab.model import VideoNSAForConditionalGeneration, measure_budget
 from nsa_lab.origin import machine_facts
 
 ALL = "all"
@@ -44,11 +48,15 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`accuracies` by group, the last over all; `predictions`, a row for each question in its order; the `files`."""
+    """`accuracies` by group, the last over all; `predictions`, a row for each question in its order; the `files`.
+
+    budget: what `measure_budget` says of the first prompts; empty where it was not measured.
+    """
 
     accuracies: list[Accuracy]
     predictions: list[Row]
     files: list[Path]
+    budget: dict[str, float]
 
     @property
     def accuracy(self) -> float:
@@ -91,9 +99,35 @@ def evaluate(
                 right = sum(row["correct"] is True for row in predictions.rows.values())
                 on_progress(len(predictions.rows), len(questions), right)
         rows = [predictions.rows[question.place, question.turn] for question in questions]
-        facts = about | machine_facts(config.training.accelerator, None) | {"asked_of": str(data)}
+        budget = _budget(answerer, questions, batch)
+        facts = about | machine_facts(config.training.accelerator, None) | {"asked_of": str(data), "budget": budget}
         files = [] if output is None else _write(Path(output), rows, facts)
-    return Evaluation(accuracies(rows), rows, files)
+    return Evaluation(accuracies(rows), rows, files, budget)
+
+
+def _budget(answerer: Answerer, questions: Sequence[Question], batch: int) -> dict[str, float]:
+    """What the first `batch` prompts that can be read spend, each time anew; nothing, said so, where it cannot be."""
+    why = "prompts are read in chunks (prefill_chunk)"
+    if answerer.prefill_chunk is None and (examples := _first(answerer, questions, batch)):
+        try:
+            return measure_budget(answerer.model, prompts(answerer.model, examples))
+        except torch.OutOfMemoryError:
+            why = "the GPU has no room to record a whole batch; lower the batch"
+    elif answerer.prefill_chunk is None:
+        why = "no sample can be read"
+    logger.warning("budget/* is not measured: %s", why)
+    return {}
+
+
+def _first(answerer: Answerer, questions: Sequence[Question], count: int) -> list[Example]:
+    """The first `count` examples that can be used."""
+    found: list[Example] = []
+    for question in questions:
+        with suppress(BadSampleError):  # which was said where it was asked
+            found.append(answerer.example(question.sample))
+        if len(found) == count:
+            break
+    return found
 
 
 def _answered(

@@ -34,6 +34,7 @@ from nsa_lab.model.config import (
 from nsa_lab.model.decoder import is_plugged_in, plugged_in
 from nsa_lab.model.fresh import random_model, weights_dtype
 from nsa_lab.model.gates import with_gates_of
+from nsa_lab.model.quiet import without_report
 from nsa_lab.model.sharded import Scattered
 from nsa_lab.model.trained import stored_weights
 from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration
@@ -113,7 +114,7 @@ def load_model(
     other weight is missing, unexpected or of another shape.
     """
     config = _read_config(path, attention, positions)
-    with readable(path):
+    with readable(path), without_report():  # `check_fit` says what it would
         model, info = VideoNSAForConditionalGeneration.from_pretrained(
             str(path), config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )

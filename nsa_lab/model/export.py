@@ -11,6 +11,7 @@ from nsa_lab.data.pixels import CLIP_MEAN, CLIP_STD
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import whole, write_json, write_text, writing
 from nsa_lab.layout import FRAMES_PER_PATCH, MERGE, PATCH
+from nsa_lab.model.quiet import without_bars
 from nsa_lab.model.video_nsa import VideoNSAForConditionalGeneration
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -60,7 +61,8 @@ def export_model(
 
 def _save(model: VideoNSAForConditionalGeneration, folder: Path) -> None:
     try:
-        model.save_pretrained(folder)
+        with without_bars():
+            model.save_pretrained(folder)
     except SafetensorError as error:  # a full disk is no OSError there
         raise OSError(str(error)) from error
 

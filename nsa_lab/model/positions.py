@@ -28,8 +28,8 @@ def rope_index(
     A row's delta is one more than its greatest id less the tokens it has: added to the number of a later token, it
     gives that token's id. Text goes on after an image or video as `config.positions` says. Grids [V, 3] are in patches
     and in the order of the rows. The patches of a video are second_per_grid_ts [V] apart (without it, a second);
-    before 5.20 transformers cuts that to whole seconds, which puts all of a 4 fps video at time 0. Raises ValueError
-    where tokens and grids do not fit together.
+    before 5.20 transformers cuts that to whole seconds, which puts all of a 4 fps video at time 0. A row may be padding
+    alone, which fills a batch. Raises ValueError where tokens and grids do not fit together.
     """
     types = token_types(config, input_ids).cpu()
     real = torch.ones_like(types, dtype=torch.bool) if attention_mask is None else attention_mask.bool().cpu()
@@ -42,7 +42,7 @@ def rope_index(
     for row, keep in enumerate(real):
         ids = place_blocks(types[row, keep], blocks, positions_of(config))
         positions[:, row, keep] = ids
-        deltas.append(int(ids.max()) + 1 - ids.shape[1])
+        deltas.append(int(ids.max()) + 1 - ids.shape[1] if ids.shape[1] else 0)
     return positions.to(input_ids.device), torch.tensor(deltas, device=input_ids.device)[:, None]
 
 

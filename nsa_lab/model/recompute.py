@@ -173,8 +173,7 @@ class Memory:
 
     @property
     def spacing(self) -> int:
-        """From one layer that keeps everything on the host to the next."""
-        return (self.layers - 1) // max(1, self.away)
+        return spacing(self.layers, self.away)
 
     def way(self, number: int) -> str:
         """What layer `number` keeps: full, one of MORE, or everything on the host (offload)."""
@@ -197,6 +196,11 @@ class Memory:
         if self.said != line:
             log.info(line)
         self.said = line
+
+
+def spacing(layers: int, away: int) -> int:
+    """From one of `away` layers that keep everything on the host to the next."""
+    return max(1, (layers - 1) // max(1, away))
 
 
 def _layer(

@@ -1,6 +1,7 @@
 """The weights of a run: which checkpoint of its folder counts, and whether it can be read."""
 
 import shlex
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ PARTS = {
     "pytorch-lightning_version": str,
 }
 """What a checkpoint of Lightning's holds that a run can go on from."""
+CHECKED = 1 << 30
+"""Bytes of a checkpoint that is read once more to compare its sums: half a second of a core, less than to load it."""
 FILLED = (WEIGHTS, "optimizer_states", "lr_schedulers", "loops")
 OURS = "model."
 """Where the model stands in the Lightning module that wrote the checkpoint."""
@@ -91,8 +94,8 @@ def kept_checkpoint(folder: Path) -> str:
 def check_readable(checkpoint: Path) -> int:
     """The optimiser step of a checkpoint.
 
-    Raises NsaLabError where the file is truncated, lacks a part, or holds anything but tensors and plain data: a pickle
-    of more could run code.
+    Raises NsaLabError where the file is truncated or otherwise than it was written (of one up to CHECKED), lacks a
+    part, or holds anything but tensors and plain data: a pickle of more could run code.
     """
     load: Callable[..., Any] = torch.load
     try:
@@ -105,6 +108,7 @@ def check_readable(checkpoint: Path) -> int:
             raise ValueError(f"no {', '.join(wrong)}")
         if not all(isinstance(weight, Tensor) for weight in content[WEIGHTS].values()):
             raise ValueError("weights that are no tensors")
+        _check_sums(checkpoint)
         return int(content["global_step"])
     except Exception as error:
         earlier = checkpoint.with_name(PREVIOUS)
@@ -116,3 +120,12 @@ def check_readable(checkpoint: Path) -> int:
             f"checkpoint {checkpoint} is damaged or holds more than tensors and plain data, which could run code "
             f"({type(error).__name__}: {reason}); {back}start over with training.resume=false"
         ) from error
+
+
+def _check_sums(checkpoint: Path) -> None:
+    """Raise ValueError where a part of the file does not have the sum that torch wrote beside it, and does not read."""
+    if checkpoint.stat().st_size > CHECKED:
+        return
+    with zipfile.ZipFile(checkpoint) as file:
+        if changed := file.testzip():
+            raise ValueError(f"{changed} is not as it was written")

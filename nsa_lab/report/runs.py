@@ -15,10 +15,9 @@ from nsa_lab.runner.view import number
 
 @dataclass(frozen=True)
 class PlainRun:
-    """A run with its design in words and the commit that trained it last."""
+    """A run with the commit that trained it last."""
 
     row: Row
-    design: str
     commit: str
 
 
@@ -31,10 +30,8 @@ def read_plain_run(home: Path) -> PlainRun | None:
     row = read_run(home, str(home))
     if row.fault:
         raise NsaLabError(f"{home}: {row.fault}; {remedy}")
-    method, branches = (str(tags.get(name, "")) for name in ("method", "branches"))
-    design = method if branches in ("", method) else f"{method}: {branches}"
     origin = read_json(home / "origin.json", remedy)
-    return PlainRun(row, design, str(origin.get("commit") or tags.get("commit", ""))[:12])
+    return PlainRun(row, str(origin.get("commit") or tags.get("commit", ""))[:12])
 
 
 def runs_table(runs: Sequence[PlainRun]) -> Grid:
@@ -53,7 +50,8 @@ def _tasks(names: Sequence[str] | dict[str, None]) -> list[str]:
 
 
 def _beginning(run: PlainRun) -> list[str]:
-    return [Path(run.row.name).name, run.design, run.row.state, "" if run.row.step is None else str(run.row.step)]
+    row = run.row
+    return [Path(row.name).name, row.design, row.state, "" if row.step is None else str(row.step)]
 
 
 def _value(row: Row, name: str) -> str:

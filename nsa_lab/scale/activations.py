@@ -25,12 +25,13 @@ class Layer:
     """What one layer saves for the micro-batch, in bytes.
 
     input: its input, and as much the residual after attention. attention: queries, keys, values, what the op keeps and
-    its output. norms: what RMSNorms save, their outputs included; `residuals`, where they save their inputs as they
-    are. product: one wide product's gradient, which stands beside these in the backward.
+    its output; results: these two alone. norms: what RMSNorms save, their outputs included; `residuals`, where they
+    save their inputs as they are. product: one wide product's gradient, which stands beside these in the backward.
     """
 
     input: float
     attention: float
+    results: float
     norms: float
     residuals: float
     gates: float
@@ -47,14 +48,21 @@ class Layer:
         """What a selective policy computes again: all but attention and the two residuals."""
         return self.norms + self.gates + self.mlp
 
-    def kept(self, policy: str) -> float:
-        """Until the layer's backward under the checkpointing policy."""
-        return {"none": self.saved, "selective": 2 * self.input + self.attention, "full": self.input}[policy]
+    def kept(self, way: str) -> float:
+        """On the GPU until the layer's backward; `way` as in training.recompute=auto (see Setup.each)."""
+        return {
+            "everything": self.saved,
+            "selective": 2 * self.input + self.attention,
+            "attention": self.input + self.results,
+            "full": self.input,
+            "offload": 0.0,
+        }[way]
 
-    def passing(self, policy: str) -> float:
-        """More than that, during it."""
-        beside = {"none": 0.0, "selective": self.again, "full": self.attention + self.residuals / 2 + self.again}
-        return beside[policy] + self.product
+    def passing(self, way: str) -> float:
+        """More than that, during it; what comes back from the host is counted apart."""
+        most = self.attention + self.residuals / 2 + self.again
+        beside = {"selective": self.again, "attention": most - self.results, "full": most}
+        return beside.get(way, 0.0) + self.product
 
 
 def decoder_layer(widths: Widths, design: Any, load: Load, e: int, compiled: bool, gate: float) -> Layer:
@@ -63,6 +71,7 @@ def decoder_layer(widths: Widths, design: Any, load: Load, e: int, compiled: boo
     return Layer(
         input=e * widths.hidden * tokens,
         attention=attention(widths, design, load, e),
+        results=results(widths, design, load, e),
         norms=2 * norm(widths.hidden, e, compiled) * tokens,
         residuals=2 * e * widths.hidden * tokens if compiled else 0.0,
         gates=gate * load.video,
@@ -78,6 +87,7 @@ def vision_layer(widths: Widths, load: Load, e: int, compiled: bool) -> Layer:
     return Layer(
         input=stream,
         attention=6 * stream + FULL * widths.vision_heads * patches,
+        results=stream + FULL * widths.vision_heads * patches,
         norms=2 * norm(widths.vision_hidden, e, compiled) * patches,
         residuals=2 * stream if compiled else 0.0,
         gates=0.0,
@@ -100,13 +110,20 @@ def attention(widths: Widths, design: Any, load: Load, e: int) -> float:
         return (3 * row + FULL * widths.heads) * load.tokens + pair * load.keys
     if not branches:  # PyTorch's attention is given keys and values for each head, and its output is copied
         return (5 * row + FULL * widths.heads) * load.tokens
-    heads = 2 * row * load.tokens + pair * load.keys
+    # Keys and values are saved twice: as the video's own, and as all tokens', which the text rows read.
+    given = row * load.tokens + 2 * pair * load.keys + e * widths.heads * len(branches) * load.video
+    return given + results(widths, design, load, e)
+
+
+def results(widths: Widths, design: Any, load: Load, e: int) -> float:
+    """What the attention op makes: its output, and what it keeps for its backward."""
+    row, branches = e * widths.heads * widths.head_dim, branches_of(design)
+    if not branches:
+        return (row + FULL * widths.heads) * load.tokens
     blocks = load.samples * load.video_tokens / design.partition.block_size
     kept = len(branches) * (row + FULL * widths.heads) * load.video
     kept += FULL * widths.groups * design.branches.selection.block_count * load.video * ("selection" in branches)
-    kept += pair * blocks
-    # Keys and values are saved twice: as the video's own, and as all tokens', which the text rows read.
-    return heads + pair * load.keys + kept + e * widths.heads * len(branches) * load.video
+    return row * load.tokens + kept + 2 * e * widths.groups * widths.head_dim * blocks
 
 
 def gathering(widths: Widths, load: Load, e: int) -> float:

@@ -1,14 +1,13 @@
 """What one micro-batch of a training holds: samples of a video, a question and an answer."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from nsa_lab.config import ExperimentConfig
-from nsa_lab.config.rules import clip_tokens, enabled_tasks
-from nsa_lab.layout import FRAMES_AS, FRAMES_PER_PATCH, TOKEN_PIXELS, TokenLayout, layout_from_token_ids
-from nsa_lab.tasks import TASKS
+from nsa_lab.config.rules import clip_grids
+from nsa_lab.layout import FRAMES_AS, TOKEN_PIXELS, TokenLayout, layout_from_token_ids
 
 BEFORE = 16
 """Text tokens before a video: the system prompt. The others follow it."""
@@ -80,9 +79,7 @@ def load_of(config: ExperimentConfig, video_tokens: int | None = None, text: int
 
 def frame_and_clip(config: ExperimentConfig) -> tuple[int, int]:
     """Tokens of one temporal patch (two frames, or one image), and of the longest clip."""
-    tasks, tokens = enabled_tasks(config), clip_tokens(config)
-    clips = [(tokens[name], TASKS[name].video_tokens(replace(tasks[name], frames=FRAMES_PER_PATCH))) for name in tasks]
-    if clips:
+    if clips := [(frames * size, size) for frames, size in clip_grids(config).values()]:
         longest, per_frame = max(clips)
         return per_frame, longest
     data = config.data

@@ -4,10 +4,12 @@ FSDP2 shards weights, gradients and optimizer states over N GPUs: float32 master
 says otherwise). A GPU has the weights of two layers gathered, and what stands outside the layers all along.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import accumulate
+from typing import Any, Literal
 
+from nsa_lab.model.offload import AHEAD
 from nsa_lab.scale import Policy, activations
 from nsa_lab.scale.load import Load
 from nsa_lab.scale.shape import Widths, branches_of
@@ -32,12 +34,29 @@ class Setup:
 
     precision: str = "bf16-mixed"
     gpus: int = 1
-    policy: Policy = "full"
+    policy: Policy | Literal["auto"] = "full"
     compiled: bool = False
     chunked: bool = False
     optimizer: bool = True
     accumulate: int = 1
     """Micro-batches of a step on one GPU."""
+    host: float = 0.0
+    """Bytes of the host's memory that a process may fill with activations."""
+    ways: tuple[str, ...] = ()
+    """What each decoder layer keeps under the policy auto, as it names it."""
+
+    @property
+    def each(self) -> tuple[str, ...]:
+        """What each decoder layer keeps, or all of them: everything, selective, attention, full or offload."""
+        return self.ways or ({"none": "everything", "auto": "full"}.get(self.policy, self.policy),)
+
+    def share(self, *ways: str) -> float:
+        """Of the decoder layers, those that keep so."""
+        return sum(way in ways for way in self.each) / len(self.each)
+
+    def blocks_away(self, widths: Widths, input: float) -> int:
+        """Blocks of the vision tower whose `input` of so many bytes is on the host."""
+        return min(widths.vision_layers, int(self.host / input))
 
     @property
     def e(self) -> int:
@@ -64,17 +83,8 @@ def memory(
     widths: Widths, counts: Mapping[str, int], layers: list[tuple[Any, float]], load: Load, setup: Setup
 ) -> Memory:
     """The peak of a step. counts: parameters by part; layers: the decoder's designs, and what a gate saves."""
-    e, policy = setup.e, setup.policy
-    decoder = [activations.decoder_layer(widths, d, load, e, setup.compiled, gate) for d, gate in layers]
-    vision = activations.vision_layer(widths, load, e, setup.compiled)
-    seen: Policy = "none" if policy == "none" else "full"  # a selective policy computes the vision tower again whole
-    below = activations.held(widths, load, e) + activations.around_vision(widths, load, e)
-    below += widths.vision_layers * vision.kept(seen)
-    above = activations.around_decoder(widths, load, e) + sum(layer.kept(policy) for layer in decoder)
-    passing = max(layer.passing(policy) for layer in decoder)
+    e, labelled = setup.e, load.labelled
     workspace = WORKSPACE if any(branches_of(design) for design, _ in layers) else 0
-    passing = max(passing, workspace) + activations.gathering(widths, load, e)
-    labelled = load.labelled
     alone = {
         "logits of every row": activations.logits(widths, load.tokens, e),
         "logits of the labelled rows": activations.logits(widths, labelled, e),
@@ -83,21 +93,45 @@ def memory(
     }
     own = activations.logits(widths, min(CHUNK, labelled) if setup.chunked else labelled, e)
     states, gradients = _states(counts, setup)
-    done = {
-        moment: gradients if setup.accumulate > 1 else share * gradients for moment, share in _order(counts).items()
-    }
     gathered = _gathered(widths, counts, setup)
-    moments = {
-        "the decoder's backward begins": {"activations": above + below, "one layer's backward": max(passing, own)},
-        "the decoder's backward ends": {"activations": below, "one layer's backward": passing},
-        "the vision tower's backward": {"activations": below, "one layer's backward": vision.passing(seen)},
-        "the optimizer's step": {"activations": 0.0, "one layer's backward": 0.0},
-    }
-    found = [
-        Memory({**states, "gradients": done[moment], "gathered weights": gathered, **parts}, moment, alone)
-        for moment, parts in moments.items()
-    ]
+    found = []
+    for moment, share, held, backward in _moments(widths, counts, layers, load, setup, workspace, own):
+        done = gradients if setup.accumulate > 1 else share * gradients
+        parts = {"gradients": done, "gathered weights": gathered, "activations": held, "one layer's backward": backward}
+        found.append(Memory({**states, **parts}, moment, alone))
     return max(found, key=lambda one: one.total)
+
+
+def _moments(
+    widths: Widths,
+    counts: Mapping[str, int],
+    layers: list[tuple[Any, float]],
+    load: Load,
+    setup: Setup,
+    workspace: float,
+    logits: float,
+) -> Iterator[tuple[str, float, float, float]]:
+    """Moments at which the peak may be: the share of the gradients that is there, activations, one layer's backward."""
+    e, ways = setup.e, setup.ways or setup.each * len(layers)
+    decoder = [activations.decoder_layer(widths, d, load, e, setup.compiled, gate) for d, gate in layers]
+    vision = activations.vision_layer(widths, load, e, setup.compiled)
+    # A selective policy computes the vision tower again whole.
+    seen, away = "everything" if setup.policy == "none" else "full", setup.blocks_away(widths, vision.input)
+    below = activations.held(widths, load, e) + activations.around_vision(widths, load, e)
+    below += (widths.vision_layers - away) * vision.kept(seen) + min(AHEAD, away) * vision.input
+    gathering = activations.gathering(widths, load, e)
+    passing = [max(layer.passing(way), workspace) + gathering for layer, way in zip(decoder, ways, strict=True)]
+    kept = list(accumulate(layer.kept(way) for layer, way in zip(decoder, ways, strict=True)))
+    under_way = AHEAD * max((own.saved for own, way in zip(decoder, ways, strict=True) if way == "offload"), default=0)
+    head, last = _gradients_of_decoder(counts)
+    begins = below + under_way + kept[-1] + activations.around_decoder(widths, load, e)
+    yield "the decoder's backward begins", head, begins, max(passing[-1], logits)
+    for number in range(len(kept) - 1):
+        share = last + (head - last) * (number + 1) / len(kept)
+        yield f"the backward of decoder layer {number}", share, below + under_way + kept[number], passing[number]
+    yield "the decoder's backward ends", last, below, max(passing)
+    yield "the vision tower's backward", 1.0, below, vision.passing(seen)
+    yield "the optimizer's step", 1.0, 0.0, 0.0
 
 
 def _states(counts: Mapping[str, int], setup: Setup) -> tuple[dict[str, float], float]:
@@ -106,17 +140,10 @@ def _states(counts: Mapping[str, int], setup: Setup) -> tuple[dict[str, float], 
     return {"weights": master * total, "optimizer states": states * total * setup.optimizer}, gradient * total
 
 
-def _order(counts: Mapping[str, int]) -> dict[str, float]:
-    """The share of the gradients that is there at each moment of a first backward."""
-    late = counts.get("vision tower", 0) + counts.get("merger", 0)
-    total = sum(counts.values())
-    decoder = (total - late) / total
-    return {
-        "the decoder's backward begins": counts.get("output head", 0) / total,
-        "the decoder's backward ends": decoder,
-        "the vision tower's backward": 1.0,
-        "the optimizer's step": 1.0,
-    }
+def _gradients_of_decoder(counts: Mapping[str, int]) -> tuple[float, float]:
+    """The share of the gradients that is there where the decoder's first backward begins, and where it ends."""
+    total, late = sum(counts.values()), counts.get("vision tower", 0) + counts.get("merger", 0)
+    return counts.get("output head", 0) / total, (total - late) / total
 
 
 def _gathered(widths: Widths, counts: Mapping[str, int], setup: Setup) -> float:

@@ -1,8 +1,8 @@
 """What a training needs and costs: parameters, memory, FLOPs, step time, GPU-hours; from the meta device."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 
@@ -13,20 +13,20 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.model.compile import compiles
 from nsa_lab.model.flops import peak_flops
 from nsa_lab.plugin import settings
-from nsa_lab.scale import Policy, flops
+from nsa_lab.scale import Policy, activations, flops
 from nsa_lab.scale.activations import gate_bytes
+from nsa_lab.scale.auto import host_bytes, settled
 from nsa_lab.scale.keys import branch_costs
 from nsa_lab.scale.load import ANSWER, TEXT, Load, load_of
 from nsa_lab.scale.memory import BYTES, GIB, Memory, Setup, memory
+from nsa_lab.scale.notes import notes_on
 from nsa_lab.scale.rates import GPUS
-from nsa_lab.scale.shape import Widths, branches_of, meta_model, parameters
+from nsa_lab.scale.shape import Widths, meta_model, parameters
 from nsa_lab.scale.speed import Step, step_time
 
 FITS = 0.95
 """The share of a GPU's memory that a plan may fill: the allocator loses some between its pieces."""
 CLUSTERS = (1, 8, 64)
-SMALLEST = 1024
-"""Below this width launches decide, not rates."""
 LONGEST = 2**20
 """Tokens of a sample that are looked at, video or text."""
 FRAGMENTS = 256
@@ -61,6 +61,8 @@ class Plan:
     keys: Mapping[str, float]
     fits: tuple[Fit, ...]
     notes: tuple[str, ...]
+    host: Mapping[str, float] = field(default_factory=dict)
+    """Bytes of the host's memory that a process fills with activations, by whose they are."""
 
     @property
     def forward_flops(self) -> float:
@@ -122,6 +124,19 @@ class Subject:
     def memory(self, load: Load, setup: Setup) -> Memory:
         return memory(self.widths, self.parameters, self.layers, load, setup)
 
+    def settled(self, load: Load, setup: Setup, limit: float) -> Setup:
+        """`setup` under the policy auto, where a GPU has `limit` bytes."""
+        layer, vision = self.saved(load, setup)
+        return settled(setup, self.widths, layer, vision, load.tokens, lambda own: limit - self.memory(load, own).total)
+
+    def saved(self, load: Load, setup: Setup) -> tuple[activations.Layer, activations.Layer]:
+        """What a decoder layer and a block of the vision tower save; where designs differ, the first layer."""
+        design, gate = self.layers[0]
+        return (
+            activations.decoder_layer(self.widths, design, load, setup.e, setup.compiled, gate),
+            activations.vision_layer(self.widths, load, setup.e, setup.compiled),
+        )
+
     def flops(self, costs: list[Mapping[str, Cost]], load: Load) -> dict[str, dict[str, float]]:
         """One micro-batch's forward, by group: dense products, the vision tower's attention, the decoder's."""
         designs = [design for design, _ in self.layers]
@@ -136,7 +151,7 @@ class Subject:
 
     def longest(self, load: Load, setup: Setup, gib: float) -> int:
         """Video tokens of the longest sample that fits, alone in its micro-batch."""
-        frame = load.frame_tokens
+        frame, setup = load.frame_tokens, replace(setup, ways=())
         low, high = 0, LONGEST // frame
         while (high - low) * frame > FRAGMENTS:
             middle = (low + high) // 2
@@ -164,10 +179,10 @@ def make_plan(
 
     video_tokens: of a sample, by default the longest that the data settings allow; `text` tokens follow it, of which
     `answer` are labelled (by default ANSWER, or all where they are fewer). policy: what is computed again in the
-    backward, by default what activation_checkpointing and recompute say (of auto, `selective` where that fits, else
-    `full`). compiled: the dense parts, by default as model.compile says on such a GPU. chunked: logits of 1,024 rows at
-    a time, as a training has them. subject: that of `config`, where it was made before. Raises NsaLabError where the
-    model's shape is not known here, or a number makes no sense.
+    backward, by default what activation_checkpointing and recompute say. compiled: the dense parts, by default as
+    model.compile says on such a GPU. chunked: logits of 1,024 rows at a time, as a training has them. subject: that of
+    `config`, where it was made before. Raises NsaLabError where the model's shape is not known here, or a number makes
+    no sense.
 
     The samples of an optimiser step are spread over the GPUs, batch_size of them at a time on each (or what goes into
     tokens_per_batch), or on each group of training.context_parallel.
@@ -189,11 +204,13 @@ def make_plan(
     if compiled is None:
         compiled = compiles(config.model.compile, subject.widths.hidden, torch.device("cuda"))
 
+    chosen = policy or _policy(training)
+    host = training.activation_offload * GIB if chosen == "auto" else 0.0
+
     def setup_on(count: int) -> Setup:
         steps = max(1, -(-samples // (load.samples * (count // context))))
-        made = Setup(training.precision, count, "selective", compiled, chunked, optimizer, steps)
-        kept = subject.memory(load, made).total <= FITS * gib * GIB
-        return replace(made, policy=policy or _policy(training, kept))
+        made = Setup(training.precision, count, chosen, compiled, chunked, optimizer, steps, host)
+        return subject.settled(load, made, FITS * gib * GIB) if chosen == "auto" else made
 
     setup = setup_on(gpus)
     costs = subject.costs(load)
@@ -215,7 +232,8 @@ def make_plan(
         step=step,
         keys=_keys(costs),
         fits=tuple(fits),
-        notes=tuple(_notes(config, subject, setup, samples)),
+        notes=tuple(notes_on(config, subject.widths, [design for design, _ in subject.layers], load, setup, samples)),
+        host=host_bytes(setup, subject.widths, *subject.saved(load, setup)),
     )
 
 
@@ -230,12 +248,8 @@ def _check_numbers(gpus: int, tokens: int, text: int, answer: int) -> None:
         raise NsaLabError(f"--labelled {answer} is more than the --text {text} that it is part of")
 
 
-def _policy(training: TrainingConfig, selective_fits: bool) -> Policy:
-    if not training.activation_checkpointing:
-        return "none"
-    if training.recompute == "auto":
-        return "selective" if selective_fits else "full"
-    return training.recompute
+def _policy(training: TrainingConfig) -> Policy | Literal["auto"]:
+    return training.recompute if training.activation_checkpointing else "none"
 
 
 def _key(design: Any) -> str:
@@ -254,26 +268,3 @@ def _keys(costs: list[Mapping[str, Cost]]) -> dict[str, float]:
         name: sum(layer.get(name, Cost()).keys + layer.get(name, Cost()).pooled for layer in costs) for name in names
     }
     return {name: total / len(costs) for name, total in read.items()}
-
-
-def _notes(config: ExperimentConfig, subject: Subject, setup: Setup, samples: int) -> list[str]:
-    """What the plan leaves out, or takes from where; an optimiser step has `samples`."""
-    said = []
-    if setup.gpus > 1:
-        said.append("speed on several GPUs is an estimate: it was measured on two and four H100s of one host alone")
-    if not setup.precision.startswith("bf16"):
-        said.append(f"rates are those of bf16; training.precision={setup.precision} takes longer")
-    if subject.widths.hidden < SMALLEST:
-        said.append(f"a model {subject.widths.hidden} wide is bound by launches: its step takes longer than rates say")
-    if "reducer" in subject.parameters or config.attention.reducer.kind != "none":
-        said.append("tokens that the reducer drops are counted as if they stayed")
-    if any(design.method == "released" for design, _ in subject.layers):
-        said.append("attention.method=released is plain PyTorch: its time and memory are those of the paper's kernels")
-    context = config.training.context_parallel
-    if setup.gpus > samples * context:
-        idle = setup.gpus - samples * context
-        said.append(f"an optimiser step has {samples} samples: {idle} of {setup.gpus} GPUs have none")
-    kinds = {design.partition.kind for design, _ in subject.layers if branches_of(design)}
-    if kinds - {"uniform", "frame"}:
-        said.append("blocks and choices are counted on random tokens; those of a real video differ")
-    return said

@@ -1,12 +1,13 @@
 """A plan as tables, and as JSON."""
 
+from collections import Counter
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from nsa_lab.runner.view import number
-from nsa_lab.scale.memory import GIB
+from nsa_lab.scale.memory import GIB, Setup
 from nsa_lab.scale.plan import FITS, Plan
 from nsa_lab.scale.rates import GPUS
 
@@ -17,7 +18,7 @@ def print_plan(plan: Plan, console: Console, samples: int, price: float | None) 
     console.print(
         f"{setup.gpus} x {name}; a micro-batch of {load.samples} x ({load.video_tokens:,} video + {load.text} text"
         f" tokens), {load.answer} of them labelled, {load.frame_tokens} a temporal patch; {setup.precision},"
-        f" checkpointing {setup.policy}, {'compiled' if setup.compiled else 'eager'} dense parts"
+        f" checkpointing {_policy(setup)}, {'compiled' if setup.compiled else 'eager'} dense parts"
         + (f", shared by {load.context} GPUs" if load.context > 1 else "")
         + ("" if setup.optimizer else ", no optimizer"),
         highlight=False,
@@ -42,6 +43,7 @@ def as_json(plan: Plan, samples: int, price: float | None) -> dict[str, Any]:
         "parameters": dict(plan.parameters),
         "memory_bytes": {**plan.memory.parts, "total": plan.memory.total, "moment": plan.memory.moment},
         "alone_bytes": dict(plan.memory.alone),
+        "host_bytes": dict(plan.host),
         "forward_flops": {group: dict(parts) for group, parts in plan.flops.items()},
         "keys_per_query": dict(plan.keys),
         "seconds": {
@@ -49,7 +51,8 @@ def as_json(plan: Plan, samples: int, price: float | None) -> dict[str, Any]:
             | {"source": own.rate.source}
             for name, own in plan.step.work.items()
         }
-        | {"exposed communication": {"seconds": plan.step.exposed}, "total": {"seconds": plan.step.seconds}},
+        | {"exposed communication": {"seconds": plan.step.exposed}, "late copies": {"seconds": plan.step.late}}
+        | {"total": {"seconds": plan.step.seconds}},
         "tokens_per_second_per_gpu": plan.tokens_per_second,
         "tokens_per_second": plan.tokens_per_second_in_all,
         "mfu": plan.mfu,
@@ -84,7 +87,15 @@ def _memory(plan: Plan, gib: float) -> Table:
     table.add_row("all", f"{plan.memory.total / GIB:.2f} of {gib:.0f}")
     for what, size in plan.memory.alone.items():
         table.add_row(f"({what}, alone)", f"{size / GIB:.2f}")
+    for what, size in plan.host.items():
+        table.add_row(f"({what}, in the host's memory)", f"{size / GIB:.2f}")
     return table
+
+
+def _policy(setup: Setup) -> str:
+    """The policy; of auto, how many layers keep what."""
+    counts = ", ".join(f"{count} {way}" for way, count in Counter(setup.ways).items())
+    return f"{setup.policy} (layers: {counts})" if counts else setup.policy
 
 
 def _flops(plan: Plan) -> Table:
@@ -106,6 +117,8 @@ def _seconds(plan: Plan) -> Table:
         )
     if plan.setup.gpus > 1:
         table.add_row("communication that nothing hides", f"{plan.step.exposed:.3f}", "", "estimate", "")
+    if plan.host:
+        table.add_row("copies to the host that are late", f"{plan.step.late:.3f}", "", "derived", "")
     table.add_row("all", f"{plan.step.seconds:.3f}")
     table.columns[4].justify = "left"
     return table

@@ -8,7 +8,7 @@ VIEW = "nsa-lab"
 COLUMNS = {
     "metrics": ("val/accuracy", *(f"val/accuracy/{task}" for task in TASKS), "val/loss", "budget/keys_per_query"),
     "params": ("attention.partition.block_size",),
-    "tags": ("branches", "study", "seed"),
+    "tags": ("branches", "reducer", "study", "seed"),
 }
 NOTE = """Runs of nsa-lab: one for each training, a parent run for each sweep with its trials below it (open it with +).
 
@@ -16,7 +16,7 @@ NOTE = """Runs of nsa-lab: one for each training, a parent run for each sweep wi
 - `val/accuracy` and `val/loss` are over all tasks, `val/accuracy/TASK` over one.
 - `budget/keys_per_query` is what a query attends to, `budget/ratio_to_dense` its share of dense attention.
 - `gate/BRANCH` is a branch's mean gate over layers, heads and tokens; `pictures/gates.png` shows it layer by layer.
-- Filter by tags, as in `tags.study = 'NAME'`; others are branches, partition, state, config_hash and seed.
+- Filter by tags, as in `tags.study = 'NAME'`; others are branches, reducer, partition, state, config_hash and seed.
 - Artifacts hold the config, the pictures, and `dirty.diff` where the code had changes that were not committed.
 """
 

@@ -30,9 +30,9 @@ def design_tags(config: ExperimentConfig) -> dict[str, str]:
 
 
 def _attention_tags(config: ExperimentConfig) -> dict[str, str]:
-    """The method, and of its sections which branches are on and which kinds are chosen."""
+    """The method and the reducer, and of the method's sections which branches are on and which kinds are chosen."""
     method = config.attention.method
-    tags = {"method": method, "branches": method}
+    tags = {"method": method, "branches": method, "reducer": config.attention.reducer.kind}
     own = settings(config.attention, "method")
     for field in dataclasses.fields(own):
         section = getattr(own, field.name)

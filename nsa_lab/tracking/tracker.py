@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from nsa_lab.config import ExperimentConfig
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import is_full
 from nsa_lab.tracking.record import Record, State, now_ms
 from nsa_lab.tracking.sender import START_PATIENCE_S, Sender, send_within, unsent
 from nsa_lab.tracking.store import artifact_root, tracking_uri
@@ -93,13 +94,14 @@ class Tracker(Record):
     def __enter__(self) -> "Tracker":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, first: BaseException | None, _: object) -> None:
         if kind is None:
             return self.finish()
         try:
             self.finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
         except (NsaLabError, OSError) as second:
-            logger.warning("the tracking record was not closed: %s", second)
+            if not (is_full(first) and is_full(second)):  # which is said already
+                logger.warning("the tracking record was not closed: %s", second)
         return None
 
 

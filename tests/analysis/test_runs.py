@@ -12,17 +12,21 @@ from nsa_lab import cli
 from nsa_lab.analysis.runs import list_runs
 from nsa_lab.config import to_yaml
 from nsa_lab.files import FileLock
+from nsa_lab.tracking.tags import design_tags
 from nsa_testing import tiny_config
+
+PRUNED = ("attention.reducer.kind=fastv", "attention.reducer.fastv.layer=1")
 
 
 def write_run(folder, name, *overrides, status="FINISHED", begun=0, step=3, loss=0.5, over=True):
     """A run's folder as a training leaves it; `over`: with a summary."""
     home = folder / name
     home.mkdir(parents=True)
-    (home / "config.yaml").write_text(to_yaml(tiny_config(*overrides)))
+    config = tiny_config(*overrides)
+    (home / "config.yaml").write_text(to_yaml(config))
     record = {"status": status, "started": 1_700_000_000_000 + begun * 60_000}
     (home / "tracking.json").write_text(json.dumps(record))
-    (home / "tags.json").write_text(json.dumps({"config_hash": name[-4:]}))
+    (home / "tags.json").write_text(json.dumps(design_tags(config) | {"config_hash": name[-4:]}))
     line = {"step": step, "metrics": {"val/loss": loss, "budget/keys_per_query": 12.5, "gate/layer0/window": 0.5}}
     (home / "metrics.jsonl").write_text(json.dumps(line) + '\n{"step": 9, "met')
     summary = {"metrics": line["metrics"] | {"val/accuracy/needle": 1.0}, "stopped": False, "config_hash": name[-4:]}
@@ -34,7 +38,7 @@ def write_run(folder, name, *overrides, status="FINISHED", begun=0, step=3, loss
 @pytest.fixture
 def folder(tmp_path):
     write_run(tmp_path, "first-aaaa", "seed=1", begun=1, loss=0.75)
-    write_run(tmp_path, "studies/s/trial-0000-bbbb", "attention.method=dense", begun=2, loss=0.25)
+    write_run(tmp_path, "studies/s/trial-0000-bbbb", "attention.method=dense", *PRUNED, begun=2, loss=0.25)
     write_run(tmp_path, "cut-cccc", status="RUNNING", over=False, begun=3)
     write_run(tmp_path, "torn-dddd", begun=4).joinpath("summary.json").write_text("{}")
     artifacts = tmp_path / "mlartifacts" / "1"
@@ -65,6 +69,8 @@ def test_every_run_is_listed_the_last_begun_first(folder):
     assert list(rows)[:3] == ["cut-cccc", "studies/s/trial-0000-bbbb", "first-aaaa"]
     assert rows["cut-cccc"].step == 3 and rows["cut-cccc"].metrics["val/loss"] == 0.5
     assert "summary.json is damaged" in rows["torn-dddd"].fault
+    assert rows["first-aaaa"].design == "nsa: compression+selection+window"
+    assert rows["studies/s/trial-0000-bbbb"].design == "dense with fastv"
     assert [row.name for row in list_runs(folder / "first-aaaa")] == ["first-aaaa"]
 
 
@@ -80,7 +86,7 @@ def test_the_table_shows_what_people_compare(folder, runs):
     code, out, err = runs(folder, "--sort", "val/loss")
     assert code == 0, err
     lines = out.splitlines()
-    assert lines[0].split() == ["run", "state", "step", "val/loss", "keys", "per", "query", "hash", "when"]
+    assert lines[0].split() == ["run", "design", "state", "step", "val/loss", "keys", "per", "query", "hash", "when"]
     assert [line.split()[0] for line in lines[1:4]] == ["studies/s/trial-0000-bbbb", "cut-cccc", "first-aaaa"]
     assert "torn-dddd: " in err and "damaged" in err
     code, _, err = runs(folder, "--sort", "val/los")

@@ -119,6 +119,9 @@ def test_every_method_attends_to_what_is_left(tokenizer, name, method):
     assert own["budget/keys_per_query"] < all_tokens["budget/keys_per_query"]
     assert own["budget/flops_per_token"] < all_tokens["budget/flops_per_token"]
     assert 0 < own["budget/tokens_kept"] < 1 and "budget/tokens_kept" not in all_tokens
+    reducer = model.model.language_model.reducer
+    foretold = [reducer.left(reducer.config, 4, *grid) for grid in ((4, 6), (2, 9))]
+    assert own["budget/tokens_kept"] == pytest.approx(sum(map(sum, foretold)) / 4 / (24 + 18))
 
 
 @pytest.mark.parametrize(

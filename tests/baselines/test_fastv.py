@@ -97,4 +97,4 @@ def test_a_prompt_without_its_question_is_refused(tokenizer):
 
 
 def test_the_papers_setting_leaves_53_6_percent_over_28_layers():
-    assert fmean(FastV.shares(FastV.Config(Pruning()), 28)) == pytest.approx(15 / 28)
+    assert fmean(FastV.left(FastV.Config(Pruning()), 28, 1, 56)) == 30

@@ -67,7 +67,7 @@ def test_the_defaults_are_54_and_10_of_576():
     received, keys = [float(n) for n in torch.rand(576)], list(torch.rand(576, 4))
     stays, added = zipped(received, keys, own.keep, own.contextual)
     assert (len(stays) - len(added), len(added)) == (54, 10)
-    assert VisionZip.shares(VisionZip.Config(own), 28) == pytest.approx([64 / 576] * 28, abs=1e-4)
+    assert VisionZip.left(VisionZip.Config(own), 28, 3, 576) == [3 * 64] * 28
 
 
 @torch.no_grad()

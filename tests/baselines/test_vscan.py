@@ -103,4 +103,4 @@ def test_where_windows_have_too_few_left_the_frame_fills_up():
 
 def test_the_published_shares():
     for own, expected in ((Scans(), 0.111), (Scans(0.6, 0.67), 0.501)):
-        assert fmean(VScan.shares(VScan.Config(own), 28)) == pytest.approx(expected, abs=1e-3)
+        assert fmean(VScan.left(VScan.Config(own), 28, 1, 10**6)) == pytest.approx(expected * 10**6, rel=0.01)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nsa_lab.cli.values import home_of
 from nsa_lab.config import load_config
 from nsa_lab.tasks import base
 
@@ -142,13 +143,21 @@ def test_show_says_what_a_reducer_leaves(nsa_lab):
     code, out, err = nsa_lab("show", *given)
     assert (code, yaml.safe_load(out)["attention"]["reducer"]["fastv"]) == (0, {"layer": 2, "drop": 0.5})
     assert "budget: fastv leaves 50.0% of the video tokens in the last of 28 layers, 53.6% on average over all" in err
+    assert "over all, of a needle clip (32 frames of 4)\n" in err
     read = (2 + 26 / 4) / 28
-    assert f"dense attention: every past token, {read:.1%} of it after the reducer" in err
+    assert f"dense attention: every past token; after the reducer {read:.1%} of it for a needle clip\n" in err
+    small = nsa_lab("show", "attention.method=dense", "attention.reducer.kind=visionzip")[2]
+    assert "visionzip leaves 25.0% of the video tokens in the last of 4 layers, 25.0% on" in small, "1 of 4, not 11.1%"
     sparse = nsa_lab("show", "attention.reducer.kind=visionzip", "attention.reducer.visionzip.keep=0.5")[2]
     attended = int(sparse.split("budget: ")[1].split(" tokens a query, of the queries and keys")[0].replace(",", ""))
     share = 2 * attended / 63_999 / 4
     assert f"{100 * share:.3g}% of dense for the paper's length (128,000 tokens)" in sparse
     assert "reducer" not in nsa_lab("show", "attention.method=dense")[2]
+
+
+def test_what_is_found_of_a_hub_id_goes_below_the_runs(tmp_path):
+    assert home_of("Qwen/Qwen2.5-VL-3B", "runs") == Path("runs/Qwen--Qwen2.5-VL-3B")
+    assert home_of(str(tmp_path), "runs") == tmp_path
 
 
 def test_tasks_says_where_nothing_was_measured(nsa_lab, monkeypatch):

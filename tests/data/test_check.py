@@ -10,6 +10,7 @@ import pytest
 
 from nsa_lab.config import load_config
 from nsa_lab.data import VideoDataset, lengths, load_samples
+from nsa_lab.data.annotations import parsed_rows
 from nsa_lab.data.check import DROP, LEDGER, check
 from nsa_lab.data.processes import in_processes
 from nsa_lab.data.summary import decoding, groups, quantiles, sizes
@@ -63,8 +64,13 @@ def config(films, clips):
 
 
 @pytest.mark.usefixtures("workers")
-def test_all_is_counted_and_what_the_list_names_is_all_that_a_training_could_not_use(config, tmp_path, tokenizer):
+def test_all_is_counted_and_what_the_list_names_is_all_that_a_training_could_not_use(
+    config, tmp_path, tokenizer, monkeypatch
+):
+    reads = []
+    monkeypatch.setattr("nsa_lab.data.check.parsed_rows", lambda *given: reads.append(given) or parsed_rows(*given))
     found = check(config(), tmp_path, workers=2)
+    assert len(reads) == 1, "annotations may be large"
     assert found.lost == {
         "unreadable video": 3,
         "missing video file": 1,

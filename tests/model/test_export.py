@@ -5,11 +5,13 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
+from transformers.utils import logging as theirs
 
 import nsa_lab
 from nsa_lab.cli.app import main
 from nsa_lab.data.pixels import patchify, resize
 from nsa_lab.model import VideoNSAForConditionalGeneration, build_model
+from nsa_lab.model.quiet import without_report
 from nsa_testing import model_batch, stored_run, tiny_config
 
 SHAPES = [(3, (4, 2, 3), 5)]
@@ -32,16 +34,26 @@ def export(*arguments):
     return end.value.code
 
 
-def test_an_exported_run_has_the_same_design_and_logits(trained, tmp_path, capsys):
+def test_an_exported_run_has_the_same_design_and_logits(trained, tmp_path, capsys, caplog):
     run, model = trained
     folder = tmp_path / "hub" / "mine"
-    assert not export(run, folder) and "nsa_lab.load_model" in capsys.readouterr().out
+    assert not export(run, folder)
+    said = capsys.readouterr()
+    assert "nsa_lab.load_model" in said.out and not said.err and theirs.is_progress_bar_enabled()
     loaded = VideoNSAForConditionalGeneration.from_pretrained(folder).eval()
     batch = model_batch(model, SHAPES)
     with torch.no_grad():
         assert torch.equal(loaded(**batch, use_cache=False).logits, model(**batch, use_cache=False).logits)
     assert [a.design for a in loaded.attentions()] == [a.design for a in model.attentions()]
     assert loaded.attentions()[1].design.branches.window.size == 5
+    theirs.add_handler(caplog.handler)
+    nsa_lab.load_model(folder, ["attention.gate.kind=mlp"])
+    assert "are not in the checkpoint and start fresh" in caplog.text and "LOAD REPORT" not in caplog.text
+    with pytest.raises(OSError), without_report():
+        theirs.get_logger("transformers.modeling_utils").warning("LOAD REPORT")
+        raise OSError
+    theirs.remove_handler(caplog.handler)
+    assert "LOAD REPORT" in caplog.text, "an error may refer to it"
     ready = nsa_lab.load_model(folder)
     assert ready.experiment is not None and ready.experiment.attention.gate.kind == "linear"
     names = {file.name for file in folder.iterdir()}

@@ -177,6 +177,7 @@ def test_what_is_away_is_spread_over_all_but_the_last(away, numbers):
     ways = [memory.way(number) for number in range(28)]
     assert [number for number, way in enumerate(ways) if way == "offload"] == numbers
     assert ways.count("attention") == 27 - away and ways[27] == "everything"
+    assert Memory(1).way(0) == "full"
 
 
 def test_of_a_checkpoint_its_input_is_kept_on_the_host(every_tensor):

@@ -230,6 +230,15 @@ def test_embeddings_alone_are_counted_from_0(tokenizer):
         assert torch.equal(model(inputs_embeds=embeds, use_cache=False).logits, before)
 
 
+def test_a_row_of_padding_alone_leaves_the_others_as_they_are(tokenizer):
+    model = make(tokenizer, "qwen")
+    given = prompt(model, [*LONG, ([], [], [])])
+    found = generated(model, given)
+    rows = {name: given[name][:1] for name in ("input_ids", "mm_token_type_ids", "attention_mask")}
+    assert torch.equal(found.sequences[:1], generated(model, given | rows).sequences)
+    assert all(torch.isfinite(step).all() for step in found.logits)
+
+
 def test_token_types_need_not_be_given(tokenizer):
     model = make(tokenizer, "qwen")
     given = prompt(model, ROWS["images between"])

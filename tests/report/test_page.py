@@ -155,10 +155,12 @@ def plain(tmp_path):
 
 def test_runs_that_were_trained_alone_have_a_table_and_those_of_a_comparison_do_not(plain, tmp_path):
     plain()
+    plain("pruned", reducer="fastv")
     plain("theirs", kind="comparison")
     text = write_page([tmp_path / "runs"], tmp_path / "page.html").read_text()
     line = "smoke-1 | nsa: compression+window | finished | 20 | 25.0 % | 0.5000 | 12 | 0123456789ab | abc"
     assert "".join(f"<td>{cell}</td>" for cell in line.split(" | ")) in text and "theirs" not in text
+    assert "<td>pruned</td><td>nsa: compression+window with fastv</td>" in text
     elements = Elements()
     elements.feed(text)
     assert not elements.open

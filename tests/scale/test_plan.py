@@ -1,5 +1,6 @@
 import csv
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ STEPS = [
     for row in csv.DictReader((SCALE / name).read_text().splitlines())
 ]
 BIG = ("model.size=7b", "training.precision=bf16-true", "training.activation_checkpointing=true")
+AWAY = {"offload": 5, "selective": 6, "everything": 17}
 MEASURED = (  # GPU, method, compiled, video tokens, seconds, peak GiB: forward and backward of one sample, 2026-11-25
     ("h100", "dense", False, 32768, 8.86, 50.9),
     ("h100", "nsa", False, 32768, 8.24, 53.1),
@@ -61,27 +63,31 @@ def test_measured_steps_of_7b_are_found_again(big, gpu, method, compiled, tokens
     assert subject.memory(load, setup).total / GIB == pytest.approx(gib, rel=0.06)
 
 
-def test_steps_that_bench_measured_are_predicted():
-    """Time within a quarter and memory within a tenth is what plan promises; several GPUs were not fitted to."""
-    rows = [row for row in STEPS if "as it was" in row["step"] or row["step"] in ("+ chunked loss", "+ compile")]
-    assert {row["devices"] for row in rows} == {"1", "2", "4"}
-    for row in rows:
+def test_steps_that_bench_measured_are_predicted(big):
+    """Time within a quarter and memory within a tenth is what plan promises; several GPUs were not fitted to.
+
+    Of recompute=auto those that keep and offload layers as today's does.
+    """
+    plain = [row for row in STEPS if "as it was" in row["step"] or row["step"] in ("+ chunked loss", "+ compile")]
+    auto = [row for row in STEPS if row not in plain and row["commit"] in ("b411389", "856d0c2")]
+    assert {row["devices"] for row in plain} == {"1", "2", "4"} and len(auto) == 8
+    for row in (*plain, *auto):
         gpus, method = int(row["devices"]), "dense" if row["step"].startswith("dense") else "nsa"
         context = int(row.get("context_parallel") or 1)
         given = [f"training.precision={row['precision']}", f"attention.method={method}", "training.batch_size=1"]
         shared = [f"training.context_parallel={context}", f"training.devices={gpus}"]
-        config = load_config(
-            None, ["tasks.needle.enabled=true", *BIG, *given, *shared, f"training.accumulate={gpus // context}"]
-        )
+        shared += [f"training.accumulate={gpus // context}"]
+        if row in auto:
+            shared += ["training.recompute=auto", f"training.activation_offload={row['activation_offload']}"]
         found = make_plan(
-            config,
+            load_config(None, ["tasks.needle.enabled=true", *BIG, *given, *shared]),
+            subject=big[method],
             gpus=gpus,
-            gpu="h100",
+            gpu="h200" if "H200" in row["device"] else "h100",
             video_tokens=int(row["video_tokens"]),
             text=int(row["labels"]) + 29,
             answer=int(row["labels"]),
-            policy="full",
-            compiled=row["step"] == "+ compile",
+            compiled=row in auto or row["step"] == "+ compile",
             chunked="as it was" not in row["step"],
             optimizer=row["what"] == "training step",
         )
@@ -264,10 +270,15 @@ def test_a_batch_of_a_budget_holds_what_goes_into_it():
 
 
 def test_plan_prints_tables_and_json(capsys, tmp_path):
+    auto = ("training={activation_checkpointing: true, recompute: auto, activation_offload: 3}",)
+    auto += ("attention.reducer.kind=visionzip", f"data.cache_dir={tmp_path}")
     with pytest.raises(SystemExit) as end:
-        main(["plan", "experiments/smoke.yaml", "--gpus", "2", "--price", "2", f"data.cache_dir={tmp_path}"])
+        main(["plan", "experiments/smoke.yaml", "--gpus", "2", "--price", "2", *auto])
     printed = capsys.readouterr().out
     assert not end.value.code and "GPU-hours" in printed and "bound by launches" in printed
+    assert "checkpointing auto (layers: 1 offload, 2 everything)" in printed and "2 on a host up to 6 GiB" in printed
+    assert "(decoder layers, in the host's memory)" in printed and "copies to the host that are late" in printed
+    assert "kind=visionzip is not modelled: what it drops is counted as if it stayed (25.0% stay" in printed
     assert "rates are those of bf16; training.precision=32-true" in printed
     with pytest.raises(SystemExit):
         main(["plan", "experiments/smoke.yaml", "--json", "--samples", "10", "--price", "2"])
@@ -301,19 +312,21 @@ def test_what_cannot_be_planned_is_said_in_one_line(changes, options, said):
 
 
 @pytest.mark.parametrize(
-    ("given", "gpus", "policy", "compiled"),
+    ("given", "gpus", "kept", "compiled"),
     [
-        ([], 32, "full", True),
-        (["training.activation_checkpointing=false"], 32, "none", True),
-        (["training.recompute=selective"], 1, "selective", True),
-        (["training.recompute=auto", "model.compile=false"], 32, "selective", False),
-        (["training.recompute=auto"], 1, "full", True),
+        ([], 32, {"full": 1}, True),
+        (["training.activation_checkpointing=false"], 32, {"everything": 1}, True),
+        (["training.recompute=selective"], 1, {"selective": 1}, True),
+        (["training.recompute=auto", "model.compile=false"], 32, {"selective": 20, "everything": 8}, False),
+        (["training.recompute=auto"], 1, {"full": 28}, True),
+        (["training.recompute=auto", "training.activation_offload=20"], 32, AWAY, True),
     ],
 )
-def test_what_is_planned_is_what_the_config_trains(big, given, gpus, policy, compiled):
+def test_what_is_planned_is_what_the_config_trains(big, given, gpus, kept, compiled):
     config = load_config("experiments/scale/videonsa_7b.yaml", given)
-    setup = make_plan(config, gpus=gpus, subject=big["nsa"]).setup
-    assert (setup.policy, setup.compiled, setup.chunked) == (policy, compiled, True)
+    made = make_plan(config, gpus=gpus, subject=big["nsa"])
+    assert (Counter(made.setup.each), made.setup.compiled, made.setup.chunked) == (kept, compiled, True)
+    assert sum(made.host.values()) <= config.training.activation_offload * GIB
 
 
 def test_a_clip_counts_as_the_frames_that_are_shown_of_it():

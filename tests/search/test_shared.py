@@ -152,7 +152,7 @@ def test_two_machines_that_queue_the_same_retry_train_it_once(machine):
     trial = here.study.get_trials()[0]
     retry(here.study, trial, "its host fell silent", here.owner)
     here.study.enqueue_trial(trial.params, user_attrs=here.study.get_trials()[1].user_attrs)
-    here.flying.clear()
+    here.flights.of.clear()
     look(here)
     first = here.take(identity())
     assert first.name == "trial-0000" and there.take(identity()) is None and here.take(identity()) is None

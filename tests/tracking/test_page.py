@@ -37,7 +37,7 @@ def test_the_page_shows_the_columns_that_tell_runs_apart(store):
     link = runs_link("127.0.0.1", 5000, number)
     assert f"/#/experiments/{number}/runs?workflowType=machine_learning&" in link
     view = json.loads(tags[f"mlflow.sharedViewState.{link.partition('viewStateShareKey=')[2]}"])
-    shown = ["metrics.`val/accuracy/needle`", "metrics.`budget/keys_per_query`", "tags.`branches`", "tags.`study`"]
+    shown = ["metrics.`val/accuracy/needle`", "metrics.`budget/keys_per_query`", "tags.`branches`", "tags.`reducer`"]
     assert {*shown, "params.`attention.partition.block_size`", "tags.`seed`"} <= set(view["selectedColumns"])
     assert "a parent run for each sweep" in tags["mlflow.note.content"]
     client_of(config).set_experiment_tag(number, "mlflow.note.content", "ours")

@@ -1,5 +1,6 @@
 """A run's record on disk and in MLflow, when the run goes on, ends, or was changed or damaged."""
 
+import errno
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import pytest
 from nsa_lab import origin, tracking
 from nsa_lab.config import load_config
 from nsa_lab.errors import NsaLabError
+from nsa_lab.files import writing
 from nsa_lab.tracking import Tracker
 from nsa_lab.tracking.record import Record
 from nsa_tracking import client_of, config_in, full_disk
@@ -32,7 +34,14 @@ def test_a_run_is_recorded_here_and_there(store, tmp_path):
     assert (run.info.status, run.info.run_name) == ("FINISHED", "needle-nsa")
     assert run.data.params["attention.branches.window.size"] == "256"
     assert not any(name.startswith(("output.", "tracking.")) for name in run.data.params)
-    wanted = {"state": "finished", "study": "s1", "partition": "uniform", "model": "nano", "tasks": "needle"}
+    wanted = {
+        "state": "finished",
+        "study": "s1",
+        "partition": "uniform",
+        "reducer": "none",
+        "model": "nano",
+        "tasks": "needle",
+    }
     assert wanted.items() <= run.data.tags.items()
     assert run.data.tags["branches"] == "compression+selection+window"
     assert len(run.data.tags["config_hash"]) == 12 and run.data.tags["host"] == socket.gethostname()
@@ -181,6 +190,17 @@ def test_a_run_ends_as_its_block_does(store, tmp_path, monkeypatch, caplog, erro
     with pytest.raises(error or OSError):
         leave()
     assert ("the tracking record was not closed: full" in caplog.text) == (error is not None)
+
+
+def test_a_full_disk_is_said_once(store, tmp_path, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Tracker, "finish", full)
+    opened = Tracker.open(config_in(store, **{"tracking.enabled": False}), tmp_path)
+    with pytest.raises(NsaLabError), opened, writing(tmp_path, "make room"):
+        full()
+    assert not caplog.text
 
 
 @pytest.mark.slow

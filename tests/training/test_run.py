@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -243,6 +244,10 @@ def test_damaged_checkpoint_is_refused_and_the_one_before_is_named(tiny, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         train(config, directory=tmp_path / "run", on_progress=interrupt)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    flip_a_bit(last)
+    with pytest.raises(NsaLabError) as error:
+        train(config, directory=tmp_path / "run")
+    one_line(error, str(last), "is not as it was written", "previous.ckpt", "training.resume=false")
     os.truncate(last, last.stat().st_size // 2)
     with pytest.raises(NsaLabError) as error:
         train(config, directory=tmp_path / "run")
@@ -251,6 +256,17 @@ def test_damaged_checkpoint_is_refused_and_the_one_before_is_named(tiny, tmp_pat
     last.with_name("previous.ckpt").rename(last)
     mended, whole = (train(config, directory=tmp_path / name) for name in ("run", "whole"))
     assert mended.metrics["val/loss"] == whole.metrics["val/loss"]
+
+
+def flip_a_bit(checkpoint):
+    """In the middle of its largest tensor, which torch reads without a word."""
+    with zipfile.ZipFile(checkpoint) as file:
+        largest = max(file.infolist(), key=lambda part: part.file_size)
+    with open(checkpoint, "r+b") as stream:
+        stream.seek(largest.header_offset + largest.file_size // 2)
+        (byte,) = stream.read(1)
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([byte ^ 64]))
 
 
 class Bomb:
