@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import pickle
+import threading
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -28,17 +29,24 @@ RENAMED = {
 
 
 def _remembered(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """`function`, worked out once for equal arguments; each caller has an object of its own to change."""
+    """`function`, worked out once for equal arguments; each caller has an object of its own to change. Arguments that
+    cannot be pickled are handed on each time."""
     known: dict[bytes, Result] = {}
+    guard = threading.Lock()
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **named: Arguments.kwargs) -> Result:
-        key = pickle.dumps((args, named))
-        if key not in known:
-            if len(known) == MOST_REMEMBERED:
-                del known[next(iter(known))]
-            known[key] = function(*args, **named)
-        return copy.deepcopy(known[key])
+        try:
+            key = pickle.dumps((args, named))
+        except (pickle.PicklingError, TypeError, AttributeError):
+            return function(*args, **named)
+        with guard:
+            if key not in known:
+                made = copy.deepcopy(function(*args, **named))  # it may hold parts of its arguments
+                if len(known) == MOST_REMEMBERED:
+                    del known[next(iter(known))]
+                known[key] = made
+            return copy.deepcopy(known[key])
 
     return call
 

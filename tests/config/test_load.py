@@ -1,5 +1,7 @@
 """Configs: which value wins, what is refused and how it is said, and what makes a run another run."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import pytest
@@ -7,6 +9,7 @@ import yaml
 
 from nsa_lab.attention.methods import METHODS
 from nsa_lab.config import (
+    AttentionConfig,
     ExperimentConfig,
     attention_from_dict,
     config_hash,
@@ -16,6 +19,7 @@ from nsa_lab.config import (
     parse_layer_range,
     to_dict,
     to_yaml,
+    tree,
 )
 from nsa_lab.config.rules import FRACTIONS, MAX_SEED, NOT_NEGATIVE, POSITIVE, notices
 from nsa_lab.errors import ConfigError, NsaLabError
@@ -195,6 +199,30 @@ def test_an_attention_design_survives_plain_dicts():
     assert attention_from_dict(asdict(attention)) == attention
     with pytest.raises(ConfigError, match=r"attention\.mehtod: unknown key 'mehtod'; did you mean 'method'"):
         attention_from_dict({"mehtod": "dense"})
+    with pytest.raises(ConfigError, match=r"attention\.method: <built-in function len> is not"):
+        attention_from_dict({"method": len, "context": (each for each in ())})
+
+
+def test_what_is_done_to_a_design_is_not_done_to_what_is_remembered():
+    given, before = AttentionConfig(), AttentionConfig().branches.window.size
+    layer = layer_attention(given, 0)
+    given.branches.window.size = layer.branches.window.size = before + 1
+    assert layer_attention(AttentionConfig(), 0).branches.window.size == before
+
+
+def test_no_more_is_remembered_where_threads_ask_at_once(monkeypatch):
+    asked = []
+
+    @tree._remembered
+    def doubled(x):
+        asked.append(x)
+        time.sleep(0.001)
+        return 2 * x
+
+    monkeypatch.setattr(tree, "MOST_REMEMBERED", 2)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(doubled, range(8))) == list(range(0, 16, 2))
+    assert [doubled(x) for x in range(8)] == list(range(0, 16, 2)) and len(asked) >= 14
 
 
 # What is refused
