@@ -49,6 +49,10 @@ class State:
     sent_status: str | None = None
 
 
+class Released(Exception):
+    """The record may be another process's by now."""
+
+
 class Record:
     """One run's files. Safe for one writer and one sender thread; a second process is refused."""
 
@@ -61,6 +65,7 @@ class Record:
         self.all_tags = {key: str(value) for key, value in tags.items()}
         self.metrics_file = directory / METRICS
         self.locked_by: FileLock | None = None
+        self.released = False
 
     @classmethod
     def load(cls, directory: Path) -> Self | None:
@@ -110,12 +115,17 @@ class Record:
         return record
 
     def unlock(self) -> None:
-        if self.locked_by is not None:
-            self.locked_by.free()
+        """Let other processes write it; this object does no more."""
+        with self.guard:
+            self.released = True
+            if self.locked_by is not None:
+                self.locked_by.free()
 
     def update(self, **changes: Any) -> None:
-        """Change fields of the state and save it."""
+        """Change fields of the state and save it. Raises Released after `unlock`."""
         with self.guard:
+            if self.released:
+                raise Released
             self.state = dataclasses.replace(self.state, **changes)
             write_json(self.directory / TRACKING, dataclasses.asdict(self.state))
 

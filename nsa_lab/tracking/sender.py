@@ -11,7 +11,7 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.files import SUMMARY, TRACKING, read_json
 from nsa_lab.redact import keep
 from nsa_lab.tracking import store
-from nsa_lab.tracking.record import Record, State
+from nsa_lab.tracking.record import Record, Released, State
 
 INTERVAL_S = 2.0
 LONGEST_WAIT_S = 30.0
@@ -21,24 +21,22 @@ logger = logging.getLogger("nsa_lab")
 
 
 class Sender:
-    """Sends `record` every few seconds while something is unsent, less often in an outage."""
+    """Sends `record` every few seconds while something is unsent, less often in an outage, until it is unlocked."""
 
     def __init__(self, record: Record):
         self._record = record
         self._wake = threading.Event()
-        self._closing = self._over = False
+        self._closing = False
         self.fault: Exception | None = None
         self.outage: str | None = None
         self._thread = threading.Thread(target=self._run, name="nsa-lab-tracking", daemon=True)
         self._thread.start()
 
     def close(self, patience_s: float) -> bool:
-        """Send what is left for at most `patience_s` seconds, and no more afterwards; True when all has arrived."""
+        """Send what is left for at most `patience_s` seconds; True when all has arrived."""
         self._closing = True
         self._wake.set()
         self._thread.join(patience_s)
-        self._over = True
-        self._wake.set()
         return not self._record.pending
 
     def _run(self) -> None:
@@ -46,7 +44,7 @@ class Sender:
         while True:
             self._wake.wait(wait)
             self._wake.clear()
-            if self._over:
+            if self._record.released:
                 return
             try:
                 if self._record.pending:
@@ -56,6 +54,8 @@ class Sender:
             except store.Unreachable as error:
                 wait = 1.0 if self._closing else min(2 * wait, LONGEST_WAIT_S)
                 self._note(str(error))
+            except Released:
+                return
             except Exception as error:
                 self.fault = error
                 logger.warning("tracking stopped: %s; the record goes on in %s", error, self._record.directory)

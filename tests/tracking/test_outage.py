@@ -1,5 +1,6 @@
 """Runs while their store is away, refuses them, or loses an answer."""
 
+import shutil
 import threading
 import time
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from nsa_lab.tracking import Tracker
 from nsa_lab.tracking import store as store_file
 from nsa_lab.tracking import tracker as tracker_file
 from nsa_lab.tracking.store import Unreachable
-from nsa_tracking import client_of, config_in, unreachable, until
+from nsa_tracking import client_of, config_in, full_disk, unreachable, until
 
 
 def test_an_outage_costs_nothing(store, tmp_path, monkeypatch, caplog):
@@ -47,6 +48,41 @@ def test_a_server_that_stays_away_ends_with_one_error(store, tmp_path, monkeypat
     child = client_of(config).get_run(tracking.last_run_id(tmp_path / "trial"))
     assert child.data.metrics == {"train/loss": 1.0} and child.info.status == "FINISHED"
     assert child.data.tags["mlflow.parentRunId"] == trackers[0].run_id
+
+
+def test_an_answer_that_comes_after_all_is_not_written_over_what_push_wrote(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracker_file, "FINISH_PATIENCE_S", 0.5)
+    config, asked, answer = config_in(store), threading.Event(), threading.Event()
+    tracker = Tracker.open(config, tmp_path / "run")
+
+    def hang(*_, **__):
+        asked.set()
+        assert answer.wait(90)
+
+    with monkeypatch.context() as slow:
+        slow.setattr(store_file, "_log", hang)
+        tracker.metrics({"train/loss": 1.0}, 1)
+        with pytest.raises(NsaLabError, match=r"too slow.*`nsa-lab push"):
+            tracker.finish()
+        assert asked.is_set()
+    other = shutil.copy(store / "mlflow.db", tmp_path / "other.db")  # quicker than a new one
+    elsewhere = f"sqlite:///{other}"
+    assert tracking.push(tmp_path, elsewhere) == [tmp_path / "run"]
+    sent = (tmp_path / "run/tracking.json").read_text()
+    answer.set()
+    until(lambda: not tracker.sender._thread.is_alive())
+    assert (tmp_path / "run/tracking.json").read_text() == sent and elsewhere in sent
+    assert tracking.push(tmp_path) == []
+
+
+def test_a_run_whose_end_cannot_be_written_sends_no_more(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("nsa_lab.tracking.sender.INTERVAL_S", 0.05)
+    tracker = Tracker.open(config_in(store), tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr("nsa_lab.tracking.record.write_json", full_disk)
+        with pytest.raises(OSError, match="full"):
+            tracker.finish()
+    until(lambda: not tracker.sender._thread.is_alive())
 
 
 def test_a_refused_password_ends_the_start_at_once_and_a_run_goes_on(store, tmp_path, monkeypatch):
