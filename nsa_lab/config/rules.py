@@ -46,6 +46,7 @@ NOT_NEGATIVE = (
     "data.memory_cache_mib",
 )
 SEEDS = ("seed", "tasks.seed")
+MOST_HOST_GIB = 2**20
 MAX_SEED = 2**32 - 1
 FRACTIONS = ("training.min_learning_rate_ratio", "training.beta1", "training.beta2")
 
@@ -176,6 +177,11 @@ def _number_rules(config: ExperimentConfig) -> Iterator[Problem]:
             f"{training.activation_offload:g} GiB of the host are taken by training.recompute=auto (now "
             f"{training.recompute}) with training.activation_checkpointing=true (now "
             f"{str(training.activation_checkpointing).lower()}) alone; set both, or leave it 0",
+        )
+    if training.activation_offload > MOST_HOST_GIB:
+        yield Problem(
+            "training.activation_offload",
+            f"{training.activation_offload:g} GiB are more than a host has; use {MOST_HOST_GIB} or less",
         )
     if config.training.threads is not None and config.training.threads < 1:
         yield Problem("training.threads", f"{config.training.threads} is not positive; leave it null for all cores")

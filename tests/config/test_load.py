@@ -290,6 +290,11 @@ RULES = [
     (f"tasks.seed={2**32}", "tasks.seed", "largest seed, 4294967295"),
     ("training.threads=0", "training.threads", "leave it null for all cores"),
     ("training.activation_offload=8", "training.activation_offload", "set both, or leave it 0"),
+    (
+        "training={activation_checkpointing: true, recompute: auto, activation_offload: 1e308}",
+        "training.activation_offload",
+        "more than a host has",
+    ),
     # The model's shape
     ("model.num_layers=0", "model.num_layers", "not positive"),
     ("model.vision_layers=0", "model.vision_layers", "not positive"),
