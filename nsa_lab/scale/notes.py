@@ -33,6 +33,9 @@ def notes_on(
     if widths.hidden < SMALLEST:
         said.append(f"a model {widths.hidden} wide is bound by launches: its step takes longer than rates say")
     said += _reduced(config, widths, load)
+    budget, sample = config.training.tokens_per_batch, load.video_tokens + load.text
+    if budget is not None and sample > budget:
+        said.append(f"training.tokens_per_batch={budget} does not hold this sample of {sample:,} tokens: it is refused")
     if config.training.activation_offload and setup.policy != "auto":
         said.append(f"training.activation_offload is not read where checkpointing is {setup.policy}")
     if setup.ways.count("offload") and setup.gpus > 1:

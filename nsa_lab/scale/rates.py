@@ -7,7 +7,7 @@ the length of the sample and on the block size.
 import csv
 import importlib.resources
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 GPUS = {"h100": ("NVIDIA H100 80GB", 78.0), "h200": ("NVIDIA H200", 139.0)}
@@ -54,7 +54,8 @@ def rows() -> tuple[Row, ...]:
 
 
 def rate(gpu: str, kind: str, direction: str = "", tokens: int = 0, block_size: int = 0) -> Rate:
-    """The rate of `kind` on `gpu`: of the nearest block size, between the lengths around `tokens` (logarithmically).
+    """The rate of `kind` on `gpu`: of the nearest block size, an estimate where that is another, between the lengths
+    around `tokens` (logarithmically).
 
     direction: forward, or both for forward and backward together; empty where a rate has none.
     """
@@ -62,6 +63,10 @@ def rate(gpu: str, kind: str, direction: str = "", tokens: int = 0, block_size: 
     assert found, (gpu, kind, direction)
     nearest = min({row.block_size for row in found}, key=lambda size: abs(math.log((size or 1) / (block_size or 1))))
     same = sorted((row for row in found if row.block_size == nearest), key=lambda row: row.tokens)
+    if nearest and block_size and nearest != block_size:
+        same = [
+            replace(row, rate=replace(row.rate, how="estimate", source=f"that of blocks of {nearest}")) for row in same
+        ]
     below = max((row for row in same if row.tokens <= tokens), key=lambda row: row.tokens, default=same[0])
     above = min((row for row in same if row.tokens >= tokens), key=lambda row: row.tokens, default=same[-1])
     if above.tokens <= below.tokens:

@@ -253,6 +253,12 @@ def test_rates_lie_between_those_of_the_lengths_around():
     )
 
 
+@pytest.mark.parametrize(("size", "how"), [(4, "estimate"), (64, "measured"), (96, "estimate"), (128, "measured")])
+def test_a_rate_of_other_blocks_is_an_estimate(size, how):
+    assert rate("h200", "selection", "both", 32768, size).how == how
+    assert rate("h200", "dense", "both", 32768, size).how == "measured"
+
+
 def test_the_longest_sample_of_the_settings_is_planned():
     data = ["data.annotations=a.json", "data.videos=v", "data.max_frames=550", "data.max_pixels=50176"]
     assert load_of(load_config(None, data)).video_tokens == 275 * 64
@@ -267,6 +273,9 @@ def test_a_batch_of_a_budget_holds_what_goes_into_it():
     assert [load_of(config, tokens).samples for tokens in (4096, 17600, 36000)] == [8, 2, 1]
     made = make_plan(config, gpus=8, video_tokens=17600)
     assert made.batch == 64 and made.load.samples == 2 and made.setup.accumulate == 4
+    refused = make_plan(config, gpus=8, video_tokens=36864).notes
+    assert any("tokens_per_batch=36864 does not hold this sample of 37,120 tokens" in note for note in refused)
+    assert not any("tokens_per_batch" in note for note in made.notes)
 
 
 def test_plan_prints_tables_and_json(capsys, tmp_path):
@@ -284,7 +293,7 @@ def test_plan_prints_tables_and_json(capsys, tmp_path):
         main(["plan", "experiments/smoke.yaml", "--json", "--samples", "10", "--price", "2"])
     made = json.loads(capsys.readouterr().out)
     assert made["price"] == pytest.approx(2 * made["gpu_hours"]) and made["samples"] == 10
-    assert made["memory_bytes"]["total"] > 0 and made["seconds"]["selection"]["how"] in ("derived", "measured")
+    assert made["memory_bytes"]["total"] > 0 and made["seconds"]["selection"]["how"] == "estimate"
 
 
 @pytest.mark.parametrize(
