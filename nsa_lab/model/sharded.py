@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,38 @@ class _Table(pickle.Unpickler):
 
 def refuse_code(checkpoint: Path) -> None:
     """Raise ValueError where reading the parts could run code: torch reads the table, and values that are no tensors,
-    as pickles; or where they are not all in the folder. OSError where a part is missing, and torch.load's errors."""
-    _need(checkpoint / TABLE)
-    table = _Table(io.BytesIO((checkpoint / TABLE).read_bytes())).load()
+    as pickles; or where they are not all in the folder, or one is cut off. OSError where a part is missing, and
+    torch.load's errors."""
+    table = _table(checkpoint)
     for index, info in table.storage_data.items():
         part = (checkpoint / info.relative_path).resolve()
         if part.parent != checkpoint.resolve() or info.transform_descriptors is not None:
             raise ValueError(f"its table of parts looks for {index.fqn} at {info.relative_path}")
         _need(part)
+        if info.offset + info.length > part.stat().st_size:
+            raise ValueError(f"its part {part.name} is cut off")
         if isinstance(table.state_dict_metadata.get(index.fqn), TensorStorageMetadata):
             continue
         with open(part, "rb") as stream:
             stream.seek(info.offset)
             torch.load(io.BytesIO(stream.read(info.length)), weights_only=True)
+
+
+def changed_in(checkpoint: Path) -> str | None:
+    """What does not have the sum that torch wrote beside it, where anything does not. After `refuse_code`."""
+    for index, info in _table(checkpoint).storage_data.items():
+        with open(checkpoint / info.relative_path, "rb") as stream:
+            stream.seek(info.offset)
+            with zipfile.ZipFile(io.BytesIO(stream.read(info.length))) as saved:
+                if saved.testzip():
+                    return str(index.fqn)
+    with zipfile.ZipFile(checkpoint / REST) as rest:
+        return rest.testzip()
+
+
+def _table(checkpoint: Path) -> Any:
+    _need(checkpoint / TABLE)
+    return _Table(io.BytesIO((checkpoint / TABLE).read_bytes())).load()
 
 
 def _need(part: Path) -> None:

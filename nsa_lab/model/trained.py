@@ -13,7 +13,7 @@ from nsa_lab.config import load_saved_config
 from nsa_lab.config.sizes import RUN_CONFIG
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import SUMMARY
-from nsa_lab.model.sharded import Scattered, is_sharded, read_rest, read_tensors, scattered
+from nsa_lab.model.sharded import Scattered, changed_in, is_sharded, read_rest, read_tensors, scattered
 
 CHECKPOINTS = "checkpoints"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -100,7 +100,9 @@ def check_readable(checkpoint: Path) -> int:
     load: Callable[..., Any] = torch.load
     try:
         if is_sharded(checkpoint):
-            return int(read_rest(checkpoint)["global_step"])
+            step = int(read_rest(checkpoint)["global_step"])
+            _check_sums(checkpoint)
+            return step
         # Mapped, so that only the tables are read.
         content = load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         wrong = [key for key, kind in PARTS.items() if not isinstance(content.get(key), kind)]
@@ -123,9 +125,14 @@ def check_readable(checkpoint: Path) -> int:
 
 
 def _check_sums(checkpoint: Path) -> None:
-    """Raise ValueError where a part of the file does not have the sum that torch wrote beside it, and does not read."""
-    if checkpoint.stat().st_size > CHECKED:
+    """Raise ValueError where a part does not have the sum that torch wrote beside it, and does not read."""
+    files = checkpoint.iterdir() if is_sharded(checkpoint) else [checkpoint]
+    if sum(file.stat().st_size for file in files) > CHECKED:
         return
+    if changed := changed_in(checkpoint) if is_sharded(checkpoint) else _changed(checkpoint):
+        raise ValueError(f"{changed} is not as it was written")
+
+
+def _changed(checkpoint: Path) -> str | None:
     with zipfile.ZipFile(checkpoint) as file:
-        if changed := file.testzip():
-            raise ValueError(f"{changed} is not as it was written")
+        return file.testzip()

@@ -10,7 +10,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from nsa_lab.errors import NsaLabError
-from nsa_lab.model import sharded
+from nsa_lab.model import sharded, trained
 from nsa_lab.model.sharded import REST, TABLE, as_one, read_rest, read_tensors, scattered
 from nsa_lab.model.trained import check_readable
 
@@ -99,3 +99,21 @@ def test_a_missing_part_is_named(parts, name):
     (parts / name).unlink()
     with pytest.raises(NsaLabError, match=f"its part {re.escape(name)} is missing"):
         check_readable(parts)
+
+
+def test_a_part_that_is_cut_off_is_named(parts):
+    part = parts / "__0_0.distcp"
+    os.truncate(part, part.stat().st_size - 1)
+    with pytest.raises(NsaLabError, match=r"its part __0_0\.distcp is cut off"):
+        check_readable(parts)
+
+
+def test_a_flipped_bit_of_a_part_is_seen_up_to_a_size(parts, monkeypatch):
+    part = parts / "__0_0.distcp"
+    content = part.read_bytes()
+    number = torch.arange(3.0).numpy().tobytes()
+    part.write_bytes(content.replace(number, bytes([1]) + number[1:]))
+    with pytest.raises(NsaLabError, match=r"state_dict\.a is not as it was written"):
+        check_readable(parts)
+    monkeypatch.setattr(trained, "CHECKED", 1)
+    assert check_readable(parts) == 3
