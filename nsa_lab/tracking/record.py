@@ -82,7 +82,12 @@ class Record:
         lock = FileLock(directory / LOCK)
         if not (directory / TRACKING).exists() or not lock.take():
             return None
-        record = cls.load(directory)
+        record = None
+        try:
+            record = cls.load(directory)
+        finally:
+            if record is None:  # a traceback that someone keeps would keep the lock
+                lock.free()
         if record is not None:
             record.locked_by = lock
         return record

@@ -14,7 +14,7 @@ import pytest
 from nsa_lab import origin, tracking
 from nsa_lab.config import load_config
 from nsa_lab.errors import NsaLabError
-from nsa_lab.files import writing
+from nsa_lab.files import LOCK, FileLock, writing
 from nsa_lab.tracking import Tracker
 from nsa_lab.tracking.record import Record
 from nsa_tracking import client_of, config_in, full_disk
@@ -164,6 +164,9 @@ def test_a_damaged_record_is_named(store, tmp_path, name):
     for _ in range(2):
         with pytest.raises(NsaLabError, match=rf"{name} is damaged \(.*remove it to start a new record"):
             Tracker.open(config_in(store), tmp_path)
+    with pytest.raises(NsaLabError, match=f"{name} is damaged") as kept:
+        Record.take(tmp_path)
+    assert FileLock(tmp_path / LOCK).take() and kept.tb  # the error, which a notebook keeps, does not keep the lock
 
 
 def test_two_processes_cannot_record_in_one_directory(store, tmp_path, monkeypatch):
