@@ -104,7 +104,7 @@ def metrics_of(home: Path) -> dict[str, float]:
     """The metrics of the run in `home`, as it ended or so far. Raises NsaLabError where it cannot be read."""
     if not (home / "config.yaml").is_file():
         what = "holds no run (no config.yaml)" if home.is_dir() else no_folder(home)
-        raise NsaLabError(f"{home} {what}; give a folder that `nsa-lab runs` lists")
+        raise NsaLabError(f"{home} {what}; give a run's folder, such as runs/NAME for a NAME that `nsa-lab runs` lists")
     row = read_run(home, str(home))
     if row.fault:
         raise NsaLabError(f"{row.fault}; train it again with training.resume=false, or remove {home}")
