@@ -12,12 +12,13 @@ MARKS = (TRACKING, SUMMARY)
 """A folder that holds config.yaml and one of these is a run's."""
 KEYS = "budget/keys_per_query"
 NOT_READ = "not read"
+MINUTES = len("2026-01-31 23:59")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run. `fault` says why its files cannot be read (state `damaged`); `step` is the last recorded one; `design`:
-    method, branches and reducer, in words."""
+    """One run. `fault` says why its files cannot be read (state `damaged`); `step` is the last recorded one; `when` it
+    began, to milliseconds; `design`: method, branches and reducer, in words."""
 
     name: str
     state: str
@@ -33,7 +34,7 @@ class Row:
         """What a table of runs shows, by column; val/* and keys where there are any."""
         shown = {name: value for name, value in self.metrics.items() if name.startswith("val/") or name == KEYS}
         known = {"run": self.name, "design": self.design, "state": self.state, "step": self.step}
-        return {**known, **shown, "hash": self.hash, "when": self.when}
+        return {**known, **shown, "hash": self.hash, "when": self.when[:MINUTES]}
 
 
 def list_runs(folder: Path) -> list[Row]:
@@ -59,7 +60,7 @@ def read_run(home: Path, name: str) -> Row:
         record, tags = (read_json(home / file, "") for file in (TRACKING, "tags.json"))
         step, last = _recorded(home / METRICS)
         metrics = {key: float(value) for key, value in {**last, **(summary.get("metrics") or {})}.items()}
-        began = datetime.fromtimestamp(int(record["started"]) / 1000).isoformat(" ", "minutes") if record else ""
+        began = datetime.fromtimestamp(int(record["started"]) / 1000).isoformat(" ", "milliseconds") if record else ""
     except (NsaLabError, OSError, ValueError, TypeError, LookupError, OverflowError) as error:
         return Row(name, "damaged", fault=" ".join(str(error).split()).removesuffix(";"))
     known = str(summary.get("config_hash") or tags.get("config_hash") or "")
@@ -104,7 +105,7 @@ def metrics_of(home: Path) -> dict[str, float]:
     """The metrics of the run in `home`, as it ended or so far. Raises NsaLabError where it cannot be read."""
     if not (home / "config.yaml").is_file():
         what = "holds no run (no config.yaml)" if home.is_dir() else no_folder(home)
-        raise NsaLabError(f"{home} {what}; give a folder that `nsa-lab runs` lists")
+        raise NsaLabError(f"{home} {what}; give a run's folder, such as runs/NAME for a NAME that `nsa-lab runs` lists")
     row = read_run(home, str(home))
     if row.fault:
         raise NsaLabError(f"{row.fault}; train it again with training.resume=false, or remove {home}")

@@ -98,7 +98,7 @@ def _describe_method(config: ExperimentConfig, layers: int | None) -> str:
     )
     differ = "; layers differ, see attention.layers" if config.attention.layers else ""
     reduced = ", of the queries and keys that the reducer leaves" if found["the paper's length"][1] else ""
-    return f"{attended:,} tokens a query{reduced}: {said}{differ}"
+    return f"{attended:,} tokens a query{reduced}; by the paper's 2K/(L-1): {said}{differ}"
 
 
 def _ratio(attended: int, length: int, shares: Sequence[float]) -> float:

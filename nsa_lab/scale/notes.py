@@ -10,10 +10,12 @@ from nsa_lab.plugin import settings
 from nsa_lab.scale.load import Load
 from nsa_lab.scale.memory import GIB, Setup
 from nsa_lab.scale.shape import Widths, branches_of
-from nsa_lab.scale.speed import GPUS_A_HOST
+from nsa_lab.scale.speed import GPUS_A_HOST, Step
 
 SMALLEST = 1024
 """Below this width launches decide, not rates."""
+SLOWER = 1.1
+"""What plan may be wrong by under recompute=auto (9% of the steps measured): less is not said to be slower."""
 
 
 def notes_on(
@@ -52,6 +54,15 @@ def notes_on(
     if kinds - {"uniform", "frame"}:
         said.append("blocks and choices are counted on random tokens; those of a real video differ")
     return said
+
+
+def slower_by_offload(gib: float, step: Step, inside: Step) -> Iterator[str]:
+    """That so much of the host's memory costs time; `inside` is the step that leaves all on the GPU."""
+    if step.seconds > SLOWER * inside.seconds:
+        yield (
+            f"training.activation_offload={gib:g} slows this down: {step.seconds:.3f} s a micro-batch, without it "
+            f"{inside.seconds:.3f}, since copies are late for {step.late:.3f}; lower it, or leave it 0"
+        )
 
 
 def _reduced(config: ExperimentConfig, widths: Widths, load: Load) -> Iterator[str]:

@@ -19,7 +19,7 @@ from nsa_lab.scale.auto import host_bytes, settled
 from nsa_lab.scale.keys import branch_costs
 from nsa_lab.scale.load import ANSWER, TEXT, Load, load_of
 from nsa_lab.scale.memory import BYTES, GIB, Memory, Setup, memory
-from nsa_lab.scale.notes import notes_on
+from nsa_lab.scale.notes import notes_on, slower_by_offload
 from nsa_lab.scale.rates import GPUS
 from nsa_lab.scale.shape import Widths, meta_model, parameters
 from nsa_lab.scale.speed import Step, step_time
@@ -207,7 +207,7 @@ def make_plan(
     chosen = policy or _policy(training)
     host = training.activation_offload * GIB if chosen == "auto" else 0.0
 
-    def setup_on(count: int) -> Setup:
+    def setup_on(count: int, host: float = host) -> Setup:
         steps = max(1, -(-samples // (load.samples * (count // context))))
         made = Setup(training.precision, count, chosen, compiled, chunked, optimizer, steps, host)
         return subject.settled(load, made, FITS * gib * GIB) if chosen == "auto" else made
@@ -215,7 +215,14 @@ def make_plan(
     setup = setup_on(gpus)
     costs = subject.costs(load)
     amounts = subject.flops(costs, load)
-    step = step_time(subject.widths, subject.parameters, subject.layers, amounts, load, setup, gpu)
+
+    def step_of(setup: Setup) -> Step:
+        return step_time(subject.widths, subject.parameters, subject.layers, amounts, load, setup, gpu)
+
+    step = step_of(setup)
+    notes = notes_on(config, subject.widths, [design for design, _ in subject.layers], load, setup, samples)
+    if host and subject.memory(load, inside := setup_on(gpus, 0.0)).total <= FITS * gib * GIB:
+        notes += slower_by_offload(training.activation_offload, step, step_of(inside))
     fits = []
     for count in sorted(count for count in {*CLUSTERS, gpus} if count % context == 0):
         there = setup_on(count)
@@ -232,7 +239,7 @@ def make_plan(
         step=step,
         keys=_keys(costs),
         fits=tuple(fits),
-        notes=tuple(notes_on(config, subject.widths, [design for design, _ in subject.layers], load, setup, samples)),
+        notes=tuple(notes),
         host=host_bytes(setup, subject.widths, *subject.saved(load, setup)),
     )
 

@@ -59,7 +59,17 @@ def test_small_blocks_have_one_budget_and_leave_the_rest_to_be_said(monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--only", "fals"], ["--heads", "7,2,16"], ["--designs", "64"], ["--lengths", "0"], ["--inputs", "x"]]
+    "arguments",
+    [
+        ["--only", "fals"],
+        ["--heads", "7,2,16"],
+        ["--heads", "7,1,512"],
+        ["--designs", "64"],
+        ["--designs", "300x8"],
+        ["--designs", "8x513"],
+        ["--lengths", "0"],
+        ["--inputs", "x"],
+    ],
 )
 def test_wrong_options_are_refused(arguments, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -99,3 +99,10 @@ def test_the_table_says_what_does_not_compile():
 def test_the_interpreter_compiles_nothing(capsys):
     assert main(["resources"]) == 2
     assert "unset it" in capsys.readouterr().out
+
+
+def test_a_name_that_no_kernel_has_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr("nsa_kernels.runtime.INTERPRET", False)
+    assert main(["resources", "--only", "selction"]) == 2
+    said = capsys.readouterr().out
+    assert "selction" in said and "selection.gathered._attend" not in said and "selection.forward._visit" in said

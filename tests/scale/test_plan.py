@@ -225,6 +225,15 @@ def test_gpus_beyond_the_samples_of_a_step_wait_and_are_paid():
     assert "32 of 64 GPUs have none" in " ".join(made[2].notes)
 
 
+def test_offload_that_cannot_be_hidden_is_said(big):
+    batch = ["tasks.needle.enabled=true", "training.batch_size=1", "training.accumulate=8"]
+    auto = [*batch, *BIG, "training.recompute=auto"]
+    asked = [load_config(None, [*auto, f"training.activation_offload={gib}"]) for gib in (20, 44)]
+    little, much = (make_plan(own, subject=big["nsa"], gpus=8, video_tokens=17_600) for own in asked)
+    assert "slows this down" in " ".join(much.notes) and much.step.late > 5 * little.step.late
+    assert "slows this down" not in " ".join(little.notes)
+
+
 def test_gpus_that_share_a_sample_have_half_of_it_and_gather_keys():
     config = load_config("experiments/scale/shared_128k.yaml", ["training.context_parallel=1"])
     subject = Subject(config)

@@ -181,7 +181,7 @@ def _table(options: argparse.Namespace) -> int:
 def _resources(options: argparse.Namespace) -> int:
     from nsa_kernels.bench.inputs import Heads
     from nsa_kernels.bench.jobs import Design
-    from nsa_kernels.bench.resources import Setting, resources, show
+    from nsa_kernels.bench.resources import Setting, launches, resources, show
     from nsa_kernels.bench.run import DTYPES
     from nsa_kernels.runtime import INTERPRET
 
@@ -195,6 +195,10 @@ def _resources(options: argparse.Namespace) -> int:
         for size, count in options.designs
         for tile in options.query_tiles
     ]
+    names = dict.fromkeys(launch.name for setting in settings for launch in launches(setting))
+    if not any(options.only in name for name in names):
+        print(f"error: --only {options.only}: no kernel's name holds this; there are {', '.join(names)}")
+        return 2
     rows = resources(settings, options.only, options.arch)
     print(show(rows, options.csv), end="")
     return int(any(not row.programs for row in rows))
@@ -208,18 +212,29 @@ def _integers(text: str) -> list[int]:
 
 
 def _heads(text: str) -> tuple[int, int, int]:
+    from nsa_kernels.checks import LEAST_HEAD_DIM, MOST_HEAD_DIM
+
     values = _integers(text)
     if len(values) != 3 or values[0] % values[1]:
         raise argparse.ArgumentTypeError(f"{text}: wants H,G,D with H a multiple of G")
+    if not LEAST_HEAD_DIM <= values[2] <= MOST_HEAD_DIM:
+        raise argparse.ArgumentTypeError(
+            f"{text}: the kernels take a head dim D of {LEAST_HEAD_DIM} to {MOST_HEAD_DIM}"
+        )
     return values[0], values[1], values[2]
 
 
 def _designs(text: str) -> list[tuple[int, int]]:
+    from nsa_kernels.checks import MOST_BLOCK_COUNT, MOST_BLOCK_LENGTH
+
     designs = []
     for part in text.split(","):
         size, _, count = part.partition("x")
         if not (size.isdigit() and count.isdigit() and int(size) and int(count)):
             raise argparse.ArgumentTypeError(f"{part}: wants SIZExCOUNT, such as 64x32")
+        if int(size) > MOST_BLOCK_LENGTH or int(count) > MOST_BLOCK_COUNT:
+            most = f"{MOST_BLOCK_LENGTH} tokens, of which {MOST_BLOCK_COUNT} are chosen"
+            raise argparse.ArgumentTypeError(f"{part}: the kernels take blocks of at most {most}")
         designs.append((int(size), int(count)))
     return designs
 

@@ -104,7 +104,7 @@ def run(plan: Plan) -> int:
     clock = Clock(plan.seconds)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if reason := why_not(device):
-        print(f"error: {reason}")
+        print(f"error: {reason}; python -m nsa_kernels.bench resources compiles them without either")
         return 2
     facts = origin(plan.commit)
     print(f"{facts.gpu}, driver {facts.driver}, torch {facts.torch}, triton {facts.triton}, commit {facts.commit}")
