@@ -15,6 +15,7 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.files import no_folder
 from nsa_lab.report.prefill import FILES, Prefills, read_prefills
 from nsa_lab.report.runs import PlainRun, read_plain_run
+from nsa_lab.tracking.store import ARTIFACTS
 
 PICTURES = (".png", ".svg")
 FRONT = "pareto.png"
@@ -96,7 +97,9 @@ def _readable(read: Callable[[Path], Source | None], homes: Iterable[Path], faul
 
 
 def _each(folders: Sequence[Path], name: str) -> Iterator[Path]:
-    found = {place.resolve(): place for folder in folders for place in sorted(folder.rglob(name))}
+    """Where `name` stands in or below `folders`, but for the copies that MLflow keeps beside what they are of."""
+    below = ((folder, place) for folder in folders for place in sorted(folder.rglob(name)))
+    found = {place.resolve(): place for folder, place in below if ARTIFACTS not in place.relative_to(folder).parts}
     return iter(found.values())
 
 

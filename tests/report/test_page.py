@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -16,6 +17,7 @@ from nsa_lab.errors import NsaLabError
 from nsa_lab.files import write_json
 from nsa_lab.report import write_page, write_results
 from nsa_lab.report.charts import budget_chart, means_chart
+from nsa_lab.tracking.store import ARTIFACTS
 
 DESIGNS = {"compression+window": ("compression", "window"), "window": ("window",), "$a_{$ <b> & c": ()}
 
@@ -84,6 +86,7 @@ def test_a_page_holds_numbers_pictures_and_origin_and_fetches_nothing(folder, tm
     analysis = tmp_path / "runs" / "run-1" / "analysis"
     analysis.mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(analysis / "gate_means.png")
+    shutil.copytree(study, tmp_path / "runs" / ARTIFACTS / "0123" / "artifacts")  # as MLflow keeps it
     text = write_page([tmp_path / "runs"], tmp_path / "page.html").read_text()
     elements = Elements()
     elements.feed(text)
