@@ -52,7 +52,7 @@ lint: $(READY)  ## style
 types: $(READY) ## types
 	@$(BIN)/mypy
 
-test: lint      ## lint, types and the quick tests; some six to nine minutes on two quiet cores
+test: lint      ## lint, types and the quick tests; some six to ten minutes on two quiet cores
 	@$(MAKE) --no-print-directory --jobs 2 types quick  # mypy's half a minute, the first time, beside the tests
 
 quick: $(READY)
