@@ -60,6 +60,20 @@ def _keys(
 
 
 @triton.jit
+def _meet(
+    q, k, v, chosen, offsets, order, tile, pos, scale2, stride,
+    S: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, PERMUTED: tl.constexpr,
+    PREC: tl.constexpr,
+):  # fmt: skip
+    """Keys and values [BK, DP] of a tile, rows `stride` apart, and base-2 logits [BM, BK] of q; -inf where not seen."""
+    key, seen = _keys(chosen, offsets, order, tile, pos, S, BK, BN, PERMUTED)
+    kt = load_rows(k, key, seen, stride, D, DP)
+    vt = load_rows(v, key, seen, stride, D, DP)
+    s = tl.dot(q, tl.trans(kt), input_precision=PREC) * scale2
+    return kt, vt, tl.where(seen[None, :], s, float("-inf"))
+
+
+@triton.jit
 def _attend(
     q, k, v, out, lse, chosen, offsets, order, position, scale2,
     H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
@@ -78,10 +92,7 @@ def _attend(
     l = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, DP], tl.float32)
     for tile in tl.range(0, _tiles(chosen, S, SP, BK, BN), num_stages=STAGES):
-        key, seen = _keys(chosen, offsets, order, tile, pos, S, BK, BN, PERMUTED)
-        kt = load_rows(k, key, seen, G * D, D, DP)
-        vt = load_rows(v, key, seen, G * D, D, DP)
-        s = tl.where(seen[None, :], tl.dot(qt, tl.trans(kt), input_precision=PREC) * scale2, float("-inf"))
+        _, vt, s = _meet(qt, k, v, chosen, offsets, order, tile, pos, scale2, G * D, S, D, DP, BK, BN, PERMUTED, PREC)
         m, l, p, alpha = online_softmax(m, l, s, True)
         acc = tl.dot(p.to(vt.dtype), vt, acc * alpha[:, None], input_precision=PREC)
     nothing = l == 0
@@ -112,10 +123,7 @@ def _query_gradients(
     gate = tl.full([BM], 1.0, tl.float32)
     acc = tl.zeros([BM, DP], tl.float32)
     for tile in tl.range(0, _tiles(chosen, S, SP, BK, BN), num_stages=STAGES):
-        key, seen = _keys(chosen, offsets, order, tile, pos, S, BK, BN, PERMUTED)
-        kt = load_rows(k, key, seen, G * D, D, DP)
-        vt = load_rows(v, key, seen, G * D, D, DP)
-        s = tl.where(seen[None, :], tl.dot(qt, tl.trans(kt), input_precision=PREC) * scale2, float("-inf"))
+        kt, vt, s = _meet(qt, k, v, chosen, offsets, order, tile, pos, scale2, G * D, S, D, DP, BK, BN, PERMUTED, PREC)
         acc = add_query_gradient(acc, s, kt, vt, do, lse_t, gate, delta_t, PREC)
     acc *= scale
     if ADD:
