@@ -4,7 +4,7 @@ import io
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -64,11 +64,15 @@ def changed_in(checkpoint: Path) -> str | None:
     for index, info in _table(checkpoint).storage_data.items():
         with open(checkpoint / info.relative_path, "rb") as stream:
             stream.seek(info.offset)
-            with zipfile.ZipFile(io.BytesIO(stream.read(info.length))) as saved:
-                if saved.testzip():
-                    return str(index.fqn)
-    with zipfile.ZipFile(checkpoint / REST) as rest:
-        return rest.testzip()
+            if changed_part(io.BytesIO(stream.read(info.length))):
+                return str(index.fqn)
+    return changed_part(checkpoint / REST)
+
+
+def changed_part(saved: Path | IO[bytes]) -> str | None:
+    """The first part of what torch.save wrote that does not have the sum stored beside it."""
+    with zipfile.ZipFile(saved) as file:
+        return file.testzip()
 
 
 def _table(checkpoint: Path) -> Any:

@@ -1,7 +1,6 @@
 """The weights of a run: which checkpoint of its folder counts, and whether it can be read."""
 
 import shlex
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from nsa_lab.config import load_saved_config
 from nsa_lab.config.sizes import RUN_CONFIG
 from nsa_lab.errors import NsaLabError
 from nsa_lab.files import SUMMARY
-from nsa_lab.model.sharded import Scattered, changed_in, is_sharded, read_rest, read_tensors, scattered
+from nsa_lab.model.sharded import Scattered, changed_in, changed_part, is_sharded, read_rest, read_tensors, scattered
 
 CHECKPOINTS = "checkpoints"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -126,13 +125,6 @@ def check_readable(checkpoint: Path) -> int:
 
 def _check_sums(checkpoint: Path) -> None:
     """Raise ValueError where a part does not have the sum that torch wrote beside it, and does not read."""
-    files = checkpoint.iterdir() if is_sharded(checkpoint) else [checkpoint]
-    if sum(file.stat().st_size for file in files) > CHECKED:
-        return
-    if changed := changed_in(checkpoint) if is_sharded(checkpoint) else _changed(checkpoint):
+    files, find = (checkpoint.iterdir(), changed_in) if is_sharded(checkpoint) else ([checkpoint], changed_part)
+    if sum(file.stat().st_size for file in files) <= CHECKED and (changed := find(checkpoint)):
         raise ValueError(f"{changed} is not as it was written")
-
-
-def _changed(checkpoint: Path) -> str | None:
-    with zipfile.ZipFile(checkpoint) as file:
-        return file.testzip()
